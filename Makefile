@@ -1,0 +1,59 @@
+# make        builds ./estoraje                         make test   runs all tests
+# make run    three nodes behind nginx, on port 8000    make sim    SEEDS=n, or SEED=n TRACE=1
+# make asan tsan fuzz mutants bench fmt loc clean       Debian packages that are missing get installed.
+CC = gcc
+CFLAGS = -O2 -g -std=gnu11 -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE $(SANITIZE)
+LIBS = -lmicrohttpd -lcurl -lxxhash -lpthread
+CODE = estoraje.c ring.c ring.h
+
+# Where to build and what to test, the cheap first: asan and tsan say otherwise.
+BUILD = build
+BIN = estoraje
+NAMES = $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
+CHEAP = ring history unit sim
+TESTS = $(patsubst sim,sim mutants,$(filter $(NAMES),$(CHEAP))) $(filter-out $(CHEAP),$(NAMES))
+export ESTORAJE_BIN = $(abspath $(BIN))
+export CK_DEFAULT_TIMEOUT = 300
+$(shell mkdir -p $(BUILD))
+
+# All tests are linked with the same. Those of what is inside the program #include estoraje.c.
+VPATH = tests
+HELPERS = $(patsubst %.c,$(BUILD)/%.o,ring.c page.c $(notdir $(wildcard tests/history.c tests/cluster.c)))
+LINK_TEST = $(CC) $(CFLAGS) -o $@ $< $(HELPERS) $(LIBS) -lcheck_pic -lsubunit -lm
+
+all: $(BIN)
+$(BIN): $(CODE) $(BUILD)/page.o
+	$(CC) $(CFLAGS) -o $@ $(filter-out %.h,$^) $(LIBS)
+$(BUILD)/page.o: ring.html | packages
+	printf '%s\n' '.section .rodata' '.global ring_html_start, ring_html_end' 'ring_html_start:' \
+	    '.incbin "$<"' 'ring_html_end:' '.section .note.GNU-stack' | $(CC) -x assembler -c -o $@ -
+$(BUILD)/%.o: %.c %.h | packages-test
+	$(CC) $(CFLAGS) -c -o $@ $<
+$(BUILD)/test_%: test_%.c $(CODE) $(HELPERS)
+	$(LINK_TEST)
+$(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
+	$(LINK_TEST) -DMUTANTS
+$(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
+	clang $(CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $< ring.c $(BUILD)/page.o $(LIBS)
+
+test: $(BIN) $(TESTS:%=$(BUILD)/test_%)
+	@for test in $(TESTS); do $(BUILD)/test_$$test || exit 1; done
+sim mutants: %: $(BUILD)/test_% ; CK_TIMEOUT_MULTIPLIER=1000 $<
+asan:
+	$(MAKE) test BUILD=build/asan BIN=build/asan/estoraje TESTS="$(filter $(NAMES),ring unit sim)" \
+	    SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
+tsan:
+	$(MAKE) BUILD=build/tsan BIN=build/tsan/estoraje SANITIZE=-fsanitize=thread
+	ESTORAJE_TEST_SLOW=5 TSAN_OPTIONS=halt_on_error=1 $(MAKE) test BIN=build/tsan/estoraje TESTS=api
+fuzz: $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
+	@for f in $^; do mkdir -p $$f.found && $$f -max_total_time=60 $$f.found || exit 1; done
+run: $(BIN)     ; @tests/install.sh nginx curl && tests/run.sh
+bench: $(BIN)   ; @tests/install.sh wrk etcd-server && tests/bench.sh
+fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests/*.[ch]
+loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \
+	    awk -F, '$$2 == "SUM" { print $$5 " lines of code, of 2400"; exit $$5 > 2400 }'
+clean:          ; rm -rf build estoraje
+packages:       ; @tests/install.sh gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev
+packages-test: packages ; @tests/install.sh check nginx curl restic ccache prometheus
+packages-fuzz:  ; @tests/install.sh clang libclang-rt-14-dev
+.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean packages packages-test packages-fuzz

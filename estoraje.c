@@ -1,0 +1,6017 @@
+/*
+ * estoraje: a small distributed key-value store that a reader can finish in an evening.
+ *
+ * Every key is its own Paxos register (CASPaxos, Rystsov 2018). A consistent-hash ring (ring.c) says
+ * which nodes hold it. The membership is a register of the same kind. There is no leader and no
+ * replicated log, and repair, hand-off and rebalancing are one act: deliver the accept again.
+ *
+ *   1  Limits                 every bound in one place
+ *   2  Small tools            growing bytes, log lines, numbers
+ *   3  Ballots and messages   one format for the wire, the disk and the queue
+ *   4  The node               all protocol state, in one struct
+ *   5  The clock              hybrid logical, with a durable reserve
+ *   6  The log                batches, group commit, recovery
+ *   7  The index              partitions of sorted entries, digests
+ *   8  Mail                   what leaves, and when it may
+ *   9  The acceptor           prepare, accept, read
+ *  10  Views                  who owns what, adopted one at a time
+ *  11  Proposals              one round carries all the writes that wait
+ *  12  Reads                  one round trip when the owners agree
+ *  13  The coordinator        leases, joins, drains, evictions
+ *  14  Sync                   lists, pulls, digests, forgetting
+ *  15  Listing                the owners' sorted lists, merged
+ *  16  Cleaning               the oldest batch first
+ *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
+ *  18  The disk               segments, the log thread, the reader thread
+ *  19  The wire               one endless POST to each peer
+ *  20  HTTP                   what a user meets
+ *  21  Reports                status, metrics
+ *  22  The program            options, the loop, main
+ *
+ * Chapters 3 to 17 are the core: deterministic, without I/O, a lock or a clock of their own, so that
+ * tests/ runs whole clusters of it under a simulated network and disk. To follow a PUT, start at
+ * http_handle, then node_request, round_begin, on_prepare, on_promise, round_decide, on_accept.
+ */
+#include "ring.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <curl/curl.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define VERSION "0.1.0"
+
+/* A rule of PROTOCOL.md that the line keeps. The tests define it to break one rule at a time, and
+ * the simulation must then find a violation. */
+#ifndef RULE
+#define RULE(number) true
+#endif
+
+/* === 1 Limits ===================================================================================
+ * Times are in microseconds, sizes in bytes, unless the name says otherwise. */
+
+#ifndef LIMITS /* the simulator has its own */
+#define LIMITS
+enum {
+    KEY_BYTES_MAX = 1024,
+    TYPE_BYTES_MAX = 255,           /* a Content-Type */
+    ANSWERS_MAX = 256,              /* earlier answers that a record remembers */
+    ROUND_WRITES_MAX = 64,          /* writes that one round carries */
+    LIST_PAGE_KEYS = 512,           /* keys in one message of a list, when nodes sync */
+    PULL_BYTES_MAX = 1 << 20,       /* values under way in pulls, for one partition */
+    SYNCS_MAX = 8,                  /* partitions that sync at once */
+    JOINERS_MAX = 8,                /* nodes that wait to join */
+    REPAIRS_MAX = 64,               /* repairs of single keys under way */
+    PARCEL_BYTES = 64 << 10,        /* a message above it goes by the second link */
+    OUTBOX_BYTES_MAX = 256 << 20,   /* mail that waits for one peer; more is lost */
+    CLEAN_STEP_BYTES = 1 << 20,     /* log cleaned in one step */
+    CLEAN_SLACK_BYTES = 16 << 20,   /* garbage not worth cleaning */
+    DISK_KEEP_BYTES = 8 << 20,      /* room that only cleaning, views and reserves may use */
+    ROUND_BUCKETS = 4096,
+    VIEWS_PARTITION = PARTITIONS,   /* the registers of the views; acceptors: the voters */
+    VIEWS_TOLD_MAX = 16,            /* views told to a node that is behind, at a time */
+};
+#define MS UINT64_C(1000)
+#define SECOND (1000 * MS)
+#define RESERVE_AHEAD (250 * MS)
+#define RESERVE_MARGIN (60 * MS)
+#define CLOCK_AHEAD_MAX (10 * SECOND)   /* a message from further ahead is a clock fault */
+#define MEMORY_OF_ANSWERS (60 * SECOND) /* how long a repeat finds its answer */
+#define MADE_AHEAD_MAX (5 * SECOND)
+#define REQUEST_TIME (2300 * MS)        /* a request is answered within it */
+#define STEP_TIME (100 * MS)            /* a step of a round, before it is sent again */
+#define FORWARD_TIME SECOND
+#define CONTENDED_TIME SECOND
+#define WATCH_TIME (5 * SECOND)
+#endif
+
+/* === 2 Small tools ============================================================================ */
+
+/* Bytes that grow at the end. Owner: whoever holds the struct; `data` comes from malloc. */
+struct bytes {
+    uint8_t *data;
+    size_t count, capacity;
+};
+
+enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
+static enum log_level log_level = LEVEL_INFO;
+
+/* One logfmt line on stderr; `format` tells the key=value pairs after msg. */
+__attribute__((format(printf, 3, 4))) static void say(enum log_level level, const char *message,
+                                                      const char *format, ...)
+{
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    if (level > log_level)
+        return;
+    char pairs[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(pairs, sizeof pairs, format, list);
+    va_end(list);
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    struct tm utc;
+    gmtime_r(&t.tv_sec, &utc);
+    char stamp[32];
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
+    fprintf(stderr, "time=%s.%03ldZ level=%s msg=\"%s\"%s%s\n", stamp, t.tv_nsec / 1000000,
+            names[level], message, *pairs ? " " : "", pairs);
+}
+
+/* For what cannot be handled: no memory, a disk that fails. A disk error is never retried: after a
+ * failed fdatasync the kernel may call lost pages clean. */
+__attribute__((noreturn)) static void die(const char *message)
+{
+    say(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
+    exit(1);
+}
+
+static void *allocate(size_t bytes)
+{
+    void *p = calloc(1, bytes);
+    if (!p)
+        die("out of memory");
+    return p;
+}
+
+/* Room for `count` more bytes at the end. The pointer is good until the next call. */
+static void *bytes_extend(struct bytes *b, size_t count)
+{
+    if (b->count + count > b->capacity) {
+        size_t capacity = b->capacity ? b->capacity * 2 : 256;
+        while (capacity < b->count + count)
+            capacity *= 2;
+        uint8_t *data = realloc(b->data, capacity);
+        if (!data)
+            die("out of memory");
+        b->data = data;
+        b->capacity = capacity;
+    }
+    b->count += count;
+    return b->data + b->count - count;
+}
+
+static void bytes_append(struct bytes *b, const void *data, size_t count)
+{
+    if (count)
+        memcpy(bytes_extend(b, count), data, count);
+}
+
+__attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, const char *format,
+                                                              ...)
+{
+    va_list list;
+    va_start(list, format);
+    char *text;
+    int count = vasprintf(&text, format, list);
+    va_end(list);
+    if (count < 0)
+        die("out of memory");
+    bytes_append(b, text, (size_t)count);
+    free(text);
+}
+
+static void bytes_free(struct bytes *b)
+{
+    free(b->data);
+    *b = (struct bytes){0};
+}
+
+static void bytes_swap(struct bytes *a, struct bytes *b)
+{
+    struct bytes t = *a;
+    *a = *b;
+    *b = t;
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* === 3 Ballots and messages =====================================================================
+ *
+ * One format serves four ends: a message on the wire, an entry of the log, a request that waits, and
+ * the answer to a client. A record is an accept message; the log holds accepts as they came, and to
+ * send a record again is to copy it. Little-endian, as the machine is.
+ *
+ *    0 check        XXH3 of bytes 16 to the end; set and tested for records only
+ *    8 op           the proposer's name for its operation, echoed in answers; 0: a pull's accept
+ *   16 bytes        of the whole message, a multiple of 8
+ *   20 type, flags, partition (u8, u8, u16)
+ *   24 ballot       epoch, time, node (request: of its If-Match, time = modified, node = version)
+ *   48 version      64 bits that identify one client's write
+ *   56 modified     microseconds; with version the ETag
+ *   64 expiry       microseconds, 0: none
+ *   72 dropped      newest `made` among the answers let go (request: its own `made`)
+ *   80 number       of a counter; other types say at their handler what it is
+ *   88 value_bytes  told even where the value itself is not there (FLAG_WHOLE not set)
+ *   92 key_bytes, type_bytes, answers, status (u16 each)
+ *  100 function, condition (u8 each), 2 bytes zero
+ *  104 answers (32 bytes each), key, content type, value if FLAG_WHOLE, zeros up to a multiple of 8
+ */
+
+struct ballot {
+    uint64_t epoch, time, node;
+};
+
+struct message {
+    uint64_t check, op;
+    uint32_t bytes;
+    uint8_t type, flags;
+    uint16_t partition;
+    struct ballot ballot;
+    uint64_t version, modified, expiry, dropped, number;
+    uint32_t value_bytes;
+    uint16_t key_bytes, type_bytes, answers, status;
+    uint8_t function, condition, zero[2];
+};
+_Static_assert(sizeof(struct message) == 104 && offsetof(struct message, bytes) == 16, "layout");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire and disk are little-endian");
+
+/* What the client of a write was, or would be, told. `number`: a counter's value, else modified. */
+struct answer {
+    uint64_t version, made, number;
+    uint32_t status, zero;
+};
+_Static_assert(sizeof(struct answer) == 32, "layout");
+
+/* Where the parts of a message are. Owned by whoever owns the message. */
+struct body {
+    const void *answers, *key, *type, *value;
+};
+
+enum message_type {
+    M_PREPARE,
+    M_PROMISE,
+    M_ACCEPT,
+    M_ACCEPTED,
+    M_REFUSE,
+    M_READ,
+    M_ANSWER,
+    M_FORWARD,
+    M_RESULT,
+    M_HEARTBEAT,
+    M_VIEW,
+    M_JOIN,
+    M_LEAVE,
+    M_LIST,
+    M_LISTED,
+    M_PULL,
+    M_DIGEST,
+    M_TYPES,
+    M_RESERVE = 32, /* from here on in the log only */
+    M_FLOOR,
+    M_DROP,
+    M_LOG_TYPES
+};
+
+enum {
+    FLAG_RECORD = 1,    /* there is a record */
+    FLAG_TOMBSTONE = 2, /* and it is a tombstone */
+    FLAG_WHOLE = 4,     /* nothing is left out: the value is here (asked for, in M_READ) */
+    FLAG_REPEAT = 8,    /* an earlier try of this write may be under way */
+    FLAG_ALL = 16,      /* consistency=all */
+    FLAG_ONE = 32,      /* consistency=one */
+    FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
+    FLAG_DAMAGED = 128, /* index only: its bytes in the log failed their checksum */
+    FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
+};
+
+/* A write is a function of the current record. */
+enum function { DO_READ, DO_PUT, DO_DELETE, DO_ADD, DO_REPAIR };
+enum condition { IF_NONE, IF_MATCH, IF_EXISTS, IF_ABSENT };
+
+/* Statuses are HTTP's; this one becomes 503 with Estoraje-Outcome: unknown. */
+enum { STATUS_UNKNOWN = 520 };
+
+static int ballot_compare(struct ballot a, struct ballot b)
+{
+    if (a.epoch != b.epoch)
+        return a.epoch < b.epoch ? -1 : 1;
+    if (a.time != b.time)
+        return a.time < b.time ? -1 : 1;
+    return a.node < b.node ? -1 : a.node > b.node;
+}
+
+static bool ballot_equal(struct ballot a, struct ballot b)
+{
+    return ballot_compare(a, b) == 0;
+}
+
+static struct ballot ballot_max(struct ballot a, struct ballot b)
+{
+    return ballot_compare(a, b) < 0 ? b : a;
+}
+
+static size_t message_bytes(const struct message *m)
+{
+    size_t value_bytes = m->flags & FLAG_WHOLE ? m->value_bytes : 0;
+    size_t bytes = sizeof *m + m->answers * sizeof(struct answer) + m->key_bytes + m->type_bytes;
+    return (bytes + value_bytes + 7) & ~(size_t)7;
+}
+
+static struct body message_body(const struct message *m)
+{
+    struct body b = {.answers = m + 1};
+    b.key = (const uint8_t *)b.answers + m->answers * sizeof(struct answer);
+    b.type = (const uint8_t *)b.key + m->key_bytes;
+    b.value = (const uint8_t *)b.type + m->type_bytes;
+    return b;
+}
+
+/* The message at `data`, or null: it comes from a peer or a disk, and nothing in it is believed
+ * before its lengths add up. `data` must be aligned to 8. */
+static const struct message *message_parse(const uint8_t *data, size_t count)
+{
+    const struct message *m = (const struct message *)data;
+    if (count < sizeof *m || m->bytes > count || m->bytes != message_bytes(m))
+        return NULL;
+    if (m->type >= M_LOG_TYPES || m->partition > VIEWS_PARTITION || m->key_bytes > KEY_BYTES_MAX ||
+        m->type_bytes > TYPE_BYTES_MAX || m->answers > ANSWERS_MAX)
+        return NULL;
+    return m;
+}
+
+static uint8_t *put(uint8_t *to, const void *from, size_t count)
+{
+    if (count)
+        memcpy(to, from, count);
+    return to + count;
+}
+
+/* Appends the message of `head` and `body` (a null body: of parts that head says are empty). */
+static struct message *message_append(struct bytes *to, const struct message *head,
+                                      const struct body *body)
+{
+    size_t bytes = message_bytes(head);
+    struct message *m = bytes_extend(to, bytes);
+    *m = *head;
+    m->bytes = (uint32_t)bytes;
+    uint8_t *at = (uint8_t *)(m + 1);
+    if (body) {
+        at = put(at, body->answers, m->answers * sizeof(struct answer));
+        at = put(at, body->key, m->key_bytes);
+        at = put(at, body->type, m->type_bytes);
+        at = put(at, body->value, m->flags & FLAG_WHOLE ? m->value_bytes : 0);
+    }
+    memset(at, 0, (size_t)((uint8_t *)m + bytes - at));
+    return m;
+}
+
+static uint64_t message_check(const struct message *m)
+{
+    return XXH3_64bits((const uint8_t *)m + 16, m->bytes - 16);
+}
+
+static uint16_t key_partition(const void *key, size_t bytes)
+{
+    return (uint16_t)(XXH3_64bits(key, bytes) >> (64 - PARTITION_BITS));
+}
+
+/* === 4 The node =================================================================================
+ *
+ * All protocol state hangs off one struct. Events go in by chapter 17's functions; effects come out
+ * as mail in outboxes, bytes in the log's buffers, and calls of the hooks.
+ */
+
+/* A view of the membership, as it stands on the wire, on disk and in the register view/<epoch>. */
+struct view {
+    uint64_t epoch, cluster;
+    uint32_t replicas, members_count;
+    struct member members[];
+};
+_Static_assert(sizeof(struct view) == 24, "layout");
+
+/* What the index knows of one key. (E1) accepted >= every earlier accepted. (E2) the log holds
+ * record_bytes at lsn with that ballot, unless FLAG_RECORD is not set: then it is a mere promise. */
+struct entry {
+    struct ballot accepted;
+    uint64_t version, modified, expiry, lsn;
+    struct ballot *promised; /* null: nothing above accepted is promised */
+    uint32_t value_bytes, record_bytes;
+    uint16_t key_bytes;
+    uint8_t flags;
+    uint8_t key[];
+};
+
+struct partition {
+    struct entry **entries; /* sorted by key */
+    uint32_t count, capacity;
+    uint64_t digest;          /* XOR over live keys of hash(key, accepted) */
+    struct ballot floor;      /* promised for every key without a record or with a tombstone */
+    uint64_t floor_lsn;       /* of the log's newest entry that tells the floor */
+    struct ballot forgotten;  /* no owner needs a tombstone up to it */
+    uint64_t agreed;          /* members whose digest and floor were last seen to be as ours */
+    uint64_t differs;         /* members to sync with */
+    uint64_t contended_until; /* forward writes to the first live owner until then */
+    uint64_t changed_at;      /* when a record was last accepted */
+    bool complete;            /* while data moves: all that the old owners have is here */
+};
+
+struct peer {
+    uint64_t id; /* 0: a seed, known by its address alone */
+    char address[ADDRESS_BYTES];
+    struct bytes outbox[2]; /* mail and parcels; each begins with room for a batch header */
+    uint64_t heard_at;      /* when its heartbeat last came, 0: never */
+    uint64_t live_at;       /* when it was last live */
+    bool hears_us;
+    bool leave;                          /* somebody wishes it to leave */
+    uint64_t epoch;                      /* of its last batch */
+    uint8_t complete[PARTITIONS / 8];    /* told in this epoch */
+    uint64_t keys, value_bytes, requests; /* of that node, for reports */
+    int64_t clock_offset;                /* its clock less ours, when last heard, microseconds */
+    uint64_t messages_in, messages_out;
+    void *link; /* the transport's */
+};
+
+/* A client's request, or one that a peer forwarded. */
+struct request {
+    struct request *next;
+    struct message *m; /* as M_FORWARD; owned */
+    void *client;      /* of this node; null if origin is set, or nobody is told */
+    uint64_t origin;   /* id of the peer that forwarded it, and its op there */
+    uint64_t origin_op;
+    uint64_t deadline; /* this node's monotonic clock */
+    struct peer *sent_to;
+    uint64_t due;      /* a forwarded one is taken back then */
+    struct listing *listing; /* that the read is for */
+    uint64_t waiting_for; /* consistency=all: members that have not accepted yet */
+    struct answer answer; /* as decided in step 3, to be told when a quorum holds it */
+    struct ballot etag;   /* time = modified, node = version; of the 412's current record too */
+};
+
+enum round_state {
+    ROUND_REST,
+    ROUND_PREPARE,
+    ROUND_FETCH,
+    ROUND_ACCEPT,
+    ROUND_LINGER,
+    ROUND_READ,
+    ROUND_WATCH
+};
+
+/*              round_begin          round_decide            round_finish
+ *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
+ *     ^                          |  ^ \            /  \
+ *     |  round_refused           |  |  `-> FETCH -'    `--> LINGER (consistency=all waits on)
+ *     +--------------------------+--+--- timeouts, a new view
+ *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
+ *    make it a WATCH, which reads again when an owner tells of a change
+ */
+struct round {
+    struct round *next_by_op, *next_by_key;
+    struct request *waiting, *taken; /* oldest first */
+    enum round_state state;
+    uint16_t partition;
+    bool keyed;    /* it is the key's one write round, found by key */
+    bool again;    /* a fast read that was tried twice */
+    uint64_t op;   /* = ballot.time */
+    struct ballot ballot;
+    struct ballot best;                /* highest accepted ballot that was told */
+    uint64_t answered, same, refused;  /* members; `same`: those that told `best` */
+    struct bytes record;               /* message: as told at best; then the accept that is sent */
+    struct ballot record_ballot;
+    unsigned refusals;
+    uint64_t due;
+    uint16_t key_bytes;
+    uint8_t key[];
+};
+
+struct watch {
+    struct watch *next;
+    struct peer *peer;
+    uint64_t op, until;
+    uint16_t partition, key_bytes;
+    uint8_t key[];
+};
+
+/* One partition being made equal to what others have. */
+struct sync {
+    bool busy, complete; /* complete: for a majority of the old owners, not just one source */
+    uint16_t partition;
+    unsigned source, tries;
+    uint64_t done; /* members whose list was pulled */
+    uint64_t op;   /* of the page that was asked for, 0: it came */
+    uint64_t due;
+    bool more;
+    struct bytes after;  /* key after which the next page begins */
+    struct bytes wanted; /* struct listed: those of the page that are newer than ours */
+};
+
+struct log {
+    struct bytes pending; /* the batch being filled, header first */
+    struct bytes flight;  /* the batch being written */
+    uint64_t pending_lsn, flight_lsn;
+    uint64_t flight_reserve; /* the newest reserve in it or below */
+    uint64_t first, durable; /* nothing is needed below; all is on disk below */
+    uint64_t cleaned, cleaned_until; /* first may become `cleaned` once durable up to the second */
+    uint64_t live_bytes;
+    uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
+    bool full;     /* the disk has no more */
+    bool fetching; /* the cleaner waits for cold bytes */
+    bool stuck;    /* the cleaner met damage that it cannot walk past */
+};
+
+struct joiner {
+    struct peer *peer;
+    struct member member;
+    uint64_t heard_at;
+};
+
+struct counters {
+    uint64_t proposals_ok, proposals_unknown, proposals_refused, forwards, lease_expirations;
+    uint64_t repairs_damage, repairs_pull, repairs_read, pulled;
+};
+
+struct node;
+/* What a node asks of the world. `world` is the caller's. */
+struct hooks {
+    /* `result`: M_RESULT or a record; valid during the call. */
+    void (*reply)(struct node *n, void *client, const struct message *result);
+    /* Copies log bytes that are no longer in a buffer. False: not in memory, and `wait` not set. */
+    bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
+    /* Brings log bytes to memory, then calls node_fetched with `again` (owned by the callee). */
+    void (*log_fetch)(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again);
+};
+
+struct node {
+    uint64_t id, cluster;
+    const struct hooks *hooks;
+    void *world;
+    char address[ADDRESS_BYTES], zone[ZONE_BYTES];
+    uint32_t weight, replicas;
+    uint64_t lease, evict_after; /* microseconds */
+    uint64_t random;
+
+    uint64_t now, wall; /* microseconds: monotonic; since 1970. Set by every event */
+    uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
+
+    struct view **views; /* views[epoch - 1], owned */
+    size_t views_count;
+    struct view *view;   /* the newest, null before the first */
+    uint64_t view_lsn;   /* where the log ends with it */
+    int self;            /* our index in the view, -1: no member */
+    bool settled, gone;  /* gone: was a member, and is no more */
+    uint64_t voters;
+    struct ring rings[2];                      /* old, new */
+    uint64_t owners[2][VIEWS_PARTITION + 1];   /* members, as bits */
+    struct peer *member_peer[MEMBERS_MAX];
+    struct peer *peers[4 * MEMBERS_MAX];
+    size_t peers_count;
+    struct peer *self_peer;
+    struct joiner joiners[JOINERS_MAX];
+    bool has_lease;
+    uint64_t lease_at; /* when it was gained */
+    uint64_t next_heartbeat, catch_up_until;
+    uint16_t digest_next, walk_next, sync_next;
+
+    struct partition partitions[VIEWS_PARTITION + 1];
+    uint64_t keys, value_bytes; /* live ones here */
+    struct log log;
+    struct bytes inbox, gated; /* mail to itself; mail that waits for the log */
+    bool may_wait; /* the message being handled was fetched for: its bytes may be waited for */
+    struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
+    size_t rounds_resting;
+    struct request *forwards;
+    struct watch *watches[ROUND_BUCKETS];
+    struct listing *listings;
+    struct sync syncs[SYNCS_MAX];
+    uint64_t next_walk;
+    uint64_t repairs;
+    bool view_proposed;
+    struct bytes view_chosen; /* to be adopted at the end of the event */
+    uint64_t requests;
+    struct counters counters;
+    struct draft *draft;
+    struct bytes scratch;
+};
+
+static uint64_t node_random(struct node *n)
+{
+    /* xorshift64* (Vigna 2014) */
+    n->random ^= n->random >> 12;
+    n->random ^= n->random << 25;
+    n->random ^= n->random >> 27;
+    return n->random * UINT64_C(2685821657736338717);
+}
+
+/* === 5 The clock ================================================================================
+ *
+ * A hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock, raised by every message
+ * (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted node,
+ * which counts every key as promised up to it, forgets no promise (R2).
+ */
+
+static uint64_t log_append(struct node *n, const struct message *head, const struct body *body);
+
+static void clock_raise(struct node *n, uint64_t time)
+{
+    if (RULE(4))
+        n->clock = max_u64(n->clock, time);
+}
+
+/* A time that this node never gave before: ballots and ops are made of it. */
+static uint64_t clock_tick(struct node *n)
+{
+    n->clock = max_u64(n->clock + 1, n->wall);
+    return n->clock;
+}
+
+/* Moves the reserve ahead before the clock reaches it. */
+static void clock_reserve(struct node *n)
+{
+    n->clock = max_u64(n->clock, n->wall);
+    if (n->clock + RESERVE_MARGIN <= n->reserve)
+        return;
+    n->reserve = n->clock + RESERVE_AHEAD;
+    n->reserve_lsn =
+        log_append(n, &(struct message){.type = M_RESERVE, .number = n->reserve}, NULL);
+}
+
+/* === 6 The log ==================================================================================
+ *
+ * An endless stream of bytes; an LSN is a position in it. The disk (chapter 18) holds its end in
+ * files. One batch is in flight at a time, so that a batch is written only when all before it is
+ * durable. Hence at start: a damaged batch with a whole one after it was durable once, and is
+ * corruption; damage with nothing after it is a torn tail.
+ *
+ *    0 magic    "eLg1"
+ *    4 bytes    of the batch, header included, a multiple of 8
+ *    8 check    XXH3 of bytes 16 to the end
+ *   16 lsn      where it stands: a batch is valid only there
+ *   24 first    where the log began when it was written
+ *   32 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP
+ */
+
+#define LOG_MAGIC 0x31674c65u
+
+struct log_header {
+    uint32_t magic, bytes;
+    uint64_t check, lsn, first;
+};
+_Static_assert(sizeof(struct log_header) == 32, "layout");
+
+/* Appends an entry; returns its LSN. The caller's effects may be shown when n->log.durable has
+ * passed log_end. */
+static uint64_t log_append(struct node *n, const struct message *head, const struct body *body)
+{
+    struct log *log = &n->log;
+    if (log->pending.count == 0)
+        bytes_extend(&log->pending, sizeof(struct log_header));
+    uint64_t lsn = log->pending_lsn + log->pending.count;
+    struct message *m = message_append(&log->pending, head, body);
+    if (m->type == M_ACCEPT)
+        m->check = message_check(m);
+    return lsn;
+}
+
+static uint64_t log_end(const struct node *n)
+{
+    return n->log.pending_lsn + n->log.pending.count;
+}
+
+/* The batch to be written now at n->log.flight_lsn, or null if there is none or one is under way. */
+static const struct bytes *log_flush(struct node *n)
+{
+    struct log *log = &n->log;
+    if (log->flight.count || !log->pending.count)
+        return NULL;
+    struct log_header *h = (struct log_header *)log->pending.data;
+    *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)log->pending.count};
+    h->lsn = log->pending_lsn;
+    h->first = log->first;
+    h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
+    log->flight_lsn = log->pending_lsn;
+    log->flight_reserve = n->reserve;
+    log->pending_lsn += log->pending.count;
+    bytes_swap(&log->flight, &log->pending);
+    return &log->flight;
+}
+
+/* The header at `data` if a whole and undamaged batch of the log stands there, else null. */
+static const struct log_header *log_batch(const uint8_t *data, size_t count, uint64_t lsn)
+{
+    const struct log_header *h = (const struct log_header *)data;
+    if (count < sizeof *h || h->magic != LOG_MAGIC || h->lsn != lsn || h->bytes > count ||
+        h->bytes < sizeof *h || h->bytes % 8 || h->check != XXH3_64bits(&h->lsn, h->bytes - 16))
+        return NULL;
+    return h;
+}
+
+/* Copies `bytes` at `lsn` from the buffers or the disk. False: they would have to be waited for. */
+static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
+{
+    const struct log *log = &n->log;
+    if (lsn >= log->pending_lsn)
+        memcpy(to, log->pending.data + (lsn - log->pending_lsn), bytes);
+    else if (log->flight.count && lsn >= log->flight_lsn)
+        memcpy(to, log->flight.data + (lsn - log->flight_lsn), bytes);
+    else
+        return n->hooks->log_read(n, lsn, to, bytes, n->may_wait);
+    return true;
+}
+
+/* === 7 The index ================================================================================
+ *
+ * Each partition is a sorted array of pointers to entries: look-up is a binary search, a list is a
+ * walk. Records stay in the log; the index knows where.
+ */
+
+static int key_compare(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    int order = memcmp(a, b, a_bytes < b_bytes ? a_bytes : b_bytes);
+    return order ? order : (a_bytes > b_bytes) - (a_bytes < b_bytes);
+}
+
+/* The first place whose key is not below `key`. */
+static uint32_t partition_seek(const struct partition *p, const void *key, size_t bytes)
+{
+    uint32_t low = 0, high = p->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const struct entry *e = p->entries[middle];
+        if (key_compare(e->key, e->key_bytes, key, bytes) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static struct entry *entry_find(const struct partition *p, const void *key, size_t bytes)
+{
+    uint32_t at = partition_seek(p, key, bytes);
+    if (at == p->count || p->entries[at]->key_bytes != bytes ||
+        memcmp(p->entries[at]->key, key, bytes) != 0)
+        return NULL;
+    return p->entries[at];
+}
+
+static struct entry *entry_make(struct partition *p, const void *key, size_t bytes)
+{
+    struct entry *e = entry_find(p, key, bytes);
+    if (e)
+        return e;
+    if (p->count == p->capacity) {
+        p->capacity = p->capacity ? p->capacity + p->capacity / 4 + 8 : 8;
+        p->entries = realloc(p->entries, p->capacity * sizeof *p->entries);
+        if (!p->entries)
+            die("out of memory");
+    }
+    e = allocate(sizeof *e + bytes);
+    e->key_bytes = (uint16_t)bytes;
+    memcpy(e->key, key, bytes);
+    uint32_t at = partition_seek(p, key, bytes);
+    memmove(p->entries + at + 1, p->entries + at, (p->count - at) * sizeof *p->entries);
+    p->entries[at] = e;
+    p->count++;
+    return e;
+}
+
+static bool entry_is_live(const struct entry *e)
+{
+    return (e->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+}
+
+/* Counts the entry's record in (sign 1) or out (-1) of the sums. Tombstones are not in the digest, or
+ * a node that forgot one would differ for ever. */
+static void entry_count(struct node *n, struct partition *p, const struct entry *e, int sign)
+{
+    if (!entry_is_live(e))
+        return;
+    n->log.live_bytes += (uint64_t)((int64_t)e->record_bytes * sign);
+    if (p == &n->partitions[VIEWS_PARTITION])
+        return;
+    uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
+    p->digest ^= XXH3_64bits_withSeed(e->key, e->key_bytes, XXH3_64bits(of, sizeof of));
+    p->agreed = 0;
+    n->keys += (uint64_t)sign;
+    n->value_bytes += (uint64_t)((int64_t)e->value_bytes * sign);
+}
+
+/* Takes the entry out of the index: its key counts as never seen. */
+static void entry_forget(struct node *n, struct partition *p, struct entry *e)
+{
+    entry_count(n, p, e, -1);
+    uint32_t at = partition_seek(p, e->key, e->key_bytes);
+    memmove(p->entries + at, p->entries + at + 1, (p->count - at - 1) * sizeof *p->entries);
+    p->count--;
+    free(e->promised);
+    free(e);
+}
+
+/* The entry's record is now `m`, which stands in the log at `lsn`. */
+static void entry_store(struct node *n, struct partition *p, struct entry *e,
+                        const struct message *m, uint64_t lsn)
+{
+    entry_count(n, p, e, -1);
+    e->accepted = m->ballot;
+    e->version = m->version;
+    e->modified = m->modified;
+    e->expiry = m->expiry;
+    e->lsn = lsn;
+    e->value_bytes = m->value_bytes;
+    e->record_bytes = (uint32_t)message_bytes(m);
+    e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
+    if (e->promised && ballot_compare(*e->promised, m->ballot) <= 0) {
+        free(e->promised);
+        e->promised = NULL;
+    }
+    entry_count(n, p, e, 1);
+    p->changed_at = n->now;
+}
+
+/* Everything of a partition that is no longer owned (R17), floors and promises too. */
+static void partition_drop(struct node *n, struct partition *p)
+{
+    for (uint32_t i = 0; i < p->count; i++) {
+        entry_count(n, p, p->entries[i], -1);
+        free(p->entries[i]->promised);
+        free(p->entries[i]);
+    }
+    free(p->entries);
+    *p = (struct partition){0};
+}
+
+/* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8). */
+static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
+{
+    struct partition *p = &n->partitions[partition];
+    if (ballot_compare(to, p->floor) <= 0)
+        return;
+    p->floor = to;
+    p->agreed = 0;
+    p->floor_lsn = log_append(
+        n, &(struct message){.type = M_FLOOR, .partition = partition, .ballot = to}, NULL);
+}
+
+/* === 8 Mail =====================================================================================
+ *
+ * Any message may be lost, late, doubled or out of order. Nothing undurable is shown (R3): a message
+ * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
+ * before the view and the clock that it is sent with are durable.
+ *
+ *    0 magic "eMl1"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
+ *   24 from: id      32 to: id, or 0 to whoever has this address   40 clock   48 epoch   56 messages
+ */
+
+#define MAIL_MAGIC 0x316c4d65u
+
+struct batch {
+    uint32_t magic, bytes;
+    uint64_t check, cluster, from, to, clock, epoch;
+};
+_Static_assert(sizeof(struct batch) == 56, "layout");
+
+struct gated {
+    uint64_t lsn, to;
+};
+
+static uint64_t node_epoch(const struct node *n)
+{
+    return n->view ? n->view->epoch : 0;
+}
+
+static struct peer *peer_find(const struct node *n, uint64_t id)
+{
+    for (size_t i = 0; i < n->peers_count; i++)
+        if (n->peers[i]->id == id)
+            return n->peers[i];
+    return NULL;
+}
+
+static int member_index(const struct view *view, uint64_t id)
+{
+    for (uint32_t i = 0; view && i < view->members_count; i++)
+        if (view->members[i].id == id)
+            return (int)i;
+    return -1;
+}
+
+/* The peer of that id (or, with id 0, of that address); a new one takes the place of one that is of
+ * no use any more. Null if there is no place. */
+static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
+{
+    struct peer *p = NULL, *idle = NULL;
+    for (size_t i = 0; i < n->peers_count && !p; i++) {
+        struct peer *q = n->peers[i];
+        if (id ? q->id == id : q->id == 0 && strcmp(q->address, address) == 0)
+            p = q;
+        else if (q->id && q->id != n->id && member_index(n->view, q->id) < 0 &&
+                 n->now > q->live_at + 60 * SECOND)
+            idle = q;
+    }
+    if (p)
+        return p;
+    if (idle) {
+        bytes_free(&idle->outbox[0]);
+        bytes_free(&idle->outbox[1]);
+        *idle = (struct peer){.link = idle->link};
+    } else if (n->peers_count < sizeof n->peers / sizeof *n->peers) {
+        idle = n->peers[n->peers_count++] = allocate(sizeof *idle);
+    } else {
+        return NULL;
+    }
+    idle->id = id;
+    idle->live_at = n->now;
+    snprintf(idle->address, sizeof idle->address, "%s", address);
+    return idle;
+}
+
+/* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
+static void mail(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
+                 const struct body *body)
+{
+    if (gate > n->log.durable && RULE(3)) {
+        *(struct gated *)bytes_extend(&n->gated, sizeof(struct gated)) =
+            (struct gated){gate, to->id};
+        message_append(&n->gated, head, body);
+        return;
+    }
+    if (to == n->self_peer) {
+        message_append(&n->inbox, head, body);
+        return;
+    }
+    struct bytes *box = &to->outbox[message_bytes(head) > PARCEL_BYTES];
+    if (box->count > OUTBOX_BYTES_MAX)
+        box->count = 0;
+    if (box->count == 0)
+        bytes_extend(box, sizeof(struct batch));
+    message_append(box, head, body);
+    to->messages_out++;
+}
+
+static void mail_members(struct node *n, uint64_t members, const struct message *head,
+                         const struct body *body)
+{
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        if (members >> i & 1)
+            mail(n, n->member_peer[i], 0, head, body);
+}
+
+/* What waited for the log, and need not any more. */
+static void mail_ungate(struct node *n)
+{
+    struct bytes waiting = n->gated;
+    n->gated = (struct bytes){0};
+    for (size_t at = 0; at < waiting.count;) {
+        const struct gated *g = (const struct gated *)(waiting.data + at);
+        const struct message *m = (const struct message *)(g + 1);
+        struct peer *to = peer_find(n, g->to);
+        struct body body = message_body(m);
+        if (to)
+            mail(n, to, g->lsn, m, &body);
+        at += sizeof *g + m->bytes;
+    }
+    bytes_free(&waiting);
+}
+
+/* Moves all mail that waits for the peer into `out` as one batch. False: there is none, or it may not
+ * leave yet. `which`: 0 mail, 1 parcels. */
+static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *out)
+{
+    struct bytes *box = &p->outbox[which];
+    if (box->count == 0)
+        return false;
+    if (RULE(3) && (n->clock > n->reserve_durable || n->log.durable < n->view_lsn))
+        return false;
+    struct batch *b = (struct batch *)box->data;
+    *b = (struct batch){.magic = MAIL_MAGIC, .bytes = (uint32_t)box->count};
+    b->cluster = n->cluster;
+    b->from = n->id;
+    b->to = p->id;
+    b->clock = n->clock;
+    b->epoch = node_epoch(n);
+    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    out->count = 0;
+    bytes_swap(out, box);
+    return true;
+}
+
+/* What was not sent belongs to a view that is no more. */
+static void mail_discard(struct node *n)
+{
+    n->gated.count = n->inbox.count = 0;
+    for (size_t i = 0; i < n->peers_count; i++)
+        n->peers[i]->outbox[0].count = n->peers[i]->outbox[1].count = 0;
+}
+
+/* === 9 The acceptor =============================================================================
+ *
+ * (A1) it answers for a partition only that it owns in its view, and only messages of its epoch (R6);
+ * (A2) it accepts nothing below what it promised, in ballot or in time (R1, R7);
+ * (A3) after a restart every key counts as promised up to the reserve (R2).
+ */
+
+static uint64_t self_bit(const struct node *n)
+{
+    return n->self < 0 ? 0 : UINT64_C(1) << n->self;
+}
+
+static uint64_t partition_owners(const struct node *n, uint16_t partition)
+{
+    return n->owners[0][partition] | n->owners[1][partition];
+}
+
+static bool partition_is_ours(const struct node *n, uint16_t partition)
+{
+    return !RULE(6) || (partition_owners(n, partition) & self_bit(n));
+}
+
+static bool majority(uint64_t members, uint64_t of)
+{
+    return __builtin_popcountll(members & of) * 2 > __builtin_popcountll(of);
+}
+
+/* A majority of the old ring's owners and of the new ring's (R13; Raft's joint consensus). */
+static bool quorum(const struct node *n, uint16_t partition, uint64_t members)
+{
+    return majority(members, n->owners[RULE(13) ? 0 : 1][partition]) &&
+           majority(members, n->owners[1][partition]);
+}
+
+static struct ballot register_promised(const struct node *n, uint16_t partition,
+                                       const struct entry *e)
+{
+    struct ballot promised = {0};
+    if (e)
+        promised = e->promised && RULE(1) ? *e->promised : e->accepted;
+    if (RULE(19) && (!e || !entry_is_live(e)))
+        promised = ballot_max(promised, n->partitions[partition].floor);
+    return promised;
+}
+
+/* Whether a ballot may be promised or accepted. Its time never falls either: a ballot of an old epoch
+ * with a late time must not lose to one of a new epoch made before it (R7). */
+static bool ballot_allowed(const struct node *n, struct ballot b, struct ballot promised)
+{
+    return ballot_compare(b, promised) >= 0 && (b.time >= promised.time || !RULE(7)) &&
+           (b.time > n->reserve_start || !RULE(2));
+}
+
+static void refuse(struct node *n, struct peer *from, const struct message *m,
+                   struct ballot promised)
+{
+    promised.time = max_u64(promised.time, n->reserve_start);
+    mail(n, from, 0, &(struct message){.type = M_REFUSE, .op = m->op, .ballot = promised}, NULL);
+}
+
+enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
+
+/* Reads the entry's record, or all of it before the value, into n->scratch. */
+static enum record_state record_read(struct node *n, const struct entry *e, bool whole)
+{
+    size_t bytes = e->record_bytes;
+    n->scratch.count = 0;
+    if (!whole)
+        bytes -= e->value_bytes;
+    struct message *m = bytes_extend(&n->scratch, e->record_bytes);
+    if (e->flags & FLAG_DAMAGED)
+        return RECORD_DAMAGED;
+    if (!log_read(n, e->lsn, m, bytes))
+        return RECORD_COLD;
+    bool whose = m->bytes == e->record_bytes && m->bytes == message_bytes(m) &&
+                 m->type == M_ACCEPT && m->key_bytes == e->key_bytes &&
+                 ballot_equal(m->ballot, e->accepted);
+    if (!whose || (whole && m->check != message_check(m)))
+        return RECORD_DAMAGED;
+    return RECORD_READ;
+}
+
+static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
+
+/* Sends what the acceptor holds for a key: with its value, without, or, if no answer that it lists
+ * can matter any more, from the index alone. Cold bytes: `m` comes again when they are in memory. */
+static void tell(struct node *n, struct peer *to, const struct message *m, uint8_t type, bool whole)
+{
+    struct body body = message_body(m);
+    struct entry *e = entry_find(&n->partitions[m->partition], body.key, m->key_bytes);
+    struct message head = {.type = type, .op = m->op, .partition = m->partition};
+    if (!e || !(e->flags & FLAG_RECORD)) {
+        mail(n, to, 0, &head, NULL);
+        return;
+    }
+    uint64_t gate = e->lsn + e->record_bytes;
+    bool answers = type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock;
+    if (!answers && (!whole || e->flags & FLAG_TOMBSTONE)) {
+        head.flags = e->flags;
+        head.ballot = e->accepted;
+        head.version = e->version;
+        head.modified = e->modified;
+        head.expiry = e->expiry;
+        head.dropped = RULE(11) ? e->accepted.time : 0;
+        head.value_bytes = e->value_bytes;
+        mail(n, to, gate, &head, NULL);
+        return;
+    }
+    switch (record_read(n, e, whole || e->value_bytes == 0)) {
+    case RECORD_DAMAGED:
+        pull_damaged(n, m->partition, e);
+        return;
+    case RECORD_COLD: {
+        struct bytes again = {0};
+        *(uint64_t *)bytes_extend(&again, 8) = to->id;
+        message_append(&again, m, &body);
+        n->hooks->log_fetch(n, e->lsn, e->record_bytes, &again);
+        return;
+    }
+    case RECORD_READ:
+        break;
+    }
+    struct message *record = (struct message *)n->scratch.data;
+    struct body parts = message_body(record);
+    head = *record;
+    head.type = type;
+    head.op = type == M_ACCEPT ? 0 : m->op;
+    head.key_bytes = type == M_ACCEPT ? head.key_bytes : 0;
+    if (type != M_ACCEPT)
+        parts.key = NULL;
+    if (!whole && head.value_bytes)
+        head.flags &= (uint8_t)~FLAG_WHOLE;
+    mail(n, to, gate, &head, &parts);
+}
+
+static void on_prepare(struct node *n, struct peer *from, const struct message *m)
+{
+    struct partition *p = &n->partitions[m->partition];
+    struct body body = message_body(m);
+    struct entry *e = entry_find(p, body.key, m->key_bytes);
+    struct ballot promised = register_promised(n, m->partition, e);
+    if (!ballot_allowed(n, m->ballot, promised)) {
+        refuse(n, from, m, promised);
+        return;
+    }
+    if (!e)
+        e = entry_make(p, body.key, m->key_bytes);
+    if (!e->promised)
+        e->promised = allocate(sizeof *e->promised);
+    *e->promised = m->ballot;
+    tell(n, from, m, M_PROMISE, false);
+}
+
+static bool room_for(const struct node *n, const struct message *m)
+{
+    uint64_t keep = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION
+                        ? DISK_KEEP_BYTES / 2
+                        : DISK_KEEP_BYTES;
+    return n->log.pending.count + n->log.flight.count + m->bytes + keep <= n->log.room;
+}
+
+static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
+static void watches_tell(struct node *n, const struct entry *e, uint16_t partition);
+
+static void on_accept(struct node *n, struct peer *from, const struct message *m)
+{
+    struct partition *p = &n->partitions[m->partition];
+    struct body body = message_body(m);
+    struct entry *e = entry_find(p, body.key, m->key_bytes);
+    bool pulled = m->op == 0;
+    bool same = e && e->flags & FLAG_RECORD && ballot_equal(e->accepted, m->ballot);
+    struct ballot promised = register_promised(n, m->partition, e);
+    if (same && RULE(8) && !(e->flags & FLAG_DAMAGED)) {
+        /* Still true, even if more was promised since (R8). */
+        if (!pulled)
+            mail(n, from, e->lsn + e->record_bytes,
+                 &(struct message){.type = M_ACCEPTED, .op = m->op}, NULL);
+        return;
+    }
+    bool mends = same && e->flags & FLAG_DAMAGED;
+    if (!mends && !ballot_allowed(n, m->ballot, promised) && (!pulled || RULE(18))) {
+        if (!pulled)
+            refuse(n, from, m, promised);
+        else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
+            repair_key(n, m->partition, body.key, m->key_bytes);
+        return;
+    }
+    if (!room_for(n, m))
+        return;
+    if (!e)
+        e = entry_make(p, body.key, m->key_bytes);
+    struct message head = *m;
+    head.op = 0;
+    entry_store(n, p, e, m, log_append(n, &head, &body));
+    n->counters.pulled += pulled;
+    watches_tell(n, e, m->partition);
+    if (!pulled)
+        mail(n, from, e->lsn + e->record_bytes,
+             &(struct message){.type = M_ACCEPTED, .op = m->op}, NULL);
+}
+
+static void watch_add(struct node *n, struct peer *from, const struct message *m);
+
+static void on_read(struct node *n, struct peer *from, const struct message *m)
+{
+    if (m->flags & FLAG_WATCH)
+        watch_add(n, from, m);
+    tell(n, from, m, M_ANSWER, m->flags & FLAG_WHOLE);
+}
+
+static void on_pull(struct node *n, struct peer *from, const struct message *m)
+{
+    struct body body = message_body(m);
+    const struct entry *e = entry_find(&n->partitions[m->partition], body.key, m->key_bytes);
+    if (e && e->flags & FLAG_RECORD)
+        tell(n, from, m, M_ACCEPT, true);
+}
+
+/* === 10 Views ===================================================================================
+ *
+ * (V1) a view is written once, in the register view/<epoch>, whose acceptors are the voters of the
+ * view before it; (V2) views are adopted in order, none skipped, and the chain is kept (R16); (V3) a
+ * node answers for its newest view only (R6). While members join or leave there are two rings.
+ */
+
+static void rounds_restart(struct node *n);
+static void listings_restart(struct node *n);
+
+static size_t view_bytes(const struct view *v)
+{
+    return sizeof *v + v->members_count * sizeof(struct member);
+}
+
+static uint64_t view_members(const struct view *v, unsigned states)
+{
+    uint64_t members = 0;
+    for (uint32_t i = 0; i < v->members_count; i++)
+        if (states >> v->members[i].state & 1)
+            members |= UINT64_C(1) << i;
+    return members;
+}
+
+static bool view_is_settled(const struct view *v)
+{
+    return view_members(v, 1u << MEMBER_UP) == view_members(v, ~0u);
+}
+
+/* Whether `bytes` at `v` are a view; they come from a peer or a disk. */
+static bool view_makes_sense(const struct view *v, size_t bytes)
+{
+    if (bytes < sizeof *v || v->members_count == 0 || v->members_count > MEMBERS_MAX ||
+        bytes != view_bytes(v) || v->epoch == 0 || v->replicas == 0 || v->replicas > REPLICAS_MAX)
+        return false;
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        const struct member *m = &v->members[i];
+        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LEAVING || !memchr(m->zone, 0, sizeof m->zone) ||
+            !memchr(m->address, 0, sizeof m->address) || member_index(v, m->id) != (int)i)
+            return false;
+    }
+    return view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING) != 0;
+}
+
+static void ring_members(struct node *n, int which, uint64_t members)
+{
+    struct ring *ring = &n->rings[which];
+    ring_place(ring, n->view->members, n->view->members_count, members, n->view->replicas);
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        n->owners[which][p] = 0;
+        for (unsigned i = 0; i < ring->owners_count; i++)
+            n->owners[which][p] |= UINT64_C(1) << ring->owners[p][i];
+    }
+    n->owners[which][VIEWS_PARTITION] = n->voters;
+}
+
+/* Makes all that follows from n->view. */
+static void view_apply(struct node *n)
+{
+    const struct view *v = n->view;
+    n->cluster = v->cluster;
+    n->self = member_index(v, n->id);
+    n->settled = view_is_settled(v);
+    n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
+    n->self_peer->epoch = v->epoch;
+    ring_members(n, 0, n->voters);
+    ring_members(n, 1, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
+        assert(n->member_peer[i]); /* there are four times as many places as members */
+        memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
+    }
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        struct partition *q = &n->partitions[p];
+        q->complete = n->owners[0][p] == n->owners[1][p];
+        q->agreed = q->differs = 0;
+        q->forgotten = (struct ballot){0};
+    }
+}
+
+static void sync_reset(struct node *n);
+
+/* Drops what the settled view does not give to this node; returns whether the log must be told. */
+static bool view_drop(struct node *n, uint8_t dropped[PARTITIONS / 8])
+{
+    bool any = false;
+    memset(dropped, 0, PARTITIONS / 8);
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        struct partition *q = &n->partitions[p];
+        if (partition_is_ours(n, (uint16_t)p) || (q->count == 0 && q->floor.time == 0))
+            continue;
+        partition_drop(n, q);
+        q->complete = true;
+        dropped[p / 8] |= (uint8_t)(1 << p % 8);
+        any = true;
+    }
+    return any;
+}
+
+/* Adds a view to the chain, which may have gaps while the log is read. */
+static void views_keep(struct node *n, const struct view *v)
+{
+    if (v->epoch > n->views_count) {
+        n->views = realloc(n->views, v->epoch * sizeof *n->views);
+        if (!n->views)
+            die("out of memory");
+        memset(n->views + n->views_count, 0, (v->epoch - n->views_count) * sizeof *n->views);
+        n->views_count = v->epoch;
+    }
+    if (n->views[v->epoch - 1])
+        return;
+    n->views[v->epoch - 1] = allocate(view_bytes(v));
+    memcpy(n->views[v->epoch - 1], v, view_bytes(v));
+}
+
+/* The next view becomes ours: it and the drop are in one batch of the log, as nothing is flushed in
+ * the middle of an event. */
+static void view_adopt(struct node *n, const struct view *v)
+{
+    assert(v->epoch == node_epoch(n) + 1); /* V2 */
+    bool was_member = n->self >= 0;
+    views_keep(n, v);
+    n->view = n->views[v->epoch - 1];
+    sync_reset(n);
+    mail_discard(n);
+    view_apply(n);
+    struct body body = {.value = n->view};
+    log_append(n,
+               &(struct message){.type = M_VIEW,
+                                 .flags = FLAG_WHOLE,
+                                 .value_bytes = (uint32_t)view_bytes(v)},
+               &body);
+    uint8_t dropped[PARTITIONS / 8];
+    if (n->settled && RULE(17) && view_drop(n, dropped)) {
+        body.value = dropped;
+        log_append(
+            n, &(struct message){.type = M_DROP, .flags = FLAG_WHOLE, .value_bytes = sizeof dropped},
+            &body);
+    }
+    n->view_lsn = log_end(n);
+    n->gone = was_member && n->self < 0;
+    n->view_proposed = false;
+    n->next_heartbeat = 0;
+    say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
+        v->members_count, n->settled);
+    rounds_restart(n);
+    listings_restart(n);
+}
+
+/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
+static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
+{
+    uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
+    for (uint64_t e = epoch + 1; e <= last; e++) {
+        struct body body = {.value = n->views[e - 1]};
+        mail(n, to, 0,
+             &(struct message){.type = M_VIEW,
+                               .flags = FLAG_WHOLE,
+                               .value_bytes = (uint32_t)view_bytes(n->views[e - 1])},
+             &body);
+    }
+}
+
+static void on_view(struct node *n, struct peer *from, const struct message *m)
+{
+    (void)from;
+    struct {
+        struct view view;
+        struct member members[MEMBERS_MAX];
+    } copy; /* aligned */
+    if (!(m->flags & FLAG_WHOLE) || m->value_bytes > sizeof copy)
+        return;
+    memcpy(&copy, message_body(m).value, m->value_bytes);
+    const struct view *v = &copy.view;
+    if (!view_makes_sense(v, m->value_bytes) || (n->cluster && v->cluster != n->cluster) || n->gone)
+        return;
+    if (v->epoch == node_epoch(n) + 1)
+        view_adopt(n, v);
+}
+
+/* === 11 Proposals ===============================================================================
+ *
+ * A write is a function of the current record. The writes of one key wait in a queue, and one round
+ * of Paxos carries all that wait. Each write has a version, fixed when it arrived; the record lists
+ * the versions that made it and what their clients were told, so that a write that goes round again,
+ * here or from another node, finds that it was applied (R10) or refused (R12).
+ */
+
+/* The record that a round would have accepted, while the writes are applied to it. */
+struct draft {
+    struct message head;
+    struct body body;
+    struct answer answers[ANSWERS_MAX + ROUND_WRITES_MAX];
+    size_t answers_count;
+    char digits[24];
+    bool changed;
+    bool missing; /* the value is not here: it was not told with the promise */
+};
+
+static void request_answer(struct node *n, struct request *q, const struct message *head,
+                           const struct body *body);
+static void request_admit(struct node *n, struct request *q);
+static void round_begin(struct node *n, struct round *r);
+static void read_begin(struct node *n, struct round *r);
+static void read_deadline(struct node *n, struct round *r);
+
+static void request_free(struct request *q)
+{
+    free(q->m);
+    free(q);
+}
+
+static void requests_push(struct request **list, struct request *q)
+{
+    while (*list)
+        list = &(*list)->next;
+    *list = q;
+}
+
+static struct request *requests_pop(struct request **list)
+{
+    struct request *q = *list;
+    *list = q->next;
+    q->next = NULL;
+    return q;
+}
+
+static bool is_write(const struct request *q)
+{
+    return q->m->function != DO_READ && q->m->function != DO_REPAIR;
+}
+
+/* Ends a request without having carried it out: "no" if that is sure, else "unknown". */
+static void request_fail(struct node *n, struct request *q, uint16_t status)
+{
+    bool open = is_write(q) && q->m->flags & FLAG_REPEAT;
+    if (open)
+        n->counters.proposals_unknown++;
+    request_answer(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status}, NULL);
+}
+
+static void requests_expire(struct node *n, struct request **list)
+{
+    while (*list) {
+        if ((*list)->deadline > n->now)
+            list = &(*list)->next;
+        else
+            request_fail(n, requests_pop(list), 503);
+    }
+}
+
+static struct round *round_by_op(const struct node *n, uint64_t op)
+{
+    struct round *r = n->by_op[op % ROUND_BUCKETS];
+    while (r && r->op != op)
+        r = r->next_by_op;
+    return r;
+}
+
+static void round_unlink_op(struct node *n, struct round *r)
+{
+    struct round **at = &n->by_op[r->op % ROUND_BUCKETS];
+    while (*at && *at != r)
+        at = &(*at)->next_by_op;
+    if (*at)
+        *at = r->next_by_op;
+}
+
+/* Gives the round a new op, so that answers to the old one are no longer heard. */
+static void round_rename(struct node *n, struct round *r)
+{
+    round_unlink_op(n, r);
+    r->op = clock_tick(n);
+    r->next_by_op = n->by_op[r->op % ROUND_BUCKETS];
+    n->by_op[r->op % ROUND_BUCKETS] = r;
+    r->answered = r->same = r->refused = 0;
+}
+
+static struct round **key_bucket(struct node *n, const void *key, size_t key_bytes)
+{
+    return &n->by_key[XXH3_64bits(key, key_bytes) % ROUND_BUCKETS];
+}
+
+static struct round *round_by_key(struct node *n, uint16_t partition, const void *key,
+                                  size_t key_bytes)
+{
+    struct round *r = *key_bucket(n, key, key_bytes);
+    while (r && (r->partition != partition || r->key_bytes != key_bytes ||
+                 memcmp(r->key, key, key_bytes) != 0))
+        r = r->next_by_key;
+    return r;
+}
+
+static struct round *round_make(struct node *n, uint16_t partition, const void *key,
+                                size_t key_bytes, bool keyed)
+{
+    struct round *r = allocate(sizeof *r + key_bytes);
+    r->partition = partition;
+    r->key_bytes = (uint16_t)key_bytes;
+    memcpy(r->key, key, key_bytes);
+    r->keyed = keyed;
+    if (keyed) {
+        struct round **bucket = key_bucket(n, key, key_bytes);
+        r->next_by_key = *bucket;
+        *bucket = r;
+    }
+    round_rename(n, r);
+    return r;
+}
+
+static void round_unkey(struct node *n, struct round *r)
+{
+    struct round **at = key_bucket(n, r->key, r->key_bytes);
+    while (r->keyed && *at != r)
+        at = &(*at)->next_by_key;
+    if (r->keyed)
+        *at = r->next_by_key;
+    r->keyed = false;
+}
+
+static void round_free(struct node *n, struct round *r)
+{
+    assert(!r->waiting && !r->taken);
+    round_unlink_op(n, r);
+    round_unkey(n, r);
+    bytes_free(&r->record);
+    free(r);
+}
+
+static bool peer_is_live(const struct node *n, const struct peer *p)
+{
+    return p == n->self_peer ||
+           (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
+}
+
+static uint64_t live_members(const struct node *n)
+{
+    uint64_t live = 0;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        if (peer_is_live(n, n->member_peer[i]))
+            live |= UINT64_C(1) << i;
+    return live;
+}
+
+/* The first live owner in the old ring's order, -1 if none is. */
+static int first_live_owner(const struct node *n, uint16_t partition)
+{
+    uint64_t live = live_members(n);
+    if (partition == VIEWS_PARTITION)
+        return live & n->voters ? __builtin_ctzll(live & n->voters) : -1;
+    for (unsigned i = 0; i < n->rings[0].owners_count; i++)
+        if (live >> n->rings[0].owners[partition][i] & 1)
+            return n->rings[0].owners[partition][i];
+    return -1;
+}
+
+static void round_mail(struct node *n, const struct round *r, uint64_t members, uint8_t type,
+                       uint8_t flags)
+{
+    struct message head = {.type = type, .flags = flags, .op = r->op, .partition = r->partition};
+    head.ballot = r->ballot;
+    head.key_bytes = r->key_bytes;
+    mail_members(n, members, &head, &(struct body){.key = r->key});
+}
+
+/* Hands the writes that wait to the partition's first live owner while nodes duel there. */
+static void round_forward(struct node *n, struct round *r)
+{
+    int first = first_live_owner(n, r->partition);
+    if (n->partitions[r->partition].contended_until <= n->now || first < 0 || first == n->self ||
+        r->partition == VIEWS_PARTITION)
+        return;
+    for (struct request **at = &r->waiting; *at;) {
+        struct request *q = *at;
+        if (!is_write(q) || q->origin || q->sent_to) {
+            at = &q->next;
+            continue;
+        }
+        requests_pop(at);
+        q->sent_to = n->member_peer[first];
+        q->due = n->now + FORWARD_TIME;
+        q->m->op = clock_tick(n);
+        /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
+         * be recorded, or the double could be applied after its client was told no (R12). */
+        q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
+        struct body body = message_body(q->m);
+        mail(n, q->sent_to, 0, q->m, &body);
+        requests_push(&n->forwards, q);
+        n->counters.forwards++;
+    }
+}
+
+/* Step 1: a new ballot; the writes that wait by now; prepare to all owners. */
+static void round_begin(struct node *n, struct round *r)
+{
+    assert(r->keyed && !r->taken);
+    round_forward(n, r);
+    if (!r->waiting) {
+        round_free(n, r);
+        return;
+    }
+    for (unsigned i = 0; r->waiting && i < ROUND_WRITES_MAX; i++)
+        requests_push(&r->taken, requests_pop(&r->waiting));
+    round_rename(n, r);
+    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
+    r->state = ROUND_PREPARE;
+    r->best = r->record_ballot = (struct ballot){0};
+    r->record.count = 0;
+    r->due = n->now + STEP_TIME;
+    round_mail(n, r, partition_owners(n, r->partition), M_PREPARE, 0);
+}
+
+/* Back to the queue, the taken first; the next try begins at `due`. */
+static void round_rest(struct node *n, struct round *r, uint64_t due)
+{
+    struct request *waiting = r->waiting;
+    r->waiting = r->taken;
+    r->taken = NULL;
+    requests_push(&r->waiting, waiting);
+    round_rename(n, r);
+    r->state = ROUND_REST;
+    r->due = due;
+}
+
+/* A duel: wait a random while that doubles, and let the writes of this partition go to its first live
+ * owner for a while. */
+static void round_refused(struct node *n, struct round *r)
+{
+    n->counters.proposals_refused++;
+    n->partitions[r->partition].contended_until = n->now + CONTENDED_TIME;
+    uint64_t most = MS << (r->refusals < 7 ? r->refusals : 7);
+    r->refusals++;
+    r->due = n->now + 1 + node_random(n) % most;
+    if (r->keyed) /* else it is a one-write: round_due tries it with a new ballot */
+        round_rest(n, r, r->due);
+}
+
+/* The round's writes go round again, each as a repeat of itself. */
+static void round_scatter(struct node *n, struct round *r)
+{
+    struct request *taken = r->taken;
+    r->taken = NULL;
+    round_free(n, r);
+    while (taken)
+        request_admit(n, requests_pop(&taken));
+}
+
+static void round_refused_by(struct node *n, struct round *r, int index)
+{
+    r->refused |= UINT64_C(1) << index & ~r->answered;
+    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->refused))
+        round_refused(n, r);
+}
+
+static void on_refuse(struct node *n, struct peer *from, const struct message *m)
+{
+    clock_raise(n, m->ballot.time);
+    struct round *r = round_by_op(n, m->op);
+    int index = member_index(n->view, from->id);
+    if (r && r->state == ROUND_LINGER)
+        round_scatter(n, r); /* that owner promised more: they find their answers, and accept anew */
+    else if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
+        return;
+    else
+        round_refused_by(n, r, index);
+}
+
+
+/* Counts what a member told, in a promise or an answer, towards the highest ballot told. */
+static bool round_hear(struct node *n, struct round *r, const struct peer *from,
+                       const struct message *m)
+{
+    int index = member_index(n->view, from->id);
+    if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
+        return false;
+    uint64_t bit = UINT64_C(1) << index;
+    if (ballot_compare(m->ballot, r->best) > 0) {
+        r->best = m->ballot;
+        r->same = 0;
+    }
+    r->answered |= bit;
+    if (ballot_equal(m->ballot, r->best))
+        r->same |= bit;
+    return true;
+}
+
+static void round_keep_record(struct round *r, const struct message *m)
+{
+    struct body body = message_body(m);
+    r->record.count = 0;
+    message_append(&r->record, m, &body);
+    r->record_ballot = m->ballot;
+}
+
+static void round_decide(struct node *n, struct round *r);
+
+static void on_promise(struct node *n, struct peer *from, const struct message *m)
+{
+    struct round *r = round_by_op(n, m->op);
+    if (!r || r->state != ROUND_PREPARE || !round_hear(n, r, from, m))
+        return;
+    if (m->flags & FLAG_RECORD && ballot_compare(m->ballot, r->record_ballot) > 0)
+        round_keep_record(r, m);
+    if (quorum(n, r->partition, r->answered))
+        round_decide(n, r);
+}
+
+/* Step 2: the current record, taken for deleted if it expired before the ballot's time (R22). */
+static void draft_load(struct draft *d, const struct round *r)
+{
+    memset(&d->head, 0, sizeof d->head);
+    d->body = (struct body){0};
+    d->answers_count = 0;
+    d->changed = d->missing = false;
+    if (r->record.count == 0)
+        return;
+    const struct message *m = (const struct message *)r->record.data;
+    d->head = *m;
+    d->body = message_body(m);
+    d->answers_count = m->answers;
+    memcpy(d->answers, d->body.answers, m->answers * sizeof *d->answers);
+    d->missing = !(m->flags & (FLAG_WHOLE | FLAG_TOMBSTONE));
+}
+
+static bool draft_exists(const struct draft *d)
+{
+    return (d->head.flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+}
+
+/* Makes the draft a record with this value; a null `value` makes it a tombstone. */
+static void draft_write(struct draft *d, const struct round *r, uint64_t version, const void *value,
+                        uint32_t value_bytes)
+{
+    d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
+    d->head.version = version;
+    d->head.modified = max_u64(r->ballot.time, d->head.modified + 1);
+    d->head.value_bytes = value_bytes;
+    d->body.value = value;
+    if (!value) {
+        d->head.expiry = 0;
+        d->head.type_bytes = 0;
+    }
+    d->changed = true;
+    d->missing = false;
+}
+
+static bool condition_holds(const struct draft *d, const struct message *m)
+{
+    switch (m->condition) {
+    case IF_MATCH:
+        return draft_exists(d) && m->ballot.time == d->head.modified &&
+               m->ballot.node == d->head.version;
+    case IF_EXISTS:
+        return draft_exists(d);
+    case IF_ABSENT:
+        return !draft_exists(d);
+    default:
+        return true;
+    }
+}
+
+/* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
+static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
+{
+    char text[24] = "0";
+    if (draft_exists(d)) {
+        if (d->head.value_bytes == 0 || d->head.value_bytes >= sizeof text)
+            return false;
+        memcpy(text, d->body.value, d->head.value_bytes);
+        text[d->head.value_bytes] = 0;
+    }
+    char *end;
+    errno = 0;
+    int64_t old = strtoll(text, &end, 10);
+    if (errno || *end || isspace((unsigned char)*text) ||
+        __builtin_add_overflow(old, (int64_t)m->number, sum))
+        return false;
+    if (!draft_exists(d)) {
+        d->head.expiry = 0;
+        d->head.type_bytes = 0;
+    }
+    uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
+    draft_write(d, r, m->version, d->digits, count);
+    return true;
+}
+
+/* Applies a write; returns the status its client is told, and through `number` a counter's value. */
+static uint16_t draft_apply(struct draft *d, const struct round *r, const struct message *m,
+                            int64_t *number)
+{
+    struct body body = message_body(m);
+    bool existed = draft_exists(d);
+    if (!condition_holds(d, m))
+        return 412;
+    switch (m->function) {
+    case DO_ADD:
+        return draft_add(d, r, m, number) ? 200 : 409;
+    case DO_DELETE:
+        if (!existed)
+            return 404;
+        draft_write(d, r, m->version, NULL, 0);
+        return 200;
+    default:
+        draft_write(d, r, m->version, body.value, m->value_bytes);
+        d->head.expiry = m->expiry;
+        d->head.type_bytes = m->type_bytes;
+        d->body.type = body.type;
+        return existed ? 204 : 201;
+    }
+}
+
+/* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
+ * could have been forgotten (R11), or its function, applied. */
+static void draft_take(struct draft *d, const struct round *r, struct request *q)
+{
+    const struct message *m = q->m;
+    q->etag = (struct ballot){0};
+    if (draft_exists(d))
+        q->etag = (struct ballot){.time = d->head.modified, .node = d->head.version};
+    for (size_t i = 0; i < d->answers_count && RULE(10); i++) {
+        if (d->answers[i].version == m->version) {
+            q->answer = d->answers[i];
+            return;
+        }
+    }
+    uint64_t made = m->dropped;
+    q->answer = (struct answer){.version = m->version, .made = made};
+    bool old = d->head.dropped >= made || made + MEMORY_OF_ANSWERS < r->ballot.time;
+    if (old && !(m->flags & FLAG_FRESH) && RULE(11)) {
+        q->answer.status = STATUS_UNKNOWN;
+        return;
+    }
+    int64_t number = 0;
+    q->answer.status = draft_apply(d, r, m, &number);
+    bool refused = q->answer.status == 412 || q->answer.status == 409 || q->answer.status == 404;
+    q->answer.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
+    if (refused && !(m->flags & FLAG_REPEAT && RULE(12)))
+        return;
+    d->answers[d->answers_count++] = q->answer;
+    d->changed = true;
+}
+
+static int answer_compare(const void *a, const void *b)
+{
+    uint64_t x = ((const struct answer *)a)->made, y = ((const struct answer *)b)->made;
+    return (x > y) - (x < y);
+}
+
+/* Lets go of answers that are too old or too many, the oldest first; `dropped` tells it (R11). */
+static void draft_trim(struct draft *d, const struct round *r)
+{
+    size_t gone = 0;
+    qsort(d->answers, d->answers_count, sizeof *d->answers, answer_compare);
+    while (gone < d->answers_count &&
+           (d->answers[gone].made + MEMORY_OF_ANSWERS < r->ballot.time ||
+            d->answers_count - gone > ANSWERS_MAX)) {
+        if (RULE(11))
+            d->head.dropped = max_u64(d->head.dropped, d->answers[gone].made);
+        gone++;
+    }
+    d->answers_count -= gone;
+    memmove(d->answers, d->answers + gone, d->answers_count * sizeof *d->answers);
+}
+
+static void round_accept(struct node *n, struct round *r, uint64_t members)
+{
+    const struct message *m = (const struct message *)r->record.data;
+    struct body body = message_body(m);
+    mail_members(n, members, m, &body);
+    r->due = n->now + STEP_TIME;
+}
+
+/* Step 4: the draft is the record that all owners are asked to accept. */
+static void round_propose(struct node *n, struct round *r, struct draft *d)
+{
+    draft_trim(d, r);
+    d->head.type = M_ACCEPT;
+    d->head.op = r->op;
+    d->head.ballot = r->ballot;
+    d->head.partition = r->partition;
+    d->head.flags = (d->head.flags & FLAG_TOMBSTONE) | FLAG_RECORD | FLAG_WHOLE;
+    d->head.key_bytes = r->key_bytes;
+    d->head.answers = (uint16_t)d->answers_count;
+    d->head.status = d->head.function = d->head.condition = 0;
+    d->head.number = 0;
+    d->body.key = r->key;
+    d->body.answers = d->answers;
+    struct bytes record = {0};
+    message_append(&record, &d->head, &d->body);
+    bytes_swap(&record, &r->record);
+    bytes_free(&record);
+    r->record_ballot = r->ballot;
+    for (struct request *q = r->taken; q; q = q->next)
+        q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
+    r->state = ROUND_ACCEPT;
+    r->answered = r->refused = 0;
+    round_accept(n, r, partition_owners(n, r->partition));
+}
+
+/* The value is needed after all: it is asked of one that told the ballot, and counts only if it comes
+ * at that very ballot (R9). */
+static void round_fetch(struct node *n, struct round *r)
+{
+    uint64_t from = r->same & self_bit(n) ? self_bit(n) : r->same & live_members(n);
+    from = from ? from : r->same;
+    r->state = ROUND_FETCH;
+    r->due = n->now + STEP_TIME;
+    round_mail(n, r, from & -from, M_READ, FLAG_WHOLE);
+}
+
+static void round_finish(struct node *n, struct round *r);
+
+static void round_decide(struct node *n, struct round *r)
+{
+    struct draft *d = n->draft;
+    draft_load(d, r);
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= r->ballot.time)
+        draft_write(d, r, d->head.version, NULL, 0);
+    bool anew = false, reads = false;
+    for (struct request *q = r->taken; q; q = q->next) {
+        if (q->m->function == DO_ADD && d->missing && draft_exists(d)) {
+            round_fetch(n, r);
+            return;
+        }
+        if (is_write(q))
+            draft_take(d, r, q);
+        reads |= q->m->function == DO_READ;
+        anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
+    }
+    bool held = quorum(n, r->partition, r->same) || !RULE(9);
+    bool propose = d->changed || anew || !held;
+    if (d->missing && (propose || reads)) {
+        round_fetch(n, r);
+        return;
+    }
+    if (propose && !(d->head.flags & FLAG_RECORD))
+        draft_write(d, r, 0, NULL, 0); /* "nothing", said so that it covers what a minority has */
+    if (propose)
+        round_propose(n, r, d);
+    else
+        round_finish(n, r);
+}
+
+/* What a client is told of a record that was read. */
+static void read_answer(struct node *n, struct request *q, const struct bytes *record)
+{
+    const struct message *m = (const struct message *)record->data;
+    if (record->count == 0 || m->flags & FLAG_TOMBSTONE || !(m->flags & FLAG_RECORD)) {
+        request_answer(n, q, &(struct message){.status = 404}, NULL);
+        return;
+    }
+    struct message head = *m;
+    struct body body = message_body(m);
+    head.status = 200;
+    head.answers = head.key_bytes = 0;
+    request_answer(n, q, &head, &body);
+}
+
+static void write_answer(struct node *n, struct request *q)
+{
+    struct message head = {.status = (uint16_t)q->answer.status, .number = q->answer.number};
+    if (head.status == 412) {
+        head.modified = q->etag.time;
+        head.version = q->etag.node;
+    } else if (head.status == 200 || head.status == 201 || head.status == 204) {
+        n->counters.proposals_ok++;
+        head.modified = q->answer.number;
+        head.version = q->answer.version;
+    }
+    head.expiry = q->m->expiry;
+    request_answer(n, q, &head, NULL);
+}
+
+/* A quorum holds the record at one ballot: now the clients may be told. */
+static void round_finish(struct node *n, struct round *r)
+{
+    uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
+    struct request *taken = r->taken;
+    r->taken = NULL;
+    r->refusals = 0;
+    while (taken) {
+        struct request *q = requests_pop(&taken);
+        if (r->state == ROUND_ACCEPT && q->m->flags & FLAG_ALL && missing)
+            requests_push(&r->taken, q);
+        else if (is_write(q))
+            write_answer(n, q);
+        else
+            read_answer(n, q, &r->record);
+    }
+    if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
+        r->state = ROUND_LINGER;
+        round_unkey(n, r);
+        struct request *waiting = r->waiting;
+        r->waiting = NULL;
+        if (!waiting)
+            return;
+        r = round_make(n, r->partition, r->key, r->key_bytes, true);
+        r->waiting = waiting;
+    }
+    if (!r->keyed)
+        round_free(n, r);
+    else
+        round_begin(n, r);
+}
+
+static void on_accepted(struct node *n, struct peer *from, const struct message *m)
+{
+    struct round *r = round_by_op(n, m->op);
+    int index = member_index(n->view, from->id);
+    if (!r || index < 0 || (r->state != ROUND_ACCEPT && r->state != ROUND_LINGER))
+        return;
+    r->answered |= UINT64_C(1) << index & partition_owners(n, r->partition);
+    bool one = r->taken && r->taken->m->flags & FLAG_ONE;
+    if (r->state == ROUND_LINGER) {
+        if (!(partition_owners(n, r->partition) & ~r->answered))
+            round_finish(n, r);
+    } else if (one ? r->answered != 0 : quorum(n, r->partition, r->answered)) {
+        round_finish(n, r);
+    }
+}
+
+/* consistency=one: an accept without prepare; the highest ballot wins. It lists no answers, and says
+ * so by `dropped`. */
+static void one_begin(struct node *n, struct round *r)
+{
+    struct draft *d = n->draft;
+    const struct message *m = r->taken->m;
+    round_rename(n, r);
+    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
+    r->record.count = 0;
+    draft_load(d, r);
+    int64_t none;
+    draft_apply(d, r, m, &none);
+    if (m->function == DO_DELETE)
+        draft_write(d, r, m->version, NULL, 0);
+    d->head.dropped = r->ballot.time;
+    r->taken->answer =
+        (struct answer){.version = m->version, .status = 200, .number = d->head.modified};
+    round_propose(n, r, d);
+}
+
+/* The time for a step is over, or a rest is. */
+static void round_due(struct node *n, struct round *r)
+{
+    requests_expire(n, &r->waiting);
+    requests_expire(n, &r->taken);
+    bool one = r->taken && r->taken->m->flags & FLAG_ONE;
+    if (r->state >= ROUND_READ) {
+        read_deadline(n, r);
+    } else if (!r->keyed && !r->taken) {
+        round_free(n, r);
+    } else if (r->due > n->now) {
+        return;
+    } else if (one && r->refused) {
+        one_begin(n, r);
+    } else if (r->state == ROUND_LINGER || (r->state == ROUND_ACCEPT && !r->refused)) {
+        round_accept(n, r, partition_owners(n, r->partition) & ~r->answered);
+    } else {
+        round_rest(n, r, n->now);
+        round_begin(n, r);
+    }
+}
+
+/* === 12 Reads ===================================================================================
+ *
+ * All owners are asked for their ballot, the nearest for the record as well. A quorum that tells one
+ * and the same ballot, with the record of that very ballot, is the answer (R9): one round trip, no
+ * disk write. If they do not come to agree, the read becomes a write that changes nothing.
+ */
+
+/* Itself if it is an owner, else the first live one, as a bit. */
+static uint64_t nearest_owner(const struct node *n, uint16_t partition)
+{
+    if (partition_owners(n, partition) & self_bit(n))
+        return self_bit(n);
+    int first = first_live_owner(n, partition);
+    return first < 0 ? 0 : UINT64_C(1) << first;
+}
+
+static void read_begin(struct node *n, struct round *r)
+{
+    uint64_t nearest = nearest_owner(n, r->partition);
+    bool one = r->taken->m->flags & FLAG_ONE;
+    round_rename(n, r);
+    r->state = ROUND_READ;
+    r->best = r->record_ballot = r->ballot = (struct ballot){0};
+    r->record.count = 0;
+    r->due = n->now + STEP_TIME;
+    round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
+    if (!one)
+        round_mail(n, r, partition_owners(n, r->partition) & ~nearest, M_READ, 0);
+}
+
+/* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
+static void read_again(struct node *n, struct round *r)
+{
+    if (!r->again) {
+        r->again = true;
+        read_begin(n, r);
+        return;
+    }
+    struct request *q = requests_pop(&r->taken);
+    round_free(n, r);
+    q->sent_to = n->self_peer; /* no fast read any more */
+    n->counters.repairs_read++;
+    request_admit(n, q);
+}
+
+/* GET with wait: parks the read until an owner tells of a change, or the time is over. */
+static bool read_waits(struct node *n, struct round *r)
+{
+    const struct request *q = r->taken;
+    const struct message *m = (const struct message *)r->record.data;
+    bool exists = r->record.count && draft_exists(&(struct draft){.head = *m});
+    bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
+    bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
+                 n->now + REQUEST_TIME < q->deadline;
+    if (!waits)
+        return false;
+    round_rename(n, r);
+    r->state = ROUND_WATCH;
+    r->due = min_u64(n->now + WATCH_TIME / 2, q->deadline - REQUEST_TIME);
+    round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WATCH);
+    return true;
+}
+
+static void read_finish(struct node *n, struct round *r)
+{
+    const struct message *m = (const struct message *)r->record.data;
+    bool live = r->record.count && !(m->flags & FLAG_TOMBSTONE);
+    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE)) {
+        r->again = true; /* expired: a round must say so, not this clock (R22) */
+        read_again(n, r);
+        return;
+    }
+    if (read_waits(n, r))
+        return;
+    struct request *q = requests_pop(&r->taken);
+    read_answer(n, q, &r->record);
+    round_free(n, r);
+}
+
+static void on_answer(struct node *n, struct peer *from, const struct message *m)
+{
+    struct round *r = round_by_op(n, m->op);
+    if (!r || !r->taken)
+        return;
+    bool live = (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+    bool usable = m->flags & FLAG_WHOLE || !live;
+    if (r->state == ROUND_FETCH && usable) {
+        if (ballot_equal(m->ballot, r->best)) {
+            round_keep_record(r, m);
+            round_decide(n, r);
+        } else {
+            round_rest(n, r, n->now);
+        }
+        return;
+    }
+    if (r->state == ROUND_WATCH && ballot_compare(m->ballot, r->best) > 0) {
+        r->again = false;
+        read_begin(n, r);
+        return;
+    }
+    if (r->state != ROUND_READ || !round_hear(n, r, from, m))
+        return;
+    if (usable && (r->record.count == 0 || ballot_compare(m->ballot, r->record_ballot) > 0))
+        round_keep_record(r, m);
+    bool here = r->record.count && ballot_equal(r->record_ballot, r->best);
+    bool one = r->taken->m->flags & FLAG_ONE;
+    if (one ? usable : quorum(n, r->partition, r->same) && here)
+        read_finish(n, r);
+    else if (!RULE(9) && r->record.count && quorum(n, r->partition, r->answered))
+        read_finish(n, r);
+    else if (quorum(n, r->partition, r->same) && !(r->refused & r->same))
+        round_mail(n, r, r->refused = r->same & -r->same, M_READ, FLAG_WHOLE);
+    else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
+        read_again(n, r);
+}
+
+static void read_deadline(struct node *n, struct round *r)
+{
+    if (!r->taken) {
+        round_free(n, r);
+    } else if (r->due > n->now) {
+        return;
+    } else if (r->state == ROUND_WATCH) {
+        r->again = false;
+        read_begin(n, r);
+    } else if (quorum(n, r->partition, r->answered)) {
+        read_again(n, r);
+    } else {
+        r->due = n->now + STEP_TIME;
+        round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WHOLE);
+    }
+}
+
+/* An owner remembers for a while who waits for a key to change. */
+static struct watch **watch_bucket(struct node *n, const void *key, size_t bytes)
+{
+    return &n->watches[XXH3_64bits(key, bytes) % ROUND_BUCKETS];
+}
+
+static void watch_add(struct node *n, struct peer *from, const struct message *m)
+{
+    struct body body = message_body(m);
+    struct watch **at = watch_bucket(n, body.key, m->key_bytes);
+    while (*at && (*at)->until > n->now)
+        at = &(*at)->next;
+    struct watch *w = *at; /* one whose time is over makes room */
+    if (w) {
+        *at = w->next;
+        free(w);
+    }
+    w = allocate(sizeof *w + m->key_bytes);
+    *w = (struct watch){*at, from, m->op, n->now + WATCH_TIME, m->partition, m->key_bytes};
+    memcpy(w->key, body.key, m->key_bytes);
+    *at = w;
+}
+
+/* The entry's record is new: who waits for it is told, once. */
+static void watches_tell(struct node *n, const struct entry *e, uint16_t partition)
+{
+    struct watch **at = watch_bucket(n, e->key, e->key_bytes);
+    while (*at) {
+        struct watch *w = *at;
+        if (w->partition != partition || w->key_bytes != e->key_bytes ||
+            memcmp(w->key, e->key, e->key_bytes) != 0) {
+            at = &w->next;
+            continue;
+        }
+        *at = w->next;
+        mail(n, w->peer, e->lsn + e->record_bytes,
+             &(struct message){.type = M_ANSWER, .op = w->op, .ballot = e->accepted}, NULL);
+        free(w);
+    }
+}
+
+/* --- requests: where they come in, and go out --- */
+
+static void view_decided(struct node *n, const struct message *result, const struct body *body);
+static void listing_read(struct node *n, const struct request *q, const struct message *result);
+
+static void request_answer(struct node *n, struct request *q, const struct message *head,
+                           const struct body *body)
+{
+    struct message result = *head;
+    result.type = M_RESULT;
+    result.op = q->origin_op;
+    if (q->origin) {
+        struct peer *to = peer_find(n, q->origin);
+        if (to)
+            mail(n, to, 0, &result, body);
+    } else if (q->m->partition == VIEWS_PARTITION) {
+        view_decided(n, &result, body);
+    } else if (q->m->function == DO_REPAIR) {
+        n->repairs--;
+    } else if (q->listing) {
+        listing_read(n, q, &result);
+    } else {
+        n->scratch.count = 0;
+        n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
+    }
+    request_free(q);
+}
+
+/* A request begins: as a fast read, a one-write, or in the queue of its key. */
+static void request_admit(struct node *n, struct request *q)
+{
+    struct body body = message_body(q->m);
+    const struct message *m = q->m;
+    if (n->self < 0 || (!n->has_lease && !(m->flags & FLAG_ONE))) {
+        request_fail(n, q, 503);
+        return;
+    }
+    bool fast = m->function == DO_READ && !q->sent_to;
+    bool keyed = !fast && !(m->flags & FLAG_ONE);
+    struct round *r = keyed ? round_by_key(n, m->partition, body.key, m->key_bytes) : NULL;
+    bool idle = !r;
+    if (!r)
+        r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
+    requests_push(keyed ? &r->waiting : &r->taken, q);
+    if (fast)
+        read_begin(n, r);
+    else if (!keyed)
+        one_begin(n, r);
+    else if (idle)
+        round_begin(n, r);
+}
+
+static struct request *request_make(struct node *n, const struct message *m, const struct body *body)
+{
+    struct request *q = allocate(sizeof *q);
+    struct bytes copy = {0};
+    q->m = message_append(&copy, m, body);
+    q->deadline = n->now + REQUEST_TIME;
+    return q;
+}
+
+/* A client's request. `m`: M_FORWARD, with key, function, condition, and for a write its version and
+ * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
+ * FLAG_WATCH, microseconds. */
+static void node_request(struct node *n, void *client, const struct message *m,
+                         const struct body *body, uint64_t wait)
+{
+    struct request *q = request_make(n, m, body);
+    q->client = client;
+    q->deadline += wait;
+    n->requests++;
+    clock_raise(n, m->dropped);
+    if (is_write(q) && n->log.full && !room_for(n, m))
+        request_fail(n, q, 507);
+    else
+        request_admit(n, q);
+}
+
+/* A request of the node itself: of a view's register, or a repair. */
+static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
+                             uint8_t condition, const void *key, size_t key_bytes,
+                             const void *value, size_t value_bytes)
+{
+    struct message m = {.type = M_FORWARD, .flags = FLAG_WHOLE | FLAG_FRESH};
+    m.partition = partition;
+    m.function = function;
+    m.condition = condition;
+    m.version = node_random(n);
+    m.dropped = clock_tick(n);
+    m.key_bytes = (uint16_t)key_bytes;
+    m.value_bytes = (uint32_t)value_bytes;
+    request_admit(n, request_make(n, &m, &(struct body){.key = key, .value = value}));
+}
+
+static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes)
+{
+    if (n->repairs >= REPAIRS_MAX)
+        return;
+    n->repairs++;
+    n->counters.repairs_pull++;
+    node_request_own(n, partition, DO_REPAIR, IF_NONE, key, key_bytes, NULL, 0);
+}
+
+static void on_forward(struct node *n, struct peer *from, const struct message *m)
+{
+    struct body body = message_body(m);
+    if (m->function < DO_PUT || m->function > DO_ADD)
+        return;
+    struct request *q = request_make(n, m, &body);
+    q->deadline = n->now + FORWARD_TIME;
+    q->origin = from->id;
+    q->origin_op = m->op;
+    request_admit(n, q);
+}
+
+/* What the forward's owner says counts only until the write is taken back (R12). */
+static void on_result(struct node *n, struct peer *from, const struct message *m)
+{
+    for (struct request **at = &n->forwards; *at; at = &(*at)->next) {
+        if ((*at)->m->op != m->op || (*at)->sent_to != from)
+            continue;
+        struct body body = message_body(m);
+        request_answer(n, requests_pop(at), m, &body);
+        return;
+    }
+}
+
+/* Forwards whose time is over, or whose link broke, are taken back and carried out here. */
+static void forwards_due(struct node *n, const struct peer *broken)
+{
+    requests_expire(n, &n->forwards);
+    struct request *back = NULL;
+    for (struct request **at = &n->forwards; *at;) {
+        if ((*at)->due <= n->now || (*at)->sent_to == broken)
+            requests_push(&back, requests_pop(at));
+        else
+            at = &(*at)->next;
+    }
+    while (back) {
+        struct request *q = requests_pop(&back);
+        q->m->op = 0;
+        request_admit(n, q);
+    }
+}
+
+/* A new view: everything begins again from prepare (R6). */
+static void rounds_restart(struct node *n)
+{
+    struct request *all = NULL;
+    for (int i = 0; i < ROUND_BUCKETS; i++) {
+        while (n->by_op[i]) {
+            struct round *r = n->by_op[i];
+            while (r->taken)
+                requests_push(&all, requests_pop(&r->taken));
+            while (r->waiting)
+                requests_push(&all, requests_pop(&r->waiting));
+            round_free(n, r);
+        }
+    }
+    while (n->forwards) {
+        n->forwards->m->op = 0;
+        requests_push(&all, requests_pop(&n->forwards));
+    }
+    while (all) {
+        struct request *q = requests_pop(&all);
+        if (q->m->partition == VIEWS_PARTITION)
+            request_free(q);
+        else
+            request_admit(n, q);
+    }
+}
+
+/* === 13 The coordinator =========================================================================
+ *
+ * Every node sends every member a heartbeat each quarter of a lease. The coordinator is a role: the
+ * live voter with the smallest id. It alone proposes views, so that proposals rarely duel; that two
+ * nodes think they have the role does no harm, as a view's register is written once.
+ */
+
+struct heartbeat {
+    uint64_t keys, value_bytes, requests;
+    uint8_t complete[PARTITIONS / 8];
+    uint64_t heard[MEMBERS_MAX]; /* ids of those whose heartbeats this node hears; 0: none */
+};
+
+static bool bit_is_set(const uint8_t *bits, unsigned i)
+{
+    return bits[i / 8] >> i % 8 & 1;
+}
+
+static void heartbeat_send(struct node *n)
+{
+    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, {0}, {0}};
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        if (n->partitions[p].complete)
+            beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (n->member_peer[i]->heard_at && n->member_peer[i]->heard_at + n->lease > n->now)
+            beat.heard[i] = n->member_peer[i]->id;
+    struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+    head.key_bytes = (uint16_t)strlen(n->address);
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        struct peer *p = n->member_peer[i];
+        mail(n, p, log_end(n), &head, &(struct body){.key = n->address, .value = &beat});
+        if (p->leave && n->view->members[i].state == MEMBER_UP)
+            mail_members(n, ~self_bit(n), &(struct message){.type = M_LEAVE, .number = p->id}, NULL);
+        else
+            p->leave = false;
+    }
+}
+
+static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
+{
+    struct heartbeat beat;
+    struct body body = message_body(m);
+    if (!(m->flags & FLAG_WHOLE) || m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES)
+        return;
+    memcpy(&beat, body.value, sizeof beat);
+    memset(from->address, 0, sizeof from->address);
+    memcpy(from->address, body.key, m->key_bytes);
+    from->heard_at = n->now;
+    from->hears_us = false;
+    for (int i = 0; i < MEMBERS_MAX; i++)
+        from->hears_us |= beat.heard[i] == n->id;
+    from->keys = beat.keys;
+    from->value_bytes = beat.value_bytes;
+    from->requests = beat.requests;
+    if (from->epoch == node_epoch(n))
+        memcpy(from->complete, beat.complete, sizeof beat.complete);
+}
+
+/* A node that is no member asks to become one; its number is in the batch that the message came in. */
+static void join_send(struct node *n)
+{
+    struct message m = {.type = M_JOIN, .status = (uint16_t)n->weight};
+    m.key_bytes = (uint16_t)strlen(n->address);
+    m.type_bytes = (uint16_t)strlen(n->zone);
+    for (size_t i = 0; i < n->peers_count; i++) {
+        struct peer *p = n->peers[i];
+        if (p != n->self_peer && (p->id == 0 || member_index(n->view, p->id) >= 0))
+            mail(n, p, 0, &m, &(struct body){.key = n->address, .type = n->zone});
+    }
+}
+
+static void on_join(struct node *n, struct peer *from, const struct message *m)
+{
+    if (m->key_bytes >= ADDRESS_BYTES || m->type_bytes >= ZONE_BYTES ||
+        m->status == 0 || m->status > WEIGHT_MAX || member_index(n->view, from->id) >= 0)
+        return;
+    struct joiner *j = &n->joiners[0];
+    for (int i = 0; i < JOINERS_MAX && j->peer != from; i++)
+        if (n->joiners[i].peer == from || n->joiners[i].heard_at < j->heard_at)
+            j = &n->joiners[i];
+    struct body body = message_body(m);
+    *j = (struct joiner){.peer = from, .heard_at = n->now};
+    j->member.id = from->id;
+    j->member.weight = m->status;
+    memcpy(j->member.address, body.key, m->key_bytes);
+    memcpy(j->member.zone, body.type, m->type_bytes);
+    memcpy(from->address, j->member.address, ADDRESS_BYTES);
+    from->live_at = n->now;
+}
+
+/* Whether a member may be drained: another live UP member must remain. */
+static bool member_may_leave(const struct node *n, int index)
+{
+    uint64_t others = view_members(n->view, 1u << MEMBER_UP) & ~(UINT64_C(1) << index);
+    return n->view->members[index].state == MEMBER_UP && (others & live_members(n));
+}
+
+/* Asks the coordinator, by way of all members, to drain a member. False: it is the last. */
+static bool node_drain(struct node *n, int index)
+{
+    if (!member_may_leave(n, index))
+        return false;
+    n->member_peer[index]->leave = true;
+    n->next_heartbeat = 0;
+    return true;
+}
+
+static void on_leave(struct node *n, struct peer *from, const struct message *m)
+{
+    (void)from;
+    int index = member_index(n->view, m->number);
+    if (index >= 0)
+        n->member_peer[index]->leave = true;
+}
+
+static bool evictable(const struct node *n, uint32_t index)
+{
+    const struct peer *p = n->member_peer[index];
+    return !peer_is_live(n, p) && max_u64(p->live_at, n->lease_at) + n->evict_after < n->now;
+}
+
+/* The members that have told, in this epoch, that they hold all of a partition. */
+static uint64_t complete_members(const struct node *n, unsigned partition)
+{
+    uint64_t members = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (bit_is_set(n->member_peer[i]->complete, partition))
+            members |= UINT64_C(1) << i;
+    return members;
+}
+
+/* Partitions whose owners change, and how many of them are complete: each at a majority of its new
+ * owners, and at every joiner that is to have it (R15). */
+static void transition_progress(const struct node *n, unsigned *complete, unsigned *changing)
+{
+    uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING);
+    *complete = *changing = 0;
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        uint64_t owners = n->owners[1][p], done = complete_members(n, p);
+        if (owners == n->owners[0][p])
+            continue;
+        ++*changing;
+        *complete += majority(done, owners) && !(owners & joiners & ~done);
+    }
+}
+
+/* Whether new owners died for good, so that the transition would never end (R21). */
+static bool transition_is_lost(const struct node *n)
+{
+    uint64_t dead = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        dead |= (uint64_t)evictable(n, i) << i;
+    if (dead & view_members(n->view, 1u << MEMBER_JOINING))
+        return true;
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        if (!majority(n->owners[1][p] & ~dead, n->owners[1][p]))
+            return true;
+    return false;
+}
+
+/* The view after this one, if there is a reason for one. Members that are not copied are gone. */
+static bool view_next(const struct node *n, struct view *next)
+{
+    const struct view *v = n->view;
+    uint64_t live = live_members(n), up = view_members(v, 1u << MEMBER_UP);
+    unsigned complete, changing;
+    *next = *v;
+    next->epoch++;
+    next->members_count = 0;
+    if (!n->settled) {
+        transition_progress(n, &complete, &changing);
+        bool done = complete == changing || !RULE(15);
+        if (view_members(v, 1u << MEMBER_JOINING) & ~live)
+            done = false;
+        unsigned stays = done ? MEMBER_JOINING : MEMBER_LEAVING;
+        if (!done && !transition_is_lost(n))
+            return false;
+        for (uint32_t i = 0; i < v->members_count; i++) {
+            if (v->members[i].state != MEMBER_UP && v->members[i].state != stays)
+                continue;
+            next->members[next->members_count] = v->members[i];
+            next->members[next->members_count++].state = MEMBER_UP;
+        }
+        return true;
+    }
+    next->members_count = v->members_count;
+    memcpy(next->members, v->members, v->members_count * sizeof *v->members);
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        bool spare = (uint32_t)__builtin_popcountll(live & up & ~(UINT64_C(1) << i)) >= v->replicas;
+        if ((n->member_peer[i]->leave && member_may_leave(n, (int)i)) ||
+            (evictable(n, i) && spare)) {
+            next->members[i].state = MEMBER_LEAVING;
+            return true;
+        }
+    }
+    for (int i = 0; i < JOINERS_MAX && v->members_count < MEMBERS_MAX; i++) {
+        const struct joiner *j = &n->joiners[i];
+        if (j->peer && j->heard_at + n->lease > n->now && member_index(v, j->member.id) < 0) {
+            next->members[next->members_count] = j->member;
+            next->members[next->members_count++].state = MEMBER_JOINING;
+            return true;
+        }
+    }
+    return false;
+}
+
+static size_t view_key(char key[32], uint64_t epoch)
+{
+    return (size_t)snprintf(key, 32, "view/%" PRIu64, epoch);
+}
+
+static void coordinator_tick(struct node *n)
+{
+    struct {
+        struct view view;
+        struct member members[MEMBERS_MAX + 1];
+    } next;
+    uint64_t live_voters = live_members(n) & n->voters;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (live_voters >> i & 1 && n->view->members[i].id < n->id)
+            return;
+    if (!(n->voters & self_bit(n)) || !n->has_lease || n->view_proposed || n->view_chosen.count ||
+        !view_next(n, &next.view))
+        return;
+    char key[32];
+    n->view_proposed = true;
+    node_request_own(n, VIEWS_PARTITION, DO_PUT, RULE(16) ? IF_ABSENT : IF_NONE, key,
+                     view_key(key, next.view.epoch), &next, view_bytes(&next.view));
+}
+
+/* The register of the next view answered. Whoever wrote it, what is in it is the view: read it. */
+static void view_decided(struct node *n, const struct message *result, const struct body *body)
+{
+    char key[32];
+    if (result->status == 200 && result->flags & FLAG_WHOLE)
+        bytes_append(&n->view_chosen, body->value, result->value_bytes);
+    else if (result->status == 201 || result->status == 204 || result->status == 412)
+        node_request_own(n, VIEWS_PARTITION, DO_READ, IF_NONE, key,
+                         view_key(key, node_epoch(n) + 1), NULL, 0);
+    else
+        n->view_proposed = false;
+}
+
+/* Views are adopted between events, as that ends all rounds. */
+static void view_adopt_chosen(struct node *n)
+{
+    const struct view *v = (const struct view *)n->view_chosen.data;
+    if (!n->view_chosen.count)
+        return;
+    if (view_makes_sense(v, n->view_chosen.count) && v->epoch == node_epoch(n) + 1)
+        view_adopt(n, v);
+    n->view_chosen.count = 0;
+}
+
+static void lease_tick(struct node *n)
+{
+    uint64_t live = live_members(n);
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (live >> i & 1)
+            n->member_peer[i]->live_at = n->now;
+    bool has = majority(live, n->voters);
+    if (has && !n->has_lease) {
+        n->lease_at = n->now;
+        n->catch_up_until = n->now + 10 * n->lease;
+    } else if (!has && n->has_lease) {
+        n->counters.lease_expirations++;
+        say(LEVEL_WARN, "lease lost", "epoch=%" PRIu64, n->view->epoch);
+    }
+    n->has_lease = has;
+}
+
+/* === 14 Sync ====================================================================================
+ *
+ * Rebalancing, hand-off and repair are one act. A node gets a list of (key, ballot) of a partition
+ * from another owner, and pulls what is newer than its own: the other sends its accept again, and
+ * the acceptor's rule decides (R18). While data moves, the lists of a majority of the old owners make
+ * a partition complete (R14). In a settled view, owners whose digests differ do it now and then.
+ */
+
+/* One entry of a list; the key follows, padded to a multiple of 8. */
+struct listed {
+    struct ballot ballot;
+    uint64_t version, modified, expiry;
+    uint32_t value_bytes;
+    uint16_t key_bytes;
+    uint8_t flags, member; /* member: set by the receiver */
+    uint8_t key[];
+};
+_Static_assert(sizeof(struct listed) == 56, "layout");
+
+static size_t listed_bytes(const struct listed *l)
+{
+    return (sizeof *l + l->key_bytes + 7) & ~(size_t)7;
+}
+
+static void listed_append(struct bytes *to, const struct listed *l, const void *key)
+{
+    struct listed *copy = bytes_extend(to, listed_bytes(l));
+    memset(copy, 0, listed_bytes(l));
+    *copy = *l;
+    memcpy(copy->key, key, l->key_bytes);
+}
+
+/* The entry of a list at `at`, or null if there is no whole one: lists come from peers. */
+static const struct listed *listed_at(const struct bytes *list, size_t at)
+{
+    const struct listed *l = (const struct listed *)(list->data + at);
+    if (list->count - at < sizeof *l || l->key_bytes > KEY_BYTES_MAX ||
+        list->count - at < listed_bytes(l))
+        return NULL;
+    return l;
+}
+
+/* Tells up to `most` of a partition's keys that begin with `prefix` and come after `after`. */
+static void list_tell(struct node *n, struct peer *to, const struct message *m, uint16_t partition)
+{
+    const struct partition *p = &n->partitions[partition];
+    struct body body = message_body(m);
+    bool from_prefix = key_compare(body.key, m->key_bytes, body.value, m->value_bytes) < 0;
+    const void *start = from_prefix ? body.value : body.key;
+    size_t start_bytes = from_prefix ? m->value_bytes : m->key_bytes;
+    uint32_t i = partition_seek(p, start, start_bytes);
+    struct message head = {.type = M_LISTED, .op = m->op, .partition = partition};
+    head.flags = FLAG_WHOLE;
+    n->scratch.count = 0;
+    for (uint64_t told = 0; i < p->count; i++) {
+        const struct entry *e = p->entries[i];
+        if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0)
+            break;
+        bool skip = !(e->flags & FLAG_RECORD) || (!RULE(14) && !entry_is_live(e));
+        if (skip || key_compare(e->key, e->key_bytes, body.key, m->key_bytes) <= 0)
+            continue;
+        if (told++ == m->number) {
+            head.flags |= FLAG_WATCH;
+            break;
+        }
+        struct listed l = {e->accepted, e->version, e->modified, e->expiry, e->value_bytes,
+                           e->key_bytes, e->flags, 0};
+        listed_append(&n->scratch, &l, e->key);
+    }
+    head.value_bytes = (uint32_t)n->scratch.count;
+    mail(n, to, log_end(n), &head, &(struct body){.value = n->scratch.data});
+}
+
+/* M_LIST: key is `after`, value the prefix, number how many; VIEWS_PARTITION stands for all. */
+static void on_list(struct node *n, struct peer *from, const struct message *m)
+{
+    bool all = m->partition == VIEWS_PARTITION;
+    for (unsigned p = all ? 0 : m->partition; p < PARTITIONS && (all || p == m->partition); p++)
+        if (partition_is_ours(n, (uint16_t)p))
+            list_tell(n, from, m, (uint16_t)p);
+}
+
+static void sync_end(struct sync *s)
+{
+    bytes_free(&s->after);
+    bytes_free(&s->wanted);
+    *s = (struct sync){0};
+}
+
+static void sync_reset(struct node *n)
+{
+    for (int i = 0; i < SYNCS_MAX; i++)
+        sync_end(&n->syncs[i]);
+}
+
+static void sync_ask(struct node *n, struct sync *s)
+{
+    struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = s->partition};
+    m.op = s->op = clock_tick(n);
+    m.number = LIST_PAGE_KEYS;
+    m.key_bytes = (uint16_t)s->after.count;
+    s->due = n->now + 5 * STEP_TIME;
+    mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = s->after.data});
+}
+
+/* The next member whose list is wanted, or the end: complete, or as equal as one can be now. */
+static void sync_next(struct node *n, struct sync *s)
+{
+    struct partition *p = &n->partitions[s->partition];
+    uint64_t old = n->owners[0][s->partition], left = p->differs;
+    if (s->complete) {
+        left = old & ~s->done & ~self_bit(n);
+        if (majority(s->done | (old & self_bit(n)), old) || !RULE(14)) {
+            p->complete = true;
+            left = 0;
+        }
+    }
+    left &= live_members(n);
+    if (!left) {
+        sync_end(s);
+        return;
+    }
+    s->source = (unsigned)__builtin_ctzll(left);
+    s->after.count = 0;
+    s->more = false;
+    s->tries = 0;
+    sync_ask(n, s);
+}
+
+/* Whether this node needs the record that the list tells of. */
+static bool sync_wants(const struct node *n, const struct sync *s, const struct listed *l)
+{
+    const struct partition *p = &n->partitions[s->partition];
+    const struct entry *e = entry_find(p, l->key, l->key_bytes);
+    if (e && e->flags & FLAG_RECORD)
+        return ballot_compare(l->ballot, e->accepted) > 0 || e->flags & FLAG_DAMAGED;
+    /* Or forgotten tombstones would go round for ever (R19). */
+    return !(n->settled && l->flags & FLAG_TOMBSTONE && ballot_compare(l->ballot, p->floor) <= 0);
+}
+
+/* Pulls what is still wanted of the page, some at a time: those under way are marked in `member`.
+ * When nothing is wanted, goes on to the next page or member. */
+static void sync_pull(struct node *n, struct sync *s)
+{
+    struct bytes left = {0};
+    struct listed *l;
+    size_t at;
+    bool under_way = false;
+    for (at = 0; at < s->wanted.count; at += listed_bytes(l)) {
+        l = (struct listed *)(s->wanted.data + at);
+        if (sync_wants(n, s, l)) {
+            listed_append(&left, l, l->key);
+            under_way |= l->member;
+        }
+    }
+    s->tries = left.count < s->wanted.count ? 0 : s->tries;
+    bytes_swap(&left, &s->wanted);
+    bytes_free(&left);
+    if (s->wanted.count && under_way && s->due > n->now)
+        return;
+    size_t pulled_bytes = 0;
+    for (at = 0; at < s->wanted.count; at += listed_bytes(l)) {
+        l = (struct listed *)(s->wanted.data + at);
+        l->member = pulled_bytes < PULL_BYTES_MAX;
+        if (!l->member)
+            continue;
+        pulled_bytes += sizeof(struct message) + l->value_bytes;
+        struct message m = {.type = M_PULL, .partition = s->partition, .key_bytes = l->key_bytes};
+        mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
+    }
+    s->due = n->now + 5 * STEP_TIME;
+    s->tries++;
+    if (s->wanted.count)
+        return;
+    if (s->more) {
+        sync_ask(n, s);
+        return;
+    }
+    s->done |= UINT64_C(1) << s->source;
+    n->partitions[s->partition].differs &= ~s->done;
+    sync_next(n, s);
+}
+
+static void sync_listed(struct node *n, struct sync *s, const struct message *m)
+{
+    struct bytes list = {(uint8_t *)message_body(m).value, m->value_bytes, 0}, copy = {0};
+    bytes_append(&copy, list.data, list.count); /* aligned */
+    const struct listed *l = NULL, *next;
+    s->wanted.count = 0;
+    for (size_t at = 0; at < copy.count && (next = listed_at(&copy, at)); at += listed_bytes(l)) {
+        l = next;
+        struct listed wanted = *l;
+        wanted.member = 0;
+        if (sync_wants(n, s, l))
+            listed_append(&s->wanted, &wanted, l->key);
+    }
+    s->op = 0;
+    s->due = 0;
+    s->more = l && m->flags & FLAG_WATCH;
+    s->after.count = 0;
+    if (l)
+        bytes_append(&s->after, l->key, l->key_bytes);
+    bytes_free(&copy);
+    sync_pull(n, s);
+}
+
+static void listing_listed(struct node *n, const struct peer *from, const struct message *m);
+
+static void on_listed(struct node *n, struct peer *from, const struct message *m)
+{
+    if (!(m->flags & FLAG_WHOLE))
+        return;
+    for (int i = 0; i < SYNCS_MAX; i++) {
+        struct sync *s = &n->syncs[i];
+        if (s->busy && s->op == m->op && s->partition == m->partition) {
+            sync_listed(n, s, m);
+            return;
+        }
+    }
+    listing_listed(n, from, m);
+}
+
+static bool sync_is_needed(const struct node *n, uint16_t partition)
+{
+    for (int i = 0; i < SYNCS_MAX; i++)
+        if (n->syncs[i].busy && n->syncs[i].partition == partition)
+            return false;
+    const struct partition *p = &n->partitions[partition];
+    if (n->settled)
+        return p->differs & live_members(n);
+    return !p->complete && n->owners[1][partition] & self_bit(n);
+}
+
+static void sync_tick(struct node *n)
+{
+    for (int i = 0; i < SYNCS_MAX; i++) {
+        struct sync *s = &n->syncs[i];
+        for (int tries = 0; !s->busy && tries < PARTITIONS; tries++) {
+            n->sync_next = (uint16_t)((n->sync_next + 1) % PARTITIONS);
+            if (!sync_is_needed(n, n->sync_next))
+                continue;
+            *s = (struct sync){.busy = true, .partition = n->sync_next, .complete = !n->settled};
+            sync_next(n, s);
+        }
+        if (!s->busy)
+            return;
+        if (s->tries > 10 || !(live_members(n) >> s->source & 1))
+            sync_end(s); /* it begins again, with another source perhaps */
+        else if (s->op == 0)
+            sync_pull(n, s);
+        else if (s->due <= n->now) {
+            s->tries++;
+            sync_ask(n, s);
+        }
+    }
+}
+
+/* A record failed its checksum: this node says nothing of the key until another owner sends it. */
+static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
+{
+    if (!(e->flags & FLAG_DAMAGED)) {
+        say(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64, e->lsn);
+        n->counters.repairs_damage++;
+    }
+    e->flags |= FLAG_DAMAGED;
+    struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
+    mail_members(n, partition_owners(n, partition) & ~self_bit(n), &m,
+                 &(struct body){.key = e->key});
+}
+
+/* Tells the other owners the digests and floors of some partitions; of all while catching up. */
+static void digests_send(struct node *n)
+{
+    unsigned count = n->catch_up_until > n->now ? PARTITIONS : PARTITIONS / 16;
+    for (unsigned i = 0; i < count; i++) {
+        uint16_t p = n->digest_next = (uint16_t)((n->digest_next + 1) % PARTITIONS);
+        if (!(partition_owners(n, p) & self_bit(n)))
+            continue;
+        struct message m = {.type = M_DIGEST, .partition = p, .ballot = n->partitions[p].floor};
+        m.number = n->partitions[p].digest;
+        for (uint32_t j = 0; j < n->view->members_count; j++)
+            if (partition_owners(n, p) & ~self_bit(n) & UINT64_C(1) << j)
+                mail(n, n->member_peer[j], log_end(n), &m, NULL);
+    }
+}
+
+/* Forgetting tombstones: an owner whose digest is ours at a floor not below ours holds no live record
+ * that a tombstone up to the floor has to cover, and takes none any more. When every owner has said
+ * so, in whatever order, nobody needs these tombstones (R19, R20). */
+static void on_digest(struct node *n, struct peer *from, const struct message *m)
+{
+    int index = member_index(n->view, from->id);
+    if (!n->settled || index < 0 || m->partition >= PARTITIONS)
+        return;
+    struct partition *p = &n->partitions[m->partition];
+    uint64_t bit = UINT64_C(1) << index;
+    bool equal = m->number == p->digest;
+    floor_raise(n, m->partition, m->ballot);
+    if (equal)
+        p->differs &= ~bit;
+    else if (p->changed_at + 2 * SECOND < n->now || n->catch_up_until > n->now ||
+             node_random(n) % 8 == 0)
+        p->differs |= bit; /* a partition that is being written always differs: not each time */
+    if (!equal) {
+        p->agreed &= ~bit;
+        return;
+    }
+    if (ballot_compare(m->ballot, p->floor) >= 0 || !RULE(19))
+        p->agreed |= bit;
+}
+
+static bool is_old(const struct node *n, struct ballot b)
+{
+    return b.time + MEMORY_OF_ANSWERS < n->clock;
+}
+
+/* Looks after a partition's entries: deletes what expired, folds old promises and the ballots of old
+ * tombstones into the floor. */
+static void partition_walk(struct node *n, uint16_t partition)
+{
+    struct partition *p = &n->partitions[partition];
+    struct ballot floor = p->floor;
+    bool agreed = !(partition_owners(n, partition) & ~self_bit(n) & ~p->agreed);
+    bool first = first_live_owner(n, partition) == n->self;
+    if (agreed && n->settled)
+        p->forgotten = p->floor;
+    for (uint32_t i = 0; i < p->count; i++) {
+        struct entry *e = p->entries[i];
+        if (e->flags & FLAG_DAMAGED)
+            pull_damaged(n, partition, e);
+        if (entry_is_live(e)) {
+            if (first && e->expiry && e->expiry <= n->clock)
+                repair_key(n, partition, e->key, e->key_bytes);
+        } else if (n->settled && e->flags & FLAG_TOMBSTONE) {
+            if (agreed && is_old(n, e->accepted))
+                floor = ballot_max(floor, e->accepted);
+        } else if (n->settled && is_old(n, *e->promised)) {
+            floor = ballot_max(floor, *e->promised);
+            entry_forget(n, p, e);
+            i--;
+        }
+    }
+    floor_raise(n, partition, floor);
+}
+
+/* === 15 Listing =================================================================================
+ *
+ * Every owner sends the next keys of all its partitions. What a quorum of a partition's owners lists
+ * at one ballot is told; a key on which they do not agree, or which expired, is read as by GET. A
+ * page ends where the shortest of the lists that have more to come ends.
+ */
+
+struct listing {
+    struct listing *next;
+    void *client;
+    struct bytes prefix, after; /* keys; the page begins behind `after` */
+    uint64_t limit, op, due, deadline;
+    uint64_t told[PARTITIONS];         /* members */
+    unsigned left;                     /* partitions that no quorum has told yet */
+    struct bytes lists, bound, result; /* struct listed; a key; struct listed */
+    uint64_t result_count;
+    size_t reads;      /* under way */
+    bool more, failed; /* more: keys above `bound` were not told */
+};
+
+static void listing_ask(struct node *n, struct listing *l)
+{
+    memset(l->told, 0, sizeof l->told);
+    l->left = PARTITIONS;
+    l->lists.count = l->bound.count = 0;
+    l->more = false;
+    l->due = n->now + 5 * STEP_TIME;
+    struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
+    m.op = l->op = clock_tick(n);
+    m.number = (l->limit - l->result_count) / (PARTITIONS / 2) + 16;
+    m.key_bytes = (uint16_t)l->after.count;
+    m.value_bytes = (uint32_t)l->prefix.count;
+    mail_members(n, ~UINT64_C(0), &m,
+                 &(struct body){.key = l->after.data, .value = l->prefix.data});
+}
+
+static void listing_end(struct node *n, struct listing *l)
+{
+    struct listing **at = &n->listings;
+    while (*at != l)
+        at = &(*at)->next;
+    *at = l->next;
+    struct message m = {.type = M_RESULT, .status = l->failed ? 503 : 200, .flags = FLAG_WHOLE};
+    m.flags |= l->more ? FLAG_WATCH : 0;
+    m.key_bytes = l->more ? (uint16_t)l->after.count : 0;
+    m.value_bytes = l->failed ? 0 : (uint32_t)l->result.count;
+    n->scratch.count = 0;
+    n->hooks->reply(n, l->client,
+                    message_append(&n->scratch, &m,
+                                   &(struct body){.key = l->after.data, .value = l->result.data}));
+    bytes_free(&l->prefix);
+    bytes_free(&l->after);
+    bytes_free(&l->lists);
+    bytes_free(&l->bound);
+    bytes_free(&l->result);
+    free(l);
+}
+
+/* Keys after `after` that begin with `prefix`, at most `limit`, in byte order. The reply's value is
+ * a list of struct listed, its key the last one if there are more (FLAG_WATCH). */
+static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
+                      const void *after, size_t after_bytes, uint64_t limit)
+{
+    struct listing *l = allocate(sizeof *l);
+    l->next = n->listings;
+    n->listings = l;
+    l->client = client;
+    l->limit = limit;
+    l->deadline = n->now + 20 * SECOND;
+    bytes_append(&l->prefix, prefix, prefix_bytes);
+    bytes_append(&l->after, after, after_bytes);
+    n->requests++;
+    l->failed = n->self < 0 || !n->has_lease;
+    if (l->failed)
+        listing_end(n, l);
+    else
+        listing_ask(n, l);
+}
+
+static int listed_compare(const void *a, const void *b)
+{
+    const struct listed *x = *(const struct listed *const *)a, *y = *(const struct listed *const *)b;
+    int order = key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
+    return order ? order : ballot_compare(y->ballot, x->ballot);
+}
+
+/* Nothing is under way any more: the page is whole, or goes on behind what was told so far. */
+static void listing_go_on(struct node *n, struct listing *l)
+{
+    if (l->reads)
+        return;
+    struct bytes kept = {0};
+    const struct listed *e;
+    for (size_t at = 0; at < l->result.count && (e = listed_at(&l->result, at));
+         at += listed_bytes(e))
+        if (e->flags & FLAG_RECORD)
+            listed_append(&kept, e, e->key);
+        else
+            l->result_count--;
+    bytes_swap(&kept, &l->result);
+    bytes_free(&kept);
+    if (l->more) {
+        l->after.count = 0;
+        bytes_append(&l->after, l->bound.data, l->bound.count);
+    }
+    if (l->failed || !l->more || l->result_count >= l->limit)
+        listing_end(n, l);
+    else
+        listing_ask(n, l);
+}
+
+/* One key of the page: told as the owners agree on it, or read first. */
+static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
+{
+    uint16_t partition = key_partition(e->key, e->key_bytes);
+    struct listed add = *e;
+    bool expired = e->expiry && e->expiry <= n->clock;
+    bool agreed = quorum(n, partition, same);
+    if (agreed && e->flags & FLAG_TOMBSTONE)
+        return;
+    l->result_count++;
+    if (!agreed || expired)
+        add.flags = 0;
+    listed_append(&l->result, &add, e->key);
+    if (add.flags)
+        return;
+    struct message m = {.type = M_FORWARD, .function = DO_READ, .partition = partition};
+    m.key_bytes = e->key_bytes;
+    struct request *q = request_make(n, &m, &(struct body){.key = e->key});
+    q->listing = l;
+    l->reads++;
+    request_admit(n, q);
+}
+
+static void listing_read(struct node *n, const struct request *q, const struct message *result)
+{
+    struct listing *l = q->listing;
+    struct body body = message_body(q->m);
+    struct listed *e = NULL;
+    for (size_t at = 0; at < l->result.count; at += listed_bytes(e)) {
+        e = (struct listed *)(l->result.data + at);
+        if (key_compare(e->key, e->key_bytes, body.key, q->m->key_bytes) == 0)
+            break;
+    }
+    assert(e);
+    l->failed |= result->status != 200 && result->status != 404;
+    if (result->status == 200) {
+        e->version = result->version;
+        e->modified = result->modified;
+        e->expiry = result->expiry;
+        e->value_bytes = result->value_bytes;
+        e->flags = FLAG_RECORD;
+    }
+    l->reads--;
+    listing_go_on(n, l);
+}
+
+static void listing_merge(struct node *n, struct listing *l)
+{
+    struct bytes order = {0};
+    const struct listed *e;
+    for (size_t at = 0; at < l->lists.count && (e = listed_at(&l->lists, at)); at += listed_bytes(e))
+        bytes_append(&order, &e, sizeof e);
+    const struct listed **all = (const struct listed **)order.data;
+    size_t count = order.count / sizeof e;
+    if (count)
+        qsort(all, count, sizeof e, listed_compare);
+    l->reads++; /* so that the page does not end before it is whole */
+    for (size_t i = 0, next; i < count; i = next) {
+        uint64_t same = 0;
+        for (next = i; next < count && !key_compare(all[i]->key, all[i]->key_bytes, all[next]->key,
+                                                    all[next]->key_bytes);
+             next++)
+            if (ballot_equal(all[next]->ballot, all[i]->ballot))
+                same |= UINT64_C(1) << all[next]->member;
+        e = all[i];
+        bool above = l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0;
+        if (above)
+            break;
+        if (l->result_count == l->limit) { /* cut before this key */
+            l->more = true;
+            l->bound.count = 0;
+            bytes_append(&l->bound, all[i - 1]->key, all[i - 1]->key_bytes);
+            break;
+        }
+        listing_add(n, l, e, same);
+    }
+    bytes_free(&order);
+    l->reads--;
+    listing_go_on(n, l);
+}
+
+static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
+{
+    struct listing *l = n->listings;
+    while (l && (l->op != m->op || l->left == 0))
+        l = l->next;
+    int index = member_index(n->view, from->id);
+    if (!l || index < 0 || m->partition >= PARTITIONS || l->told[m->partition] >> index & 1)
+        return;
+    bool was = quorum(n, m->partition, l->told[m->partition]);
+    l->told[m->partition] |= UINT64_C(1) << index;
+    struct bytes list = {0};
+    bytes_append(&list, message_body(m).value, m->value_bytes); /* aligned */
+    struct listed *e = NULL;
+    for (size_t at = 0; at < list.count && listed_at(&list, at); at += listed_bytes(e)) {
+        e = (struct listed *)(list.data + at);
+        e->member = (uint8_t)index;
+        listed_append(&l->lists, e, e->key);
+    }
+    if (e && m->flags & FLAG_WATCH &&
+        (!l->more || key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) < 0)) {
+        l->more = true;
+        l->bound.count = 0;
+        bytes_append(&l->bound, e->key, e->key_bytes);
+    }
+    bytes_free(&list);
+    l->left -= !was && quorum(n, m->partition, l->told[m->partition]);
+    if (l->left == 0)
+        listing_merge(n, l);
+}
+
+static void listings_tick(struct node *n, bool restart)
+{
+    for (struct listing *l = n->listings, *next; l; l = next) {
+        next = l->next;
+        if (l->left == 0)
+            continue; /* its reads have deadlines of their own */
+        if (l->deadline <= n->now) {
+            l->failed = true;
+            listing_end(n, l);
+        } else if (restart || l->due <= n->now) {
+            listing_ask(n, l);
+        }
+    }
+}
+
+static void listings_restart(struct node *n)
+{
+    listings_tick(n, true);
+}
+
+/* === 16 Cleaning ================================================================================
+ *
+ * The log is circular: its oldest batch is cleaned first. What is live is appended again, then `first`
+ * moves past it, once the copies are durable; the disk removes files below `first`. So whatever
+ * stands in the log, nothing older of its key is left when it goes: that is when a tombstone may be
+ * forgotten, and a drop.
+ */
+
+/* Appends an entry again if it is live: it is what the index, or the node, points at. */
+static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
+{
+    struct partition *p = &n->partitions[m->partition];
+    struct body body = message_body(m);
+    struct entry *e;
+    switch (m->type) {
+    case M_VIEW:
+        log_append(n, m, &body);
+        break;
+    case M_FLOOR:
+        if (p->floor_lsn == lsn)
+            p->floor_lsn = log_append(n, m, &body);
+        break;
+    case M_RESERVE:
+        if (n->reserve_lsn == lsn)
+            n->reserve_lsn = log_append(n, m, &body);
+        break;
+    case M_ACCEPT:
+        e = entry_find(p, body.key, m->key_bytes);
+        if (!e || e->lsn != lsn || !(e->flags & FLAG_RECORD))
+            break;
+        if (m->check != message_check(m)) {
+            pull_damaged(n, m->partition, e);
+            return false;
+        }
+        if (e->flags & FLAG_TOMBSTONE && n->settled && m->partition != VIEWS_PARTITION &&
+            ballot_compare(e->accepted, p->forgotten) <= 0 && is_old(n, e->accepted) &&
+            !e->promised)
+            entry_forget(n, p, e);
+        else
+            e->lsn = log_append(n, m, &body);
+        break;
+    default: /* a drop: what it dropped is gone from the log */
+        break;
+    }
+    return true;
+}
+
+/* Cleans one batch at *at. False: it must be waited for. */
+static bool clean_batch(struct node *n, uint64_t *at)
+{
+    struct log_header h;
+    struct bytes batch = {0};
+    bool done = log_read(n, *at, &h, sizeof h);
+    bool sane = done && h.magic == LOG_MAGIC && h.lsn == *at && h.bytes > sizeof h &&
+                *at + h.bytes <= n->log.durable;
+    n->log.stuck |= done && !sane;
+    if (!done || !sane || !log_read(n, *at, bytes_extend(&batch, h.bytes), h.bytes)) {
+        n->log.fetching = !n->log.stuck;
+        bytes_free(&batch);
+        if (n->log.fetching)
+            n->hooks->log_fetch(n, *at, done ? h.bytes : sizeof h, &batch);
+        return false;
+    }
+    bool walked = true;
+    for (size_t i = sizeof h; i < h.bytes && walked;) {
+        const struct message *m = message_parse(batch.data + i, h.bytes - i);
+        n->log.stuck |= !m;
+        walked = m && clean_message(n, m, *at + i);
+        i += m ? m->bytes : 0;
+    }
+    bytes_free(&batch);
+    if (n->log.stuck)
+        say(LEVEL_ERROR, "the log is damaged and cannot be cleaned: replace this node",
+            "lsn=%" PRIu64, *at);
+    *at += walked ? h.bytes : 0;
+    return walked;
+}
+
+static void clean_tick(struct node *n)
+{
+    struct log *log = &n->log;
+    if (log->cleaned_until && log->durable >= log->cleaned_until) {
+        log->first = log->cleaned;
+        log->cleaned_until = 0;
+    }
+    if (log->cleaned_until || log->stuck || log->fetching || n->self < 0 ||
+        log_end(n) - log->first < 2 * log->live_bytes + CLEAN_SLACK_BYTES)
+        return;
+    uint64_t at = log->first;
+    while (at < log->first + CLEAN_STEP_BYTES && at < log->durable && clean_batch(n, &at))
+        continue;
+    log->cleaned = at;
+    log->cleaned_until = log_end(n);
+}
+
+/* === 17 The core's edge =========================================================================
+ *
+ * What the world tells a node. After each call it does what came of it: it writes what log_flush
+ * gives, and sends what mail_take gives.
+ */
+
+struct handler {
+    void (*handle)(struct node *n, struct peer *from, const struct message *m);
+    bool owned;     /* only for a partition that this node owns */
+    bool any_epoch; /* also from a node whose view is older or newer */
+};
+
+static const struct handler handlers[M_TYPES] = {
+    [M_PREPARE] = {on_prepare, .owned = true},
+    [M_PROMISE] = {on_promise, .owned = false},
+    [M_ACCEPT] = {on_accept, .owned = true},
+    [M_ACCEPTED] = {on_accepted, .owned = false},
+    [M_REFUSE] = {on_refuse, .owned = false},
+    [M_READ] = {on_read, .owned = true},
+    [M_ANSWER] = {on_answer, .owned = false},
+    [M_FORWARD] = {on_forward, .owned = false},
+    [M_RESULT] = {on_result, .owned = false},
+    [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
+    [M_VIEW] = {on_view, .any_epoch = true},
+    [M_JOIN] = {on_join, .any_epoch = true},
+    [M_LEAVE] = {on_leave, .owned = false},
+    [M_LIST] = {on_list, .owned = false},
+    [M_LISTED] = {on_listed, .owned = false},
+    [M_PULL] = {on_pull, .owned = true},
+    [M_DIGEST] = {on_digest, .owned = false},
+};
+
+static void message_handle(struct node *n, struct peer *from, const struct message *m,
+                           uint64_t epoch)
+{
+    if (m->type >= M_TYPES || n->gone)
+        return;
+    const struct handler *h = &handlers[m->type];
+    if ((epoch != node_epoch(n) && !h->any_epoch && RULE(6)) ||
+        (h->owned && !partition_is_ours(n, m->partition)))
+        return;
+    if (m->type == M_FORWARD)
+        clock_raise(n, m->dropped);
+    h->handle(n, from, m);
+}
+
+/* Handles mail to itself until there is none. */
+static void node_run(struct node *n)
+{
+    clock_reserve(n);
+    view_adopt_chosen(n);
+    while (n->inbox.count) {
+        struct bytes inbox = n->inbox;
+        n->inbox = (struct bytes){0};
+        uint64_t epoch = node_epoch(n);
+        for (size_t at = 0; at < inbox.count;) {
+            const struct message *m = (const struct message *)(inbox.data + at);
+            at += m->bytes;
+            message_handle(n, n->self_peer, m, epoch);
+        }
+        if (n->inbox.count == 0) {
+            bytes_swap(&n->inbox, &inbox);
+            n->inbox.count = 0;
+        }
+        bytes_free(&inbox);
+        view_adopt_chosen(n);
+    }
+}
+
+/* One batch of mail, aligned to 8; nothing in it is believed before it is checked. False: it is not
+ * one, and the link is not worth keeping. */
+static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
+{
+    const struct batch *b = (const struct batch *)data;
+    if (bytes < sizeof *b || b->magic != MAIL_MAGIC || b->bytes != bytes || bytes % 8 ||
+        b->check != XXH3_64bits(&b->cluster, bytes - 16))
+        return false;
+    bool ours = (b->to == n->id || (b->to == 0 && RULE(6))) || !RULE(6);
+    if (!ours || (b->cluster && n->cluster && b->cluster != n->cluster) || b->from == n->id)
+        return true;
+    if (b->clock > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5)) {
+        say(LEVEL_WARN, "clock fault: mail from the future is ignored",
+            "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->wall) / 1e6);
+        return true;
+    }
+    clock_raise(n, b->clock);
+    struct peer *from = peer_find(n, b->from);
+    if (!from || member_index(n->view, b->from) < 0)
+        from = peer_make(n, b->from, "");
+    if (!from)
+        return true;
+    from->epoch = b->epoch;
+    from->clock_offset = (int64_t)(b->clock - n->wall);
+    for (size_t at = sizeof *b; at < bytes;) {
+        const struct message *m = message_parse(data + at, bytes - at);
+        if (!m)
+            return false;
+        at += m->bytes;
+        from->messages_in++;
+        message_handle(n, from, m, b->epoch);
+    }
+    if (b->epoch < node_epoch(n) && *from->address)
+        views_tell(n, from, b->epoch);
+    node_run(n);
+    return true;
+}
+
+/* A message comes again whose bytes were fetched from the disk: this time they may be waited for. */
+static void node_fetched(struct node *n, const struct bytes *again)
+{
+    if (again->count == 0) {
+        n->log.fetching = false;
+        return;
+    }
+    struct peer *from = peer_find(n, *(const uint64_t *)again->data);
+    const struct message *m = (const struct message *)(again->data + 8);
+    n->may_wait = true;
+    if (from && (m->partition == VIEWS_PARTITION || n->view))
+        message_handle(n, from, m, node_epoch(n));
+    n->may_wait = false;
+    node_run(n);
+}
+
+/* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end. */
+static void node_durable(struct node *n, uint64_t room)
+{
+    struct log *log = &n->log;
+    log->durable = log->flight_lsn + log->flight.count;
+    log->room = room;
+    log->flight.count = 0;
+    n->reserve_durable = log->flight_reserve;
+    mail_ungate(n);
+    node_run(n);
+}
+
+/* Time has come: `now` monotonic, `wall` since 1970, in microseconds. */
+static void node_tick(struct node *n, uint64_t now, uint64_t wall)
+{
+    n->now = now;
+    n->wall = wall;
+    clock_reserve(n);
+    n->rounds_resting = 0;
+    for (int i = 0; i < ROUND_BUCKETS; i++) {
+        for (struct round *r = n->by_op[i], *next; r; r = next) {
+            next = r->next_by_op;
+            n->rounds_resting += r->state == ROUND_REST;
+            round_due(n, r);
+        }
+    }
+    forwards_due(n, NULL);
+    listings_tick(n, false);
+    if (n->view)
+        lease_tick(n);
+    if (n->self >= 0) {
+        sync_tick(n);
+        coordinator_tick(n);
+        for (int i = 0; i < 2; i++)
+            partition_walk(n, n->walk_next = (uint16_t)((n->walk_next + 1) % PARTITIONS));
+        clean_tick(n);
+    }
+    if (n->next_heartbeat <= now) {
+        n->next_heartbeat = now + n->lease / 4;
+        if (n->self >= 0)
+            heartbeat_send(n);
+        else if (!n->gone)
+            join_send(n);
+        if (n->self >= 0 && n->settled)
+            digests_send(n);
+    }
+    node_run(n);
+}
+
+/* An entry of the log, at start. */
+static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
+{
+    struct partition *p = &n->partitions[m->partition];
+    struct body body = message_body(m);
+    const uint8_t *bits = body.value;
+    switch (m->type) {
+    case M_RESERVE:
+        n->reserve = max_u64(n->reserve, m->number);
+        break;
+    case M_FLOOR:
+        if (ballot_compare(m->ballot, p->floor) >= 0) {
+            p->floor = m->ballot;
+            p->floor_lsn = lsn;
+        }
+        break;
+    case M_VIEW: {
+        struct bytes copy = {0};
+        bytes_append(&copy, body.value, m->value_bytes); /* aligned */
+        views_keep(n, (const struct view *)copy.data);
+        bytes_free(&copy);
+        break;
+    }
+    case M_DROP:
+        for (unsigned i = 0; i < PARTITIONS && RULE(17); i++)
+            if (bit_is_set(bits, i))
+                partition_drop(n, &n->partitions[i]);
+        break;
+    case M_ACCEPT: {
+        struct entry *e = entry_make(p, body.key, m->key_bytes);
+        if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0)
+            entry_store(n, p, e, m, lsn);
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+/* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
+ * was durable once (chapter 6). The last batch is made to be written again, as it may not be. */
+static bool node_recover(struct node *n, uint64_t start, uint64_t end)
+{
+    struct bytes window = {0};
+    uint64_t base = start, expected = 0, begin = start, first = start;
+    bool whole = true;
+    n->log.flight.count = 0;
+    for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
+        const struct log_header *h = (const struct log_header *)(window.data + (at - base));
+        uint64_t here = base + window.count - at;
+        bool some = at >= base && base + window.count >= at + sizeof *h;
+        uint64_t want = some && h->magic == LOG_MAGIC && h->lsn == at ? h->bytes : sizeof *h;
+        if (!some || (want > here && want <= end - at)) {
+            want = min_u64(end - at, max_u64(want, 1 << 20));
+            window.count = 0;
+            whole = n->hooks->log_read(n, at, bytes_extend(&window, want), want, true);
+            base = at;
+            continue;
+        }
+        h = log_batch((const uint8_t *)h, here, at);
+        if (!h) {
+            at += 8;
+            continue;
+        }
+        whole = !expected || at == expected;
+        begin = expected ? begin : at;
+        for (size_t i = sizeof *h; i < h->bytes;) {
+            const struct message *m = message_parse((const uint8_t *)h + i, h->bytes - i);
+            assert(m); /* its checksum says that we wrote it */
+            node_replay(n, m, at + i);
+            i += m->bytes;
+        }
+        first = h->first;
+        n->log.flight.count = 0;
+        bytes_append(&n->log.flight, h, h->bytes);
+        n->log.flight_lsn = at;
+        at = expected = at + h->bytes;
+    }
+    bytes_free(&window);
+    n->log.first = begin;
+    n->log.durable = n->log.flight.count ? n->log.flight_lsn : end;
+    n->log.pending_lsn = expected ? expected : start;
+    n->reserve_start = n->reserve_durable = n->log.flight_reserve = n->clock = n->reserve;
+    if (n->views_count)
+        n->view = n->views[n->views_count - 1];
+    if (n->view)
+        view_apply(n);
+    n->gone = n->view && n->self < 0; /* or was about to join: it does so with a new id */
+    n->view_lsn = n->log.pending_lsn;
+    return whole && (begin <= first || !expected);
+}
+
+/* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
+static struct node *node_new(uint64_t id, uint64_t random, const char *address,
+                             const struct hooks *hooks, void *world)
+{
+    struct node *n = allocate(sizeof *n);
+    n->id = id;
+    n->random = random | 1;
+    n->hooks = hooks;
+    n->world = world;
+    n->self = -1;
+    n->lease = 2 * SECOND;
+    n->evict_after = 60 * SECOND;
+    n->weight = 1;
+    n->draft = allocate(sizeof *n->draft);
+    snprintf(n->address, sizeof n->address, "%s", address);
+    n->self_peer = peer_make(n, id, address);
+    return n;
+}
+
+/* The first view of a new cluster: this node alone. */
+static void node_bootstrap(struct node *n, uint32_t replicas)
+{
+    struct {
+        struct view view;
+        struct member member;
+    } first = {{1, node_random(n), replicas, 1}, {.id = n->id, .state = MEMBER_UP}};
+    first.member.weight = n->weight;
+    memcpy(first.member.address, n->address, sizeof n->address);
+    memcpy(first.member.zone, n->zone, sizeof n->zone);
+    view_adopt(n, &first.view);
+}
+
+static void node_free(struct node *n)
+{
+    n->log.live_bytes = 0;
+    for (int i = 0; i <= VIEWS_PARTITION; i++)
+        partition_drop(n, &n->partitions[i]);
+    for (int i = 0; i < ROUND_BUCKETS; i++) {
+        while (n->by_op[i]) {
+            struct round *r = n->by_op[i];
+            while (r->taken)
+                request_free(requests_pop(&r->taken));
+            while (r->waiting)
+                request_free(requests_pop(&r->waiting));
+            round_free(n, r);
+        }
+        while (n->watches[i]) {
+            struct watch *w = n->watches[i];
+            n->watches[i] = w->next;
+            free(w);
+        }
+    }
+    while (n->forwards)
+        request_free(requests_pop(&n->forwards));
+    while (n->listings) {
+        n->listings->failed = true;
+        listing_end(n, n->listings);
+    }
+    for (size_t i = 0; i < n->peers_count; i++) {
+        bytes_free(&n->peers[i]->outbox[0]);
+        bytes_free(&n->peers[i]->outbox[1]);
+        free(n->peers[i]);
+    }
+    for (size_t i = 0; i < n->views_count; i++)
+        free(n->views[i]);
+    sync_reset(n);
+    free(n->views);
+    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox,
+                           &n->gated,       &n->scratch,    &n->view_chosen};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        bytes_free(all[i]);
+    free(n->draft);
+    free(n);
+}
+
+/* === 18 The disk ================================================================================
+ *
+ * The log's stream of bytes lies in files of one size, named by their number; a batch may span two.
+ * The writer thread writes one batch at a time and makes it durable. Space is taken far ahead, so
+ * that a full disk is met before anything is promised, and zeros are written a little ahead, as
+ * fdatasync over written bytes is faster than growing a file. The fetcher thread brings cold bytes to
+ * memory. The loop waits for neither; both wake it by an eventfd.
+ */
+
+enum { SEGMENT_BYTES = 64 << 20, ZEROS_BYTES = 1 << 20, HISTOGRAM_BOUNDS = 14 };
+
+/* Upper bounds in seconds; one more bucket for what is above. */
+static const double histogram_bounds[HISTOGRAM_BOUNDS] = {
+    .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5};
+
+struct histogram {
+    uint64_t buckets[HISTOGRAM_BOUNDS + 1], count;
+    double sum;
+};
+
+struct fetch {
+    struct fetch *next;
+    uint64_t lsn;
+    size_t bytes;
+    struct bytes again; /* for node_fetched; owned */
+};
+
+struct disk {
+    int dir, wake;
+    bool sync;
+    uint64_t room_bytes; /* to be taken ahead of the log's end */
+    pthread_t writer, fetcher;
+    pthread_mutex_t lock; /* of all below */
+    pthread_cond_t work;
+    int *files; /* files[number - files_first], -1: not open */
+    uint64_t files_first, files_count;
+    const struct bytes *job; /* the batch to write at job_lsn; null when it is done */
+    uint64_t job_lsn, job_first;
+    bool done, full, stop;
+    uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
+    struct fetch *fetches, *fetched;
+    struct histogram fsync_seconds;
+};
+
+static void histogram_add(struct histogram *h, double value)
+{
+    int i = 0;
+    while (i < HISTOGRAM_BOUNDS && value > histogram_bounds[i])
+        i++;
+    h->buckets[i]++;
+    h->count++;
+    h->sum += value;
+}
+
+static uint64_t clock_us(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void wake(int event)
+{
+    uint64_t one = 1;
+    if (write(event, &one, sizeof one) < 0 && errno != EAGAIN)
+        die("eventfd");
+}
+
+static void segment_name(char name[32], uint64_t number)
+{
+    snprintf(name, 32, "%010" PRIu64 ".log", number);
+}
+
+/* The file of that number, made if need be. */
+static int segment_open(struct disk *d, uint64_t number)
+{
+    pthread_mutex_lock(&d->lock);
+    while (number >= d->files_first + d->files_count) {
+        d->files = realloc(d->files, ++d->files_count * sizeof *d->files);
+        if (!d->files)
+            die("out of memory");
+        d->files[d->files_count - 1] = -1;
+    }
+    int *file = &d->files[number - d->files_first];
+    if (*file < 0) {
+        char name[32];
+        segment_name(name, number);
+        *file = openat(d->dir, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (*file < 0 || fsync(d->dir) < 0)
+            die("cannot open a file of the log");
+    }
+    int open = *file;
+    pthread_mutex_unlock(&d->lock);
+    return open;
+}
+
+/* Calls `each` for the parts of a range of the stream, one a file. Stops at the first false. */
+static bool stream_walk(struct disk *d, uint64_t lsn, uint64_t bytes, void *data,
+                        bool (*each)(int file, void *data, size_t bytes, off_t offset))
+{
+    while (bytes) {
+        uint64_t offset = lsn % SEGMENT_BYTES, part = min_u64(bytes, SEGMENT_BYTES - offset);
+        if (!each(segment_open(d, lsn / SEGMENT_BYTES), data, part, (off_t)offset))
+            return false;
+        lsn += part;
+        bytes -= part;
+        data = data ? (uint8_t *)data + part : NULL;
+    }
+    return true;
+}
+
+static bool part_write(int file, void *data, size_t bytes, off_t offset)
+{
+    while (bytes) {
+        ssize_t count = pwrite(file, data, bytes, offset);
+        if (count < 0)
+            die("cannot write the log");
+        data = (uint8_t *)data + count;
+        bytes -= (size_t)count;
+        offset += count;
+    }
+    return true;
+}
+
+static bool part_sync(int file, void *data, size_t bytes, off_t offset)
+{
+    (void)data, (void)bytes, (void)offset;
+    if (fdatasync(file) < 0)
+        die("cannot make the log durable");
+    return true;
+}
+
+static bool part_take(int file, void *data, size_t bytes, off_t offset)
+{
+    (void)data;
+    int error = posix_fallocate(file, offset, (off_t)bytes);
+    if (error && error != ENOSPC && error != EDQUOT) {
+        errno = error;
+        die("cannot take space for the log");
+    }
+    return !error;
+}
+
+/* What cannot be read is damaged: zeros have no valid checksum. */
+static bool part_read(int file, void *data, size_t bytes, off_t offset)
+{
+    ssize_t count;
+    while (bytes && (count = pread(file, data, bytes, offset)) > 0) {
+        data = (uint8_t *)data + count;
+        bytes -= (size_t)count;
+        offset += count;
+    }
+    memset(data, 0, bytes);
+    return true;
+}
+
+static bool part_read_hot(int file, void *data, size_t bytes, off_t offset)
+{
+    struct iovec to = {data, bytes};
+    ssize_t count = preadv2(file, &to, 1, offset, RWF_NOWAIT);
+    if (count < 0 && errno == EOPNOTSUPP)
+        return part_read(file, data, bytes, offset);
+    return count == (ssize_t)bytes;
+}
+
+/* Takes space and writes zeros ahead of `end`, the log's end when the batch at hand is written. */
+static void disk_extend(struct disk *d, uint64_t end)
+{
+    static const uint8_t zeros[ZEROS_BYTES];
+    bool full = false;
+    while (d->taken < end + d->room_bytes && !full) {
+        uint64_t step = min_u64(end + d->room_bytes - d->taken, 4 * ZEROS_BYTES);
+        full = !stream_walk(d, d->taken, step, NULL, part_take);
+        d->taken += full ? 0 : step;
+    }
+    d->full = full;
+    while (d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken) {
+        stream_walk(d, d->zeroed, ZEROS_BYTES, (void *)zeros, part_write);
+        d->zeroed += ZEROS_BYTES;
+    }
+}
+
+static void disk_remove(struct disk *d, uint64_t first)
+{
+    while (d->files_count > 1 && (d->files_first + 1) * SEGMENT_BYTES <= first) {
+        char name[32];
+        segment_name(name, d->files_first);
+        pthread_mutex_lock(&d->lock);
+        if (d->files[0] >= 0)
+            close(d->files[0]);
+        memmove(d->files, d->files + 1, --d->files_count * sizeof *d->files);
+        d->files_first++;
+        pthread_mutex_unlock(&d->lock);
+        unlinkat(d->dir, name, 0);
+    }
+}
+
+static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn)
+{
+    disk_extend(d, lsn + batch->count);
+    stream_walk(d, lsn, batch->count, batch->data, part_write);
+    d->zeroed = max_u64(d->zeroed, lsn + batch->count);
+    uint64_t start = clock_us(CLOCK_MONOTONIC);
+    if (d->sync)
+        stream_walk(d, lsn, batch->count, NULL, part_sync);
+    histogram_add(&d->fsync_seconds, (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6);
+}
+
+static void *disk_writer(void *arg)
+{
+    struct disk *d = arg;
+    pthread_mutex_lock(&d->lock);
+    while (!d->stop) {
+        if (!d->job) {
+            pthread_cond_wait(&d->work, &d->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&d->lock);
+        disk_write(d, d->job, d->job_lsn);
+        disk_remove(d, d->job_first);
+        pthread_mutex_lock(&d->lock);
+        d->job = NULL;
+        d->done = true;
+        wake(d->wake);
+    }
+    pthread_mutex_unlock(&d->lock);
+    return NULL;
+}
+
+static void *disk_fetcher(void *arg)
+{
+    struct disk *d = arg;
+    pthread_mutex_lock(&d->lock);
+    while (!d->stop) {
+        struct fetch *f = d->fetches;
+        if (!f) {
+            pthread_cond_wait(&d->work, &d->lock);
+            continue;
+        }
+        d->fetches = f->next;
+        pthread_mutex_unlock(&d->lock);
+        uint8_t *bytes = allocate(f->bytes);
+        stream_walk(d, f->lsn, f->bytes, bytes, part_read);
+        free(bytes);
+        pthread_mutex_lock(&d->lock);
+        f->next = d->fetched;
+        d->fetched = f;
+        wake(d->wake);
+    }
+    pthread_mutex_unlock(&d->lock);
+    return NULL;
+}
+
+/* Finds the files in the folder; `start` and `end` are the stream's. */
+static void disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
+{
+    d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d->dir < 0)
+        die("cannot open the folder of the log");
+    pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->work, NULL);
+    struct dirent **names;
+    int count = scandir(path, &names, NULL, alphasort);
+    uint64_t last = 0;
+    bool found = false;
+    for (int i = 0; i < count; i++) {
+        char *tail;
+        uint64_t number = strtoull(names[i]->d_name, &tail, 10);
+        if (strcmp(tail, ".log") == 0) {
+            d->files_first = found ? d->files_first : number;
+            found = true;
+            last = number;
+        }
+        free(names[i]);
+    }
+    free(names);
+    *start = d->files_first * SEGMENT_BYTES;
+    struct stat last_file = {0};
+    if (found && fstat(segment_open(d, last), &last_file) < 0)
+        die("cannot read the log");
+    *end = last * SEGMENT_BYTES + (uint64_t)last_file.st_size;
+}
+
+/* Begins to write behind `end`, the log's end as it was recovered. */
+static void disk_start(struct disk *d, uint64_t end)
+{
+    d->taken = d->zeroed = end;
+    if (pthread_create(&d->writer, NULL, disk_writer, d) ||
+        pthread_create(&d->fetcher, NULL, disk_fetcher, d))
+        die("cannot start a thread");
+}
+
+static void disk_close(struct disk *d)
+{
+    pthread_mutex_lock(&d->lock);
+    d->stop = true;
+    pthread_cond_broadcast(&d->work);
+    pthread_mutex_unlock(&d->lock);
+    pthread_join(d->writer, NULL);
+    pthread_join(d->fetcher, NULL);
+    for (uint64_t i = 0; i < d->files_count; i++)
+        if (d->files[i] >= 0)
+            close(d->files[i]);
+    free(d->files);
+    close(d->dir);
+}
+
+/* === 19 The server, and its wire ================================================================
+ *
+ * One thread, one poll: libmicrohttpd for what comes in, libcurl for what goes out, an eventfd for
+ * what the disk has done. To each peer go two POSTs of /_mail that never end, one for mail and one for
+ * parcels; what comes back is in the peer's own POSTs.
+ */
+
+enum {
+    CALLS_MAX = 20000,
+    TICK_MS = 20,
+    METHODS = 6,
+    CODES = 21,
+};
+
+struct options {
+    const char *listen, *advertise, *data, *join, *zone, *secret_file;
+    const char *tls_cert, *tls_key, *tls_ca, *log_level, *sync;
+    bool bootstrap, help, version;
+    uint64_t replicas, weight, lease, evict_after, max_value, memory;
+};
+
+struct server {
+    struct options options;
+    struct node *node;
+    struct disk disk;
+    struct MHD_Daemon *daemon;
+    CURLM *multi;
+    int wake;
+    bool draining, resumed;
+    char *secret, *tls_cert, *tls_key, *tls_ca;
+    struct call *calls; /* suspended ones */
+    uint64_t calls_count, body_bytes;
+    uint64_t answers[METHODS][CODES];
+    struct histogram seconds[METHODS], batch_records;
+    uint64_t next_tick;
+};
+
+struct link {
+    struct server *server;
+    struct peer *peer;
+    struct channel {
+        struct link *link;
+        int which;
+        CURL *easy; /* null: not open */
+        struct curl_slist *headers;
+        struct bytes sending;
+        size_t sent;
+        bool paused;
+        uint64_t opened_at, retry_at;
+        unsigned failures;
+    } channels[2];
+};
+
+static size_t channel_read(char *to, size_t size, size_t count, void *arg)
+{
+    struct channel *c = arg;
+    size_t room = size * count;
+    if (c->sent == c->sending.count) {
+        c->sent = c->sending.count = 0;
+        if (!mail_take(c->link->server->node, c->link->peer, c->which, &c->sending)) {
+            c->paused = true;
+            return CURL_READFUNC_PAUSE;
+        }
+    }
+    size_t part = min_u64(room, c->sending.count - c->sent);
+    memcpy(to, c->sending.data + c->sent, part);
+    c->sent += part;
+    return part;
+}
+
+static size_t channel_ignore(char *data, size_t size, size_t count, void *arg)
+{
+    (void)data, (void)arg;
+    return size * count;
+}
+
+static void channel_close(struct channel *c)
+{
+    struct server *s = c->link->server;
+    if (!c->easy)
+        return;
+    curl_multi_remove_handle(s->multi, c->easy);
+    curl_easy_cleanup(c->easy);
+    curl_slist_free_all(c->headers);
+    c->easy = NULL;
+    c->headers = NULL;
+    c->sent = c->sending.count = 0;
+}
+
+/* Options that every request to a peer has. */
+static void curl_common(const struct server *s, CURL *easy)
+{
+    curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_PROXY, "");
+    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, 1000L);
+    curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);
+    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, channel_ignore);
+    if (!s->options.tls_ca)
+        return;
+    curl_easy_setopt(easy, CURLOPT_CAINFO, s->options.tls_ca);
+    curl_easy_setopt(easy, CURLOPT_SSLCERT, s->options.tls_cert);
+    curl_easy_setopt(easy, CURLOPT_SSLKEY, s->options.tls_key);
+}
+
+static void channel_open(struct channel *c)
+{
+    struct server *s = c->link->server;
+    char text[512];
+    c->easy = curl_easy_init();
+    if (!c->easy)
+        die("out of memory");
+    snprintf(text, sizeof text, "%s://%s/_mail", s->options.tls_cert ? "https" : "http",
+             c->link->peer->address);
+    curl_common(s, c->easy);
+    curl_easy_setopt(c->easy, CURLOPT_URL, text);
+    curl_easy_setopt(c->easy, CURLOPT_POST, 1L);
+    curl_easy_setopt(c->easy, CURLOPT_READFUNCTION, channel_read);
+    curl_easy_setopt(c->easy, CURLOPT_READDATA, c);
+    curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c);
+    curl_easy_setopt(c->easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
+    c->headers = curl_slist_append(c->headers, "Expect:");
+    c->headers = curl_slist_append(c->headers, "Transfer-Encoding: chunked");
+    c->headers = curl_slist_append(c->headers, "Content-Type: application/octet-stream");
+    snprintf(text, sizeof text, "Authorization: Bearer %s", s->secret ? s->secret : "");
+    if (s->secret)
+        c->headers = curl_slist_append(c->headers, text);
+    curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, c->headers);
+    c->paused = false;
+    c->opened_at = c->link->server->node->now;
+    curl_multi_add_handle(s->multi, c->easy);
+}
+
+/* Lets out what waits, and opens what is closed and has mail. */
+static void links_send(struct server *s)
+{
+    struct node *n = s->node;
+    for (size_t i = 0; i < n->peers_count; i++) {
+        struct peer *p = n->peers[i];
+        struct link *l = p->link;
+        if (p == n->self_peer || !*p->address)
+            continue;
+        if (!l) {
+            p->link = l = allocate(sizeof *l);
+            *l = (struct link){.server = s, .peer = p};
+        }
+        for (int which = 0; which < 2; which++) {
+            struct channel *c = &l->channels[which];
+            c->link = l;
+            c->which = which;
+            if (p->outbox[which].count == 0)
+                continue;
+            if (!c->easy && c->retry_at <= n->now) {
+                channel_open(c);
+            } else if (c->easy && c->paused && n->clock <= n->reserve_durable &&
+                       n->log.durable >= n->view_lsn) {
+                c->paused = false;
+                curl_easy_pause(c->easy, CURLPAUSE_CONT);
+            }
+        }
+    }
+}
+
+/* Takes note of links that broke: what was on its way is lost. */
+static void links_check(struct server *s)
+{
+    int left;
+    CURLMsg *done;
+    while ((done = curl_multi_info_read(s->multi, &left))) {
+        struct channel *c;
+        long code = 0;
+        curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
+        curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
+        if (code == 401)
+            say(LEVEL_ERROR, "a peer refuses our secret", "peer=%s", c->link->peer->address);
+        channel_close(c);
+        c->failures = c->failures < 5 ? c->failures + 1 : 5;
+        c->retry_at = s->node->now + (20 * MS << c->failures);
+        forwards_due(s->node, c->link->peer);
+    }
+    for (size_t i = 0; i < s->node->peers_count; i++) {
+        struct link *l = s->node->peers[i]->link;
+        for (int which = 0; l && which < 2; which++) {
+            struct channel *c = &l->channels[which];
+            if (peer_is_live(s->node, l->peer))
+                c->failures = 0;
+            else if (c->easy && c->opened_at + 3 * s->node->lease < s->node->now)
+                channel_close(c); /* the lease, not TCP, finds a dead peer */
+        }
+    }
+}
+
+static void links_close(struct server *s)
+{
+    for (size_t i = 0; i < s->node->peers_count; i++) {
+        struct link *l = s->node->peers[i]->link;
+        for (int which = 0; l && which < 2; which++) {
+            channel_close(&l->channels[which]);
+            bytes_free(&l->channels[which].sending);
+        }
+        free(l);
+        s->node->peers[i]->link = NULL;
+    }
+}
+
+/* === 20 HTTP ====================================================================================
+ *
+ * A call is one request of a client. It is checked when its headers are there, collected while its
+ * body comes, then answered at once or suspended until the core replies:
+ *
+ *    http_handle (headers) -> http_handle (pieces of the body) -> http_dispatch -> call_answer
+ *                                                                    `-> core -> http_reply -'
+ */
+
+enum route { ROUTE_KEY, ROUTE_LIST, ROUTE_RESERVED, ROUTE_MAIL };
+
+struct call {
+    struct server *server;
+    struct call *next; /* of the suspended */
+    struct MHD_Connection *connection;
+    char *uri;
+    int method; /* index in methods */
+    enum route route;
+    bool seen, suspended, close, restic, json;
+    uint64_t started;
+    struct bytes body;
+    uint64_t counted; /* of the body, in server->body_bytes */
+    uint8_t key[KEY_BYTES_MAX + 1];
+    size_t key_bytes;
+    struct message m;
+    uint64_t wait, limit;
+    const char *idempotency_key;
+    struct bytes after, prefix;
+    int status;
+    struct MHD_Response *response;
+};
+
+static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
+enum { GET, HEAD, PUT, POST, DELETE, OTHER };
+
+/* The query's parameters, and with which methods they go (bits; on keys, on listings). */
+static const struct parameter {
+    const char *name;
+    unsigned on_keys, on_lists;
+} parameters[] = {
+    {"consistency", 1 << GET | 1 << HEAD | 1 << PUT | 1 << POST | 1 << DELETE, 0},
+    {"ttl", 1 << PUT | 1 << POST, 0},
+    {"wait", 1 << GET, 0},
+    {"op", 1 << POST, 0},
+    {"by", 1 << POST, 0},
+    {"limit", 0, 1 << GET | 1 << HEAD},
+    {"after", 0, 1 << GET | 1 << HEAD},
+    {"prefix", 0, 1 << GET | 1 << HEAD},
+    {"create", 0, 1 << POST},
+};
+enum { P_CONSISTENCY, P_TTL, P_WAIT, P_OP, P_BY, P_LIMIT, P_AFTER, P_PREFIX, P_CREATE, P_COUNT };
+
+static void call_respond(struct call *c, int status, const void *data, size_t bytes,
+                         const char *type)
+{
+    if (c->response)
+        MHD_destroy_response(c->response);
+    c->response = MHD_create_response_from_buffer(bytes, (void *)(uintptr_t)data,
+                                                  MHD_RESPMEM_MUST_COPY);
+    if (!c->response)
+        die("out of memory");
+    c->status = status;
+    if (type)
+        MHD_add_response_header(c->response, "Content-Type", type);
+}
+
+__attribute__((format(printf, 3, 4))) static void call_header(struct call *c, const char *name,
+                                                              const char *format, ...)
+{
+    char value[KEY_BYTES_MAX * 8 + 256];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(value, sizeof value, format, list);
+    va_end(list);
+    MHD_add_response_header(c->response, name, value);
+}
+
+/* An error: one line that says what is wrong and what to do. */
+__attribute__((format(printf, 3, 4))) static void call_error(struct call *c, int status,
+                                                             const char *format, ...)
+{
+    char text[512];
+    va_list list;
+    va_start(list, format);
+    int count = vsnprintf(text, sizeof text - 1, format, list);
+    va_end(list);
+    count = count < (int)sizeof text - 2 ? count : (int)sizeof text - 2;
+    text[count++] = '\n';
+    call_respond(c, status, text, (size_t)count, "text/plain");
+    if (status == 503 || status == 507)
+        call_header(c, "Retry-After", "1");
+}
+
+static enum MHD_Result call_send(struct call *c)
+{
+    struct server *s = c->server;
+    s->resumed = true; /* libmicrohttpd is to run once more, to send it */
+    if (c->close || s->draining)
+        call_header(c, "Connection", "close");
+    return MHD_queue_response(c->connection, (unsigned)c->status, c->response);
+}
+
+static const char *call_get(const struct call *c, const char *header)
+{
+    return MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, header);
+}
+
+/* --- parsing: each says by its result whether the text was well-formed --- */
+
+/* Percent-decodes `count` characters; at most `most` bytes fit. -1: malformed, -2: too long. */
+static int percent_decode(const char *text, size_t count, uint8_t *to, size_t most)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++, bytes++) {
+        unsigned value = (unsigned char)text[i];
+        if (text[i] == '%') {
+            if (i + 2 >= count || !isxdigit((unsigned char)text[i + 1]) ||
+                !isxdigit((unsigned char)text[i + 2]))
+                return -1;
+            char digits[3] = {text[i + 1], text[i + 2], 0};
+            value = (unsigned)strtoul(digits, NULL, 16);
+            i += 2;
+        }
+        if (bytes == most)
+            return -2;
+        to[bytes] = (uint8_t)value;
+    }
+    return (int)bytes;
+}
+
+static void percent_encode(struct bytes *to, const uint8_t *key, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        if (isalnum(key[i]) || (key[i] && strchr("-._~/", key[i])))
+            bytes_append(to, key + i, 1);
+        else
+            bytes_print(to, "%%%02X", key[i]);
+}
+
+struct unit {
+    const char *name;
+    uint64_t scale;
+};
+static const struct unit time_units[] = {{"ms", MS},          {"s", SECOND},
+                                         {"m", 60 * SECOND},  {"h", 3600 * SECOND},
+                                         {"d", 86400 * SECOND}, {NULL, 0}};
+static const struct unit size_units[] = {
+    {"", 1}, {"k", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {NULL, 0}};
+
+/* A whole number with a unit; without one, `plain` is its scale. */
+static bool parse_number(const char *text, const struct unit *units, uint64_t plain, uint64_t *value)
+{
+    char *end;
+    errno = 0;
+    uint64_t number = strtoull(text, &end, 10), scale = *end ? 0 : plain;
+    for (const struct unit *u = units; u->name && !scale; u++)
+        if (strcmp(end, u->name) == 0)
+            scale = u->scale;
+    return isdigit((unsigned char)*text) && !errno && scale &&
+           !__builtin_mul_overflow(number, scale, value) && *value < UINT64_MAX / 4;
+}
+
+/* "modified-version", in hex. One of another form is well-formed, but nobody's: {0}. */
+static bool parse_etag(const char *text, struct ballot *etag)
+{
+    size_t count = strlen(text);
+    *etag = (struct ballot){0};
+    if (count < 2 || text[0] != '"' || strchr(text + 1, '"') != text + count - 1)
+        return false;
+    int end = 0;
+    if (count != 35 || strspn(text + 1, "0123456789abcdef-") != 33 ||
+        sscanf(text, "\"%16" SCNx64 "-%16" SCNx64 "\"%n", &etag->time, &etag->node, &end) != 2 ||
+        end != 35)
+        *etag = (struct ballot){0};
+    return true;
+}
+
+/* <unix seconds, with fraction>-<anything> */
+static bool parse_idempotency_key(const char *text, uint64_t *made)
+{
+    size_t seconds = strspn(text, "0123456789"), digits = 0;
+    const char *at = text + seconds;
+    uint64_t fraction = 0;
+    if (seconds == 0 || seconds > 12 || strlen(text) > 128)
+        return false;
+    if (*at == '.')
+        for (at++; isdigit((unsigned char)*at); at++)
+            if (digits++ < 6)
+                fraction = fraction * 10 + (unsigned)(*at - '0');
+    for (; digits < 6; digits++)
+        fraction *= 10;
+    *made = strtoull(text, NULL, 10) * SECOND + fraction;
+    return *at == '-';
+}
+
+static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
+                                   size_t name_bytes, const char *value, size_t value_bytes)
+{
+    unsigned *counts = arg;
+    (void)kind;
+    static const char *const once[] = {"Content-Length", "Transfer-Encoding", "Host"};
+    if (strlen(name) != name_bytes || (value && strlen(value) != value_bytes) ||
+        strpbrk(name, " \t"))
+        counts[0] = 2;
+    for (int i = 0; i < 3; i++)
+        counts[i] += strcasecmp(name, once[i]) == 0;
+    if (strcasecmp(name, once[0]) == 0 &&
+        (!value_bytes || strspn(value, "0123456789") != value_bytes))
+        counts[0] = 2;
+    if (strcasecmp(name, once[1]) == 0 && strcasecmp(value, "chunked") != 0)
+        counts[1] = 2;
+    return MHD_YES;
+}
+
+/* A request that two readers could read as two different ones is refused. */
+static bool wire_is_ambiguous(struct call *c)
+{
+    unsigned counts[3] = {0}; /* Content-Length, Transfer-Encoding, Host; 2 if malformed */
+    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, counts);
+    return counts[0] + counts[1] > 1 || counts[2] > 1;
+}
+
+/* --- a request becomes a message --- */
+
+static bool call_condition(struct call *c)
+{
+    const char *match = call_get(c, "If-Match"), *none = call_get(c, "If-None-Match");
+    bool reads = c->method == GET || c->method == HEAD;
+    if (match && none) {
+        call_error(c, 400, "If-Match and If-None-Match do not go together: send one");
+        return false;
+    }
+    if (none && reads) {
+        const char *etag = strncmp(none, "W/", 2) == 0 ? none + 2 : none;
+        c->m.condition = strcmp(none, "*") == 0 ? IF_EXISTS : IF_MATCH;
+        if (c->m.condition == IF_MATCH && !parse_etag(etag, &c->m.ballot)) {
+            call_error(c, 400, "If-None-Match must be * or one ETag in quotes");
+            return false;
+        }
+    } else if (none) {
+        c->m.condition = IF_ABSENT;
+        if (strcmp(none, "*") != 0) {
+            call_error(c, 400, "If-None-Match on a write must be *: it creates only");
+            return false;
+        }
+    } else if (match && !reads) {
+        c->m.condition = strcmp(match, "*") == 0 ? IF_EXISTS : IF_MATCH;
+        if (c->m.condition == IF_MATCH && !parse_etag(match, &c->m.ballot)) {
+            call_error(c, 400, "If-Match must be * or one ETag in quotes");
+            return false;
+        }
+    }
+    if (c->m.flags & FLAG_ONE && c->m.condition && !reads) {
+        call_error(c, 400, "consistency=one takes no condition: nothing orders it");
+        return false;
+    }
+    return true;
+}
+
+/* One parameter of the query, decoded. */
+static bool call_parameter(struct call *c, int parameter, const char *value, size_t bytes)
+{
+    uint64_t number = 0;
+    char *end;
+    switch (parameter) {
+    case P_CONSISTENCY:
+        if (strcmp(value, "one") == 0)
+            c->m.flags |= FLAG_ONE;
+        else if (strcmp(value, "all") == 0)
+            c->m.flags |= FLAG_ALL;
+        return c->m.flags & (FLAG_ONE | FLAG_ALL) || strcmp(value, "quorum") == 0;
+    case P_TTL:
+        if (!parse_number(value, time_units, SECOND, &number) || number == 0)
+            return false;
+        c->m.expiry = clock_us(CLOCK_REALTIME) + number;
+        return true;
+    case P_WAIT:
+        c->m.flags |= FLAG_WATCH;
+        return parse_number(value, time_units, SECOND, &c->wait) && c->wait <= 300 * SECOND;
+    case P_OP:
+        c->m.function = DO_ADD;
+        return strcmp(value, "add") == 0;
+    case P_BY:
+        errno = 0;
+        c->m.number = (uint64_t)strtoll(value, &end, 10);
+        return !errno && !*end && (isdigit((unsigned char)*value) || *value == '-');
+    case P_LIMIT:
+        return parse_number(value, size_units + 4, 1, &c->limit) && c->limit > 0 &&
+               c->limit <= 100000;
+    case P_AFTER:
+        bytes_append(&c->after, value, bytes);
+        return bytes <= KEY_BYTES_MAX;
+    case P_PREFIX:
+        bytes_append(&c->prefix, value, bytes);
+        return bytes <= KEY_BYTES_MAX;
+    default:
+        return strcmp(value, "true") == 0;
+    }
+}
+
+static bool call_query(struct call *c, char *query)
+{
+    unsigned seen = 0;
+    c->m.number = 1;
+    for (char *save, *part = strtok_r(query, "&", &save); part; part = strtok_r(NULL, "&", &save)) {
+        char *value = strchr(part, '=');
+        uint8_t decoded[KEY_BYTES_MAX + 2];
+        if (value)
+            *value++ = 0;
+        int i = 0;
+        while (i < P_COUNT && strcmp(parameters[i].name, part) != 0)
+            i++;
+        unsigned with = i == P_COUNT ? 0
+                        : c->route == ROUTE_LIST ? parameters[i].on_lists
+                                                 : parameters[i].on_keys;
+        if (!(with >> c->method & 1) || seen >> i & 1) {
+            call_error(c, 400, "query parameter '%.40s' is unknown here, or there twice", part);
+            return false;
+        }
+        seen |= 1u << i;
+        int bytes = value ? percent_decode(value, strlen(value), decoded, KEY_BYTES_MAX + 1) : -1;
+        if (bytes >= 0)
+            decoded[bytes] = 0;
+        if (bytes < 0 || !call_parameter(c, i, (char *)decoded, (size_t)bytes)) {
+            call_error(c, 400, "query parameter '%.40s' has a value that makes no sense", part);
+            return false;
+        }
+    }
+    if (seen >> P_BY & 1 && c->m.function != DO_ADD)
+        call_error(c, 400, "by= goes with op=add");
+    else if (c->m.function == DO_ADD && (c->m.flags & FLAG_ONE || seen >> P_TTL & 1))
+        call_error(c, 400, "op=add goes with consistency quorum or all, and without ttl");
+    return !c->response;
+}
+
+/* Which key or page the path names. */
+static bool call_path(struct call *c, const char *path)
+{
+    int bytes = *path == '/' ? percent_decode(path + 1, strlen(path + 1), c->key, KEY_BYTES_MAX) : -1;
+    if (bytes == -1)
+        call_error(c, 400, "the path is not well-formed: %% needs two hex digits after it");
+    else if (bytes == -2 && strncmp(path, "/_", 2) != 0)
+        call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+    if (c->response)
+        return false;
+    c->key_bytes = bytes > 0 ? (size_t)bytes : 0;
+    c->key[c->key_bytes] = 0;
+    if (bytes == -2 || c->key[0] == '_')
+        c->route = strcmp((char *)c->key, "_mail") == 0 ? ROUTE_MAIL : ROUTE_RESERVED;
+    else if (path[strlen(path) - 1] == '/')
+        c->route = ROUTE_LIST;
+    return true;
+}
+
+static void call_allow(struct call *c, const char *allowed)
+{
+    call_error(c, 405, "%s is not possible here; %s is", methods[c->method], allowed);
+    call_header(c, "Allow", "%s", allowed);
+}
+
+/* The write's version and when it was made: from its Idempotency-Key, so that a repeat has the same,
+ * else its own (R11). Called when the body is there. */
+static void call_version(struct call *c)
+{
+    struct server *s = c->server;
+    const char *key = c->idempotency_key;
+    c->m.flags |= FLAG_FRESH;
+    c->m.version = node_random(s->node);
+    c->m.dropped = clock_tick(s->node);
+    if (!key || c->m.flags & FLAG_ONE)
+        return;
+    const char *type = call_get(c, "Content-Type"), *retry = call_get(c, "Estoraje-Retry");
+    struct bytes all = {0};
+    bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", key, methods[c->method], c->uri,
+                type ? type : "", c->m.condition, c->m.ballot.time, c->m.ballot.node);
+    c->m.version = XXH3_64bits_withSeed(c->body.data, c->body.count, XXH3_64bits(all.data, all.count));
+    bytes_free(&all);
+    parse_idempotency_key(key, &c->m.dropped);
+    c->m.flags &= (uint8_t)~FLAG_FRESH;
+    if (retry && strcmp(retry, "1") == 0)
+        c->m.flags |= FLAG_REPEAT;
+}
+
+static bool secret_matches(const struct call *c)
+{
+    const char *secret = c->server->secret, *got = call_get(c, "Authorization");
+    if (!secret)
+        return true;
+    char expected[300];
+    snprintf(expected, sizeof expected, "Bearer %s", secret);
+    size_t count = strlen(expected);
+    unsigned differ = !got || strlen(got) != count;
+    for (size_t i = 0; !differ && i < count; i++)
+        differ |= (unsigned)(got[i] ^ expected[i]);
+    return !differ;
+}
+
+/* What can be said before the body comes. */
+static void call_check_write(struct call *c)
+{
+    struct server *s = c->server;
+    const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type");
+    uint64_t bytes = length ? strtoull(length, NULL, 10) : 0, made, max = s->options.max_value;
+    c->idempotency_key = call_get(c, "Idempotency-Key");
+    if (c->idempotency_key && (!parse_idempotency_key(c->idempotency_key, &made) ||
+                               made > clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX))
+        call_error(c, 400, "Idempotency-Key must be <unix seconds>-<anything>, at most 128 bytes, "
+                           "and not from the future");
+    else if (type && strlen(type) > TYPE_BYTES_MAX)
+        call_error(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
+    else if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
+        call_error(c, 411, "send Content-Length or Transfer-Encoding: chunked");
+    else if (bytes > max)
+        call_error(c, 413, "a value has at most %" PRIu64 " bytes", max);
+    else if (s->body_bytes + bytes > s->options.memory)
+        call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
+    c->close |= c->status == 413;
+}
+
+/* The call as far as its headers tell. What is wrong is answered when its body was read, unless it is
+ * not worth reading. */
+static void call_begin(struct call *c, const char *method)
+{
+    static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
+    char *query = strchr(c->uri, '?'), *copy = strdup(query ? query + 1 : "");
+    char *path = strndup(c->uri, query ? (size_t)(query - c->uri) : strlen(c->uri));
+    while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
+        c->method++;
+    c->m.type = M_FORWARD;
+    c->m.function = functions[c->method];
+    c->limit = 1000;
+    const char *accept = call_get(c, "Accept");
+    c->restic = accept && strcmp(accept, "application/vnd.x.restic.rest.v2") == 0;
+    c->json = accept && strcmp(accept, "application/json") == 0;
+    c->close = wire_is_ambiguous(c);
+    if (c->close)
+        call_error(c, 400, "ambiguous: Content-Length, Transfer-Encoding and Host once each, "
+                           "well-formed, and not the first two together");
+    else if (!call_path(c, path) || c->route >= ROUTE_RESERVED)
+        (void)0; /* said, or not for the rest to say */
+    else if (c->method == OTHER)
+        call_allow(c, "GET, HEAD, PUT, POST, DELETE");
+    else if (c->route == ROUTE_LIST && c->method != GET && c->method != HEAD && c->method != POST)
+        call_allow(c, "GET, HEAD");
+    else if (call_query(c, copy) && call_condition(c) && c->method >= PUT && c->route == ROUTE_KEY)
+        call_check_write(c);
+    free(copy);
+    free(path);
+}
+
+static void call_suspend(struct call *c)
+{
+    struct server *s = c->server;
+    c->suspended = true;
+    c->next = s->calls;
+    s->calls = c;
+    MHD_suspend_connection(c->connection);
+}
+
+static void call_resume(struct call *c)
+{
+    struct call **at = &c->server->calls;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
+    c->suspended = false;
+    c->server->resumed = true;
+    MHD_resume_connection(c->connection);
+}
+
+static void http_reserved(struct call *c);
+
+/* The whole request is there. */
+static void http_dispatch(struct call *c)
+{
+    struct server *s = c->server;
+    const char *type = call_get(c, "Content-Type");
+    if (s->draining) {
+        call_error(c, 503, "this node is stopping; nothing was changed");
+    } else if (c->route == ROUTE_RESERVED) {
+        http_reserved(c);
+    } else if (c->route == ROUTE_LIST && c->method == POST) {
+        call_respond(c, 200, "", 0, NULL);
+    } else if (c->route == ROUTE_LIST) {
+        struct bytes prefix = {0};
+        bytes_append(&prefix, c->key, c->key_bytes);
+        bytes_append(&prefix, c->prefix.data, c->prefix.count);
+        call_suspend(c);
+        node_list(s->node, c, prefix.data, min_u64(prefix.count, KEY_BYTES_MAX), c->after.data,
+                  c->after.count, c->restic ? UINT32_MAX : c->limit);
+        bytes_free(&prefix);
+    } else if (c->m.function == DO_ADD && c->body.count) {
+        call_error(c, 400, "op=add takes no body");
+    } else {
+        if (c->m.function != DO_READ)
+            call_version(c);
+        if (c->m.function == DO_PUT)
+            c->m.flags |= FLAG_WHOLE;
+        c->m.partition = key_partition(c->key, c->key_bytes);
+        c->m.key_bytes = (uint16_t)c->key_bytes;
+        c->m.type_bytes = type && c->m.function == DO_PUT ? (uint16_t)strlen(type) : 0;
+        c->m.value_bytes = (uint32_t)c->body.count;
+        struct body body = {.key = c->key, .type = type, .value = c->body.data ? c->body.data : c->key};
+        call_suspend(c);
+        node_request(s->node, c, &c->m, &body, c->wait);
+    }
+}
+
+/* --- a reply becomes a response --- */
+
+static void call_etag(struct call *c, const struct message *m)
+{
+    call_header(c, "ETag", "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
+}
+
+static void call_date(struct call *c, const char *name, uint64_t us)
+{
+    time_t seconds = (time_t)(us / SECOND);
+    struct tm utc;
+    char text[64];
+    gmtime_r(&seconds, &utc);
+    strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &utc);
+    call_header(c, name, "%s", text);
+}
+
+/* Range: bytes=a-b, a- or -n. 0: none that we serve; -1: not satisfiable. */
+static int parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
+{
+    uint64_t first = 0, last = UINT64_MAX;
+    char *end;
+    if (strncmp(text, "bytes=", 6) != 0)
+        return 0;
+    text += 6;
+    bool suffix = *text == '-';
+    errno = 0;
+    if (suffix && isdigit((unsigned char)text[1])) {
+        uint64_t tail = strtoull(text + 1, &end, 10);
+        first = tail < size ? size - tail : 0;
+        if (tail == 0)
+            return *end ? 0 : -1;
+    } else if (isdigit((unsigned char)*text)) {
+        first = strtoull(text, &end, 10);
+        if (*end++ != '-')
+            return 0;
+        if (isdigit((unsigned char)*end))
+            last = strtoull(end, &end, 10);
+    } else {
+        return 0;
+    }
+    if (*end || last < first || errno)
+        return 0;
+    *from = first;
+    *count = first < size ? min_u64(last, size - 1) - first + 1 : 0;
+    return first < size ? 1 : -1;
+}
+
+static void reply_value(struct call *c, const struct message *m)
+{
+    struct body body = message_body(m);
+    const char *range = call_get(c, "Range"), *if_range = call_get(c, "If-Range");
+    uint64_t from = 0, count = m->value_bytes;
+    struct ballot etag;
+    bool same = c->m.condition == IF_MATCH && c->m.ballot.time == m->modified &&
+                c->m.ballot.node == m->version;
+    if (if_range && (!parse_etag(if_range, &etag) || etag.time != m->modified ||
+                     etag.node != m->version))
+        range = NULL;
+    int part = range && c->method == GET ? parse_range(range, m->value_bytes, &from, &count) : 0;
+    if (same || c->m.condition == IF_EXISTS) {
+        call_respond(c, 304, "", 0, NULL);
+    } else if (part < 0) {
+        call_error(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
+        call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
+    } else {
+        char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
+        if (m->type_bytes) {
+            memcpy(type, body.type, m->type_bytes);
+            type[m->type_bytes] = 0;
+        }
+        count = part ? count : m->value_bytes;
+        call_respond(c, part ? 206 : 200, (const uint8_t *)body.value + (part ? from : 0), count, type);
+        if (part)
+            call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu32, from,
+                        from + count - 1, m->value_bytes);
+    }
+    call_etag(c, m);
+    call_date(c, "Last-Modified", m->modified);
+    call_header(c, "Accept-Ranges", "bytes");
+    call_header(c, "X-Content-Type-Options", "nosniff");
+    if (m->expiry)
+        call_date(c, "Estoraje-Expires", m->expiry);
+}
+
+static void print_listed(struct bytes *to, const struct call *c, const struct listed *e)
+{
+    const uint8_t *name = e->key + c->key_bytes;
+    size_t bytes = e->key_bytes - c->key_bytes;
+    if (c->restic && (memchr(name, '/', bytes) || !bytes))
+        return;
+    bool first = to->count == (c->json ? strlen("{\"keys\":[") : 1);
+    if (c->restic || c->json)
+        bytes_print(to, "%s{\"%s\":\"", first ? "" : ",", c->restic ? "name" : "key");
+    percent_encode(to, c->restic ? name : e->key, c->restic ? bytes : e->key_bytes);
+    if (c->restic)
+        bytes_print(to, "\",\"size\":%u}", e->value_bytes);
+    else if (c->json && e->expiry)
+        bytes_print(to, "\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
+                        "\",\"modified\":%.6f,\"expires\":%.6f}",
+                    e->value_bytes, e->modified, e->version, (double)e->modified / 1e6,
+                    (double)e->expiry / 1e6);
+    else if (c->json)
+        bytes_print(to, "\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
+                        "\",\"modified\":%.6f,\"expires\":null}",
+                    e->value_bytes, e->modified, e->version, (double)e->modified / 1e6);
+    else
+        bytes_print(to, "\n");
+}
+
+static void reply_list(struct call *c, const struct message *m)
+{
+    struct body body = message_body(m);
+    struct bytes list = {0}, out = {0}, next = {0};
+    bytes_append(&list, body.value, m->value_bytes); /* aligned */
+    if (m->flags & FLAG_WATCH) {
+        bytes_append(&next, c->uri, strcspn(c->uri, "?"));
+        bytes_print(&next, "?limit=%" PRIu64 "&after=", c->limit);
+        percent_encode(&next, body.key, m->key_bytes);
+        if (c->prefix.count)
+            bytes_print(&next, "&prefix=");
+        percent_encode(&next, c->prefix.data, c->prefix.count);
+    }
+    bytes_print(&next, "%c", 0);
+    bytes_print(&out, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
+    const struct listed *e;
+    for (size_t at = 0; at < list.count && (e = listed_at(&list, at)); at += listed_bytes(e))
+        print_listed(&out, c, e);
+    if (c->restic)
+        bytes_print(&out, "]\n");
+    else if (c->json)
+        bytes_print(&out, next.count > 1 ? "],\"next\":\"%s\"}\n" : "],\"next\":null}\n", next.data);
+    call_respond(c, 200, out.data, out.count,
+                 c->restic ? "application/vnd.x.restic.rest.v2"
+                 : c->json ? "application/json"
+                           : "text/plain");
+    if (next.count > 1)
+        call_header(c, "Link", "<%s>; rel=\"next\"", next.data);
+    bytes_free(&list);
+    bytes_free(&out);
+    bytes_free(&next);
+}
+
+static void reply_write(struct call *c, const struct message *m)
+{
+    char number[24];
+    int digits = snprintf(number, sizeof number, "%" PRId64, (int64_t)m->number);
+    bool counter = c->m.function == DO_ADD;
+    if (counter && m->status == 200) {
+        call_respond(c, 200, number, (size_t)digits, "text/plain");
+        return;
+    }
+    bool plain = c->method == POST || c->m.flags & FLAG_ONE;
+    call_respond(c, plain ? 200 : m->status, "", 0, NULL);
+    if (c->method != DELETE)
+        call_etag(c, m);
+}
+
+/* The core's hook: `client` is the call that waits. */
+static void http_reply(struct node *n, void *client, const struct message *m)
+{
+    struct call *c = client;
+    (void)n;
+    switch (m->status) {
+    case 404:
+        call_respond(c, 404, "", 0, NULL);
+        break;
+    case 409:
+        call_error(c, 409, "the value is no 64-bit integer, or the sum would overflow");
+        break;
+    case 412:
+        call_error(c, 412, "the condition is not met: the key %s",
+                   m->modified ? "has another value, or one at all" : "is not there");
+        if (m->modified)
+            call_etag(c, m);
+        break;
+    case 503:
+        call_error(c, 503, "no quorum for this key in time; nothing was changed");
+        break;
+    case 507:
+        call_error(c, 507, "this node's disk is full; nothing was changed");
+        break;
+    case STATUS_UNKNOWN:
+        call_error(c, 503, "it may or may not have been applied: repeat it with the same "
+                           "Idempotency-Key and Estoraje-Retry: 1 to find out");
+        call_header(c, "Estoraje-Outcome", "unknown");
+        if (c->idempotency_key)
+            call_header(c, "Idempotency-Key", "%s", c->idempotency_key);
+        break;
+    default:
+        if (c->route == ROUTE_LIST)
+            reply_list(c, m);
+        else if (c->m.function == DO_READ)
+            reply_value(c, m);
+        else
+            reply_write(c, m);
+    }
+    call_resume(c);
+}
+
+/* --- libmicrohttpd's side --- */
+
+/* Pieces of a peer's endless POST; each whole batch in it goes to the core. */
+static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes)
+{
+    size_t at = 0;
+    bytes_append(&c->body, data, bytes);
+    while (c->body.count - at >= sizeof(struct batch)) {
+        const struct batch *b = (const struct batch *)(c->body.data + at);
+        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b || b->bytes % 8)
+            return MHD_NO;
+        if (c->body.count - at < b->bytes)
+            break;
+        if (!node_receive(c->server->node, (const uint8_t *)b, b->bytes)) {
+            say(LEVEL_WARN, "damaged mail", "node=%016" PRIx64, b->from);
+            return MHD_NO;
+        }
+        at += b->bytes;
+    }
+    memmove(c->body.data, c->body.data + at, c->body.count - at);
+    c->body.count -= at;
+    return MHD_YES;
+}
+
+static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes)
+{
+    struct server *s = c->server;
+    if (c->started + 600 * SECOND < s->node->now)
+        return MHD_NO;
+    if (c->response)
+        return MHD_YES; /* an error: the rest is read, not kept */
+    if (c->route != ROUTE_KEY || c->body.count + bytes > s->options.max_value) {
+        call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
+        c->close = true;
+        return MHD_YES;
+    }
+    if (s->body_bytes + bytes > s->options.memory) {
+        call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
+        return MHD_YES;
+    }
+    s->body_bytes += bytes;
+    c->counted += bytes;
+    bytes_append(&c->body, data, bytes);
+    return MHD_YES;
+}
+
+static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection, const char *url,
+                                   const char *method, const char *version, const char *data,
+                                   size_t *bytes, void **arg)
+{
+    struct server *s = cls;
+    struct call *c = *arg;
+    (void)url, (void)version;
+    enum MHD_Result result = MHD_YES;
+    if (!c->seen) {
+        c->seen = true;
+        c->connection = connection;
+        c->started = s->node->now;
+        call_begin(c, method);
+        if (c->route == ROUTE_MAIL && !c->response && !secret_matches(c))
+            call_error(c, 401, "the cluster's secret is needed");
+        else if (c->route == ROUTE_MAIL && !c->response && c->method != POST)
+            call_allow(c, "POST");
+        return c->close || (c->response && c->route == ROUTE_MAIL) ? call_send(c) : MHD_YES;
+    }
+    if (*bytes) {
+        result = c->route == ROUTE_MAIL ? mail_piece(c, data, *bytes) : body_piece(c, data, *bytes);
+        *bytes = 0;
+        return result;
+    }
+    if (!c->response && c->route == ROUTE_MAIL)
+        call_respond(c, 200, "", 0, NULL);
+    if (!c->response && !c->suspended)
+        http_dispatch(c);
+    return c->response && !c->suspended ? call_send(c) : MHD_YES;
+}
+
+static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
+{
+    struct server *s = cls;
+    (void)connection;
+    struct call *c = allocate(sizeof *c);
+    c->server = s;
+    c->uri = strdup(uri);
+    s->calls_count++;
+    return c;
+}
+
+static size_t http_unescape(void *cls, struct MHD_Connection *connection, char *text)
+{
+    (void)cls, (void)connection;
+    return strlen(text);
+}
+
+/* The statuses that are counted; the last place is for any other. */
+static const int codes[CODES] = {200, 201, 202, 204, 206, 304, 400, 401, 404, 405, 409,
+                                 411, 412, 413, 414, 416, 431, 500, 503, 507, 0};
+
+static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
+                      enum MHD_RequestTerminationCode why)
+{
+    struct server *s = cls;
+    struct call *c = *arg;
+    (void)connection, (void)why;
+    if (!c)
+        return;
+    int code = 0;
+    while (code < CODES - 1 && codes[code] != c->status)
+        code++;
+    s->answers[c->method][code]++;
+    if (c->started && c->route != ROUTE_MAIL)
+        histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
+    s->calls_count--;
+    s->body_bytes -= c->counted;
+    if (c->response)
+        MHD_destroy_response(c->response);
+    bytes_free(&c->body);
+    bytes_free(&c->after);
+    bytes_free(&c->prefix);
+    free(c->uri);
+    free(c);
+    *arg = NULL;
+}
+
+/* === 21 Reports =================================================================================
+ * What _status, _nodes and _metrics tell. */
+
+static const char *const states[] = {"joining", "up", "leaving"};
+
+static void print_owners(struct bytes *out, const struct node *n, const char *name, int which,
+                         uint16_t partition)
+{
+    bytes_print(out, ",\"%s\":[", name);
+    for (unsigned i = 0; i < n->rings[which].owners_count; i++) {
+        const struct member *m = &n->view->members[n->rings[which].owners[partition][i]];
+        bytes_print(out, "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\"}", i ? "," : "", m->id,
+                    peer_find(n, m->id)->address);
+    }
+    bytes_print(out, "]");
+}
+
+static void print_ring(struct bytes *out, const struct node *n, const char *name, int which)
+{
+    bytes_print(out, ",\"%s\":[", name);
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        bytes_print(out, p ? ",[" : "[");
+        for (unsigned i = 0; i < n->rings[which].owners_count; i++)
+            bytes_print(out, "%s%u", i ? "," : "", n->rings[which].owners[p][i]);
+        bytes_print(out, "]");
+    }
+    bytes_print(out, "]");
+}
+
+/* How long a member's lease still runs, in milliseconds. */
+static uint64_t lease_left(const struct node *n, const struct peer *p)
+{
+    if (p == n->self_peer)
+        return n->lease / MS;
+    return peer_is_live(n, p) ? (p->heard_at + n->lease - n->now) / MS : 0;
+}
+
+static int64_t clock_offset(const struct node *n)
+{
+    int64_t most = 0;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        int64_t offset = n->member_peer[i]->clock_offset;
+        most = llabs(offset) > llabs(most) ? offset : most;
+    }
+    return most;
+}
+
+static void print_status(struct bytes *out, struct node *n)
+{
+    unsigned complete = 0, changing = 0;
+    if (n->view)
+        transition_progress(n, &complete, &changing);
+    bytes_print(out,
+                "{\"node\":\"%016" PRIx64 "\",\"version\":\"" VERSION "\",\"cluster\":\"%016" PRIx64
+                "\",\"epoch\":%" PRIu64 ",\"replicas\":%u,\"lease_ms\":%" PRIu64 ",\"members\":[",
+                n->id, n->cluster, node_epoch(n), n->view ? n->view->replicas : 0, n->lease / MS);
+    n->self_peer->keys = n->keys;
+    n->self_peer->value_bytes = n->value_bytes;
+    n->self_peer->requests = n->requests;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        const struct member *m = &n->view->members[i];
+        const struct peer *p = n->member_peer[i];
+        bytes_print(out,
+                    "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\",\"zone\":\"%s\",\"weight\":%u,"
+                    "\"state\":\"%s\",\"live\":%s,\"lease_ms\":%" PRIu64 ",\"keys\":%" PRIu64
+                    ",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
+                    i ? "," : "", m->id, p->address, m->zone, m->weight, states[m->state],
+                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->keys,
+                    p->value_bytes, p->requests);
+    }
+    bytes_print(out,
+                "],\"keys\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"log_bytes\":%" PRIu64
+                ",\"garbage_bytes\":%" PRIu64
+                ",\"transition\":{\"complete\":%u,\"to_do\":%u},\"clock_offset_ms\":%.3f",
+                n->keys, n->value_bytes, log_end(n) - n->log.first,
+                log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
+                (double)clock_offset(n) / 1e3);
+    if (n->view)
+        print_ring(out, n, "ring", 0);
+    if (n->view && !n->settled)
+        print_ring(out, n, "ring_new", 1);
+    bytes_print(out, "}\n");
+}
+
+static void print_place(struct bytes *out, const struct node *n, const uint8_t *key, size_t bytes)
+{
+    uint16_t partition = key_partition(key, bytes);
+    bytes_print(out, "{\"key\":\"");
+    percent_encode(out, key, bytes);
+    bytes_print(out, "\",\"hash\":\"%016" PRIx64 "\",\"partition\":%u", XXH3_64bits(key, bytes),
+                partition);
+    print_owners(out, n, "owners", 0, partition);
+    if (n->owners[0][partition] != n->owners[1][partition])
+        print_owners(out, n, "owners_new", 1, partition);
+    bytes_print(out, "}\n");
+}
+
+static void print_metric(struct bytes *out, const char *name, const char *type, const char *help,
+                         double value)
+{
+    bytes_print(out, "# HELP estoraje_%s %s\n# TYPE estoraje_%s %s\n", name, help, name, type);
+    if (value >= 0)
+        bytes_print(out, "estoraje_%s %.17g\n", name, value);
+}
+
+static void print_histogram(struct bytes *out, const char *name, const char *label,
+                            const struct histogram *h)
+{
+    uint64_t sum = 0;
+    const char *comma = *label ? "," : "";
+    for (int i = 0; i <= HISTOGRAM_BOUNDS; i++) {
+        sum += h->buckets[i];
+        if (i < HISTOGRAM_BOUNDS)
+            bytes_print(out, "estoraje_%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma,
+                        histogram_bounds[i], sum);
+        else
+            bytes_print(out, "estoraje_%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma,
+                        sum);
+    }
+    bytes_print(out, *label ? "estoraje_%s_sum{%s} %g\n" : "estoraje_%s_sum%s %g\n", name, label,
+                h->sum);
+    bytes_print(out, *label ? "estoraje_%s_count{%s} %" PRIu64 "\n" : "estoraje_%s_count%s %" PRIu64 "\n",
+                name, label, h->count);
+}
+
+static void print_http_metrics(struct bytes *out, const struct server *s)
+{
+    char label[64];
+    print_metric(out, "http_requests_total", "counter", "Requests answered.", -1);
+    for (int m = 0; m < METHODS; m++)
+        for (int i = 0; i < CODES; i++)
+            if (s->answers[m][i])
+                bytes_print(out, "estoraje_http_requests_total{method=\"%s\",code=\"%d\"} %" PRIu64 "\n",
+                            methods[m], codes[i], s->answers[m][i]);
+    print_metric(out, "http_request_duration_seconds", "histogram",
+                 "From the headers of a request to the end of its answer.", -1);
+    for (int m = 0; m < METHODS; m++) {
+        snprintf(label, sizeof label, "method=\"%s\"", methods[m]);
+        print_histogram(out, "http_request_duration_seconds", label, &s->seconds[m]);
+    }
+    print_metric(out, "fsync_duration_seconds", "histogram", "Making a batch of the log durable.", -1);
+    print_histogram(out, "fsync_duration_seconds", "", &s->disk.fsync_seconds);
+    print_metric(out, "batch_records", "histogram", "Records in a batch of the log, in thousands.", -1);
+    print_histogram(out, "batch_records", "", &s->batch_records);
+}
+
+static void print_peer_metrics(struct bytes *out, const struct node *n)
+{
+    static const struct {
+        const char *name, *type, *help;
+    } all[] = {{"peer_up", "gauge", "Whether the peer is live: heard, and hears us."},
+               {"clock_offset_seconds", "gauge", "The peer's clock less ours."},
+               {"peer_messages_total", "counter", "Messages to and from the peer."}};
+    for (int k = 0; k < 3; k++) {
+        print_metric(out, all[k].name, all[k].type, all[k].help, -1);
+        for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+            const struct peer *p = n->member_peer[i];
+            if (p == n->self_peer)
+                continue;
+            if (k == 2)
+                bytes_print(out,
+                            "estoraje_peer_messages_total{peer=\"%s\",direction=\"in\"} %" PRIu64
+                            "\nestoraje_peer_messages_total{peer=\"%s\",direction=\"out\"} %" PRIu64 "\n",
+                            p->address, p->messages_in, p->address, p->messages_out);
+            else
+                bytes_print(out, "estoraje_%s{peer=\"%s\"} %g\n", all[k].name, p->address,
+                            k ? (double)p->clock_offset / 1e6 : (double)peer_is_live(n, p));
+        }
+    }
+}
+
+static void print_labelled(struct bytes *out, const char *name, const char *help, const char *label,
+                           const char *const *values, const uint64_t *counts, int count)
+{
+    print_metric(out, name, "counter", help, -1);
+    for (int i = 0; i < count; i++)
+        bytes_print(out, "estoraje_%s{%s=\"%s\"} %" PRIu64 "\n", name, label, values[i], counts[i]);
+}
+
+static void print_process_metrics(struct bytes *out)
+{
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    double seconds = (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+                     (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
+    struct dirent **names;
+    int files = scandir("/proc/self/fd", &names, NULL, NULL);
+    for (int i = 0; i < files; i++)
+        free(names[i]);
+    if (files >= 0)
+        free(names);
+    unsigned long pages = 0;
+    FILE *statm = fopen("/proc/self/statm", "r");
+    if (statm && fscanf(statm, "%*u %lu", &pages) != 1)
+        pages = 0;
+    if (statm)
+        fclose(statm);
+    bytes_print(out,
+                "# HELP process_cpu_seconds_total CPU time used.\n"
+                "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %g\n"
+                "# HELP process_resident_memory_bytes Memory in use.\n"
+                "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %lu\n"
+                "# HELP process_open_fds Open files.\n"
+                "# TYPE process_open_fds gauge\nprocess_open_fds %d\n",
+                seconds, pages * (unsigned long)sysconf(_SC_PAGESIZE), files < 3 ? 0 : files - 3);
+}
+
+static void print_metrics(struct bytes *out, const struct server *s)
+{
+    const struct node *n = s->node;
+    const struct counters *k = &n->counters;
+    unsigned owned = 0, incomplete = 0;
+    for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++) {
+        owned += (partition_owners(n, p) & self_bit(n)) != 0;
+        incomplete += (n->owners[1][p] & self_bit(n)) && !n->partitions[p].complete;
+    }
+    const struct {
+        const char *name, *type, *help;
+        double value;
+    } plain[] = {
+        {"http_requests_in_flight", "gauge", "Requests under way.", (double)s->calls_count},
+        {"keys", "gauge", "Live keys on this node.", (double)n->keys},
+        {"data_bytes", "gauge", "Bytes of their values.", (double)n->value_bytes},
+        {"log_bytes", "gauge", "Bytes of the log.", (double)(log_end(n) - n->log.first)},
+        {"log_garbage_bytes", "gauge", "Bytes of the log that are not needed.",
+         (double)(log_end(n) - n->log.first - n->log.live_bytes)},
+        {"lease_expirations_total", "counter", "Leases from a majority that ran out.",
+         (double)k->lease_expirations},
+        {"epoch", "gauge", "Number of the view of the membership.", (double)node_epoch(n)},
+        {"partitions_owned", "gauge", "Partitions that this node holds.", owned},
+        {"partitions_incomplete", "gauge", "Partitions that are still being moved here.", incomplete},
+    };
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+        print_metric(out, plain[i].name, plain[i].type, plain[i].help, plain[i].value);
+    print_labelled(out, "proposals_total", "Writes by their outcome.", "outcome",
+                   (const char *const[]){"ok", "unknown", "duel", "forwarded"},
+                   (const uint64_t[]){k->proposals_ok, k->proposals_unknown, k->proposals_refused,
+                                      k->forwards},
+                   4);
+    print_labelled(out, "repairs_total", "Records repaired, by reason.", "reason",
+                   (const char *const[]){"damage", "promise", "read", "pulled"},
+                   (const uint64_t[]){k->repairs_damage, k->repairs_pull, k->repairs_read, k->pulled},
+                   4);
+    print_http_metrics(out, s);
+    print_peer_metrics(out, n);
+    print_metric(out, "build_info", "gauge", "The version.", -1);
+    bytes_print(out, "estoraje_build_info{version=\"" VERSION "\"} 1\n");
+    print_process_metrics(out);
+}
+
+/* Why this node is not fit to serve, or null. */
+static const char *unhealthy(const struct server *s)
+{
+    if (s->draining)
+        return "stopping";
+    if (s->node->self < 0)
+        return "not a member of a cluster yet";
+    if (!s->node->has_lease)
+        return "no lease from a majority";
+    if (s->node->log.full && s->node->log.room < 2 * DISK_KEEP_BYTES)
+        return "the disk is full";
+    return NULL;
+}
+
+static void http_drain(struct call *c, const char *id)
+{
+    struct node *n = c->server->node;
+    char *end;
+    int index = member_index(n->view, strtoull(id, &end, 16));
+    if (!secret_matches(c))
+        call_error(c, 401, "the cluster's secret is needed");
+    else if (!*id || *end || index < 0)
+        call_error(c, 404, "no member has this id: see /_status");
+    else if (n->view->members[index].state != MEMBER_LEAVING && !node_drain(n, index))
+        call_error(c, 409, "no other member is live and up to take its data");
+    else
+        call_error(c, 202, "draining: see /_status for progress");
+}
+
+extern const char ring_html_start[], ring_html_end[];
+
+/* The paths that begin with an underscore. */
+static void http_reserved(struct call *c)
+{
+    struct server *s = c->server;
+    struct node *n = s->node;
+    const char *path = (const char *)c->key, *key = strncmp(path, "_nodes/", 7) ? NULL : path + 7;
+    static const char *const pages[] = {"_health", "_status", "_nodes", "_ring", "_metrics", NULL};
+    int page = 0;
+    while (pages[page] && strcmp(pages[page], path) != 0)
+        page++;
+    if (!pages[page] && !key) {
+        call_error(c, 404, "no such page: there are _health, _status, _nodes, _ring and _metrics");
+        return;
+    }
+    if (c->method == DELETE && key) {
+        http_drain(c, key);
+        return;
+    }
+    if (c->method > HEAD) {
+        call_allow(c, key ? "GET, HEAD, DELETE" : "GET, HEAD");
+        return;
+    }
+    struct bytes out = {0};
+    const char *reason = unhealthy(s), *type = "text/plain";
+    switch (page) {
+    case 0:
+        if (reason)
+            call_error(c, 503, "%s", reason);
+        else
+            bytes_print(&out, "ok\n");
+        break;
+    case 1:
+        type = "application/json";
+        print_status(&out, n);
+        break;
+    case 2:
+        for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+            if (n->view->members[i].state == MEMBER_UP)
+                bytes_print(&out, "%s\n", n->member_peer[i]->address);
+        break;
+    case 3:
+        type = "text/html; charset=utf-8";
+        bytes_append(&out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
+        break;
+    case 4:
+        type = "text/plain; version=0.0.4";
+        print_metrics(&out, s);
+        break;
+    default:
+        type = "application/json";
+        if (c->key_bytes == 7 || !n->view)
+            call_error(c, n->view ? 400 : 503, "name a key: /_nodes/KEY");
+        else
+            print_place(&out, n, (const uint8_t *)key, c->key_bytes - 7);
+    }
+    if (!c->response)
+        call_respond(c, 200, out.data, out.count, type);
+    bytes_free(&out);
+}
+
+/* === 22 The program ============================================================================= */
+
+static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
+{
+    struct server *s = n->world;
+    return stream_walk(&s->disk, lsn, bytes, to, wait ? part_read : part_read_hot);
+}
+
+static void server_log_fetch(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again)
+{
+    struct server *s = n->world;
+    struct fetch *f = allocate(sizeof *f);
+    *f = (struct fetch){NULL, lsn, bytes, *again};
+    *again = (struct bytes){0};
+    pthread_mutex_lock(&s->disk.lock);
+    f->next = s->disk.fetches;
+    s->disk.fetches = f;
+    pthread_cond_broadcast(&s->disk.work);
+    pthread_mutex_unlock(&s->disk.lock);
+}
+
+static const struct hooks server_hooks = {http_reply, server_log_read, server_log_fetch};
+
+/* What the threads have done since. */
+static void disk_events(struct server *s)
+{
+    struct disk *d = &s->disk;
+    uint64_t count;
+    if (read(s->wake, &count, sizeof count) < 0 && errno != EAGAIN)
+        die("eventfd");
+    pthread_mutex_lock(&d->lock);
+    bool done = d->done;
+    d->done = false;
+    uint64_t room = d->taken - min_u64(d->taken, s->node->log.flight_lsn + s->node->log.flight.count);
+    s->node->log.full = d->full;
+    struct fetch *fetched = d->fetched;
+    d->fetched = NULL;
+    pthread_mutex_unlock(&d->lock);
+    if (done)
+        node_durable(s->node, room);
+    while (fetched) {
+        struct fetch *next = fetched->next;
+        node_fetched(s->node, &fetched->again);
+        bytes_free(&fetched->again);
+        free(fetched);
+        fetched = next;
+    }
+}
+
+static void disk_submit(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
+{
+    pthread_mutex_lock(&d->lock);
+    d->job = batch;
+    d->job_lsn = lsn;
+    d->job_first = first;
+    pthread_cond_broadcast(&d->work);
+    pthread_mutex_unlock(&d->lock);
+}
+
+static void log_submit(struct server *s)
+{
+    const struct bytes *batch = log_flush(s->node);
+    if (!batch)
+        return;
+    histogram_add(&s->batch_records, (double)batch->count / 1000 / sizeof(struct message));
+    disk_submit(&s->disk, batch, s->node->log.flight_lsn, s->node->log.first);
+}
+
+static void server_node(struct server *s, uint64_t id)
+{
+    const struct options *o = &s->options;
+    uint64_t random;
+    if (getrandom(&random, sizeof random, 0) != sizeof random)
+        die("getrandom");
+    struct node *n = s->node = node_new(id, random, o->advertise, &server_hooks, s);
+    n->now = clock_us(CLOCK_MONOTONIC);
+    n->wall = clock_us(CLOCK_REALTIME);
+    n->lease = o->lease;
+    n->evict_after = o->evict_after;
+    n->weight = (uint32_t)o->weight;
+    snprintf(n->zone, sizeof n->zone, "%s", o->zone);
+}
+
+static void folder_of(const struct server *s, char path[PATH_MAX], uint64_t id, const char *suffix)
+{
+    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", s->options.data, id, suffix);
+}
+
+static void rename_or_die(const char *from, const char *to)
+{
+    if (rename(from, to) < 0)
+        die("cannot rename a folder of the data directory");
+}
+
+/* Begins anew with a new id and an empty log, keeping only the views (R17). The views are made
+ * durable in a folder of the new id; then the old folder is moved aside, and the new one is given its
+ * name: a start in between finds the new one and finishes this. */
+static void server_rebirth(struct server *s)
+{
+    char old[PATH_MAX], aside[PATH_MAX], made[PATH_MAX], final[PATH_MAX];
+    struct node *before = s->node;
+    uint64_t id, start, end;
+    if (getrandom(&id, sizeof id, 0) != sizeof id)
+        die("getrandom");
+    folder_of(s, old, before->id, "");
+    folder_of(s, aside, before->id, ".old");
+    folder_of(s, made, id, ".new");
+    folder_of(s, final, id, "");
+    say(LEVEL_WARN, "beginning anew with a new id", "old=%016" PRIx64 " new=%016" PRIx64, before->id, id);
+    if (mkdir(made, 0700) < 0)
+        die("cannot make a folder in the data directory");
+    if (s->disk.files || s->disk.dir)
+        disk_close(&s->disk);
+    s->disk = (struct disk){.wake = s->wake, .sync = s->disk.sync, .room_bytes = s->disk.room_bytes};
+    server_node(s, id);
+    disk_open(&s->disk, made, &start, &end);
+    for (size_t e = 0; before->view && e < before->view->epoch; e++) {
+        if (!before->views[e])
+            continue;
+        views_keep(s->node, before->views[e]);
+        s->node->view = s->node->views[e];
+        log_append(s->node,
+                   &(struct message){.type = M_VIEW,
+                                     .flags = FLAG_WHOLE,
+                                     .value_bytes = (uint32_t)view_bytes(s->node->view)},
+                   &(struct body){.value = s->node->view});
+    }
+    if (s->node->view)
+        view_apply(s->node);
+    clock_reserve(s->node);
+    disk_write(&s->disk, log_flush(s->node), 0);
+    rename_or_die(old, aside);
+    rename_or_die(made, final);
+    disk_start(&s->disk, s->node->log.flight_lsn + s->node->log.flight.count);
+    s->disk.done = true;
+    wake(s->wake);
+    node_free(before);
+}
+
+/* Whether a voter other than this node says that it holds a lease: then a majority lives without us. */
+static bool others_are_healthy(struct server *s)
+{
+    const struct node *n = s->node;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        char url[128];
+        CURL *easy = curl_easy_init();
+        if (n->view->members[i].id == n->id || !easy)
+            continue;
+        snprintf(url, sizeof url, "%s://%s/_health", s->options.tls_cert ? "https" : "http",
+                 n->view->members[i].address);
+        curl_common(s, easy);
+        curl_easy_setopt(easy, CURLOPT_URL, url);
+        curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
+        curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
+        bool healthy = curl_easy_perform(easy) == CURLE_OK;
+        curl_easy_cleanup(easy);
+        if (healthy)
+            return true;
+    }
+    return false;
+}
+
+static int is_node_folder(const struct dirent *e)
+{
+    return strspn(e->d_name, "0123456789abcdef") == 16 &&
+           (e->d_name[16] == 0 || strcmp(e->d_name + 16, ".new") == 0);
+}
+
+/* The id whose folder is in the data directory, or a new one. True: it is used. */
+static bool find_folder(struct server *s, uint64_t *id)
+{
+    struct dirent **names;
+    char from[PATH_MAX], to[PATH_MAX];
+    int count = scandir(s->options.data, &names, is_node_folder, alphasort);
+    bool whole = false, made = false;
+    uint64_t newest = 0;
+    for (int i = 0; i < count; i++) {
+        uint64_t found = strtoull(names[i]->d_name, NULL, 16);
+        whole |= names[i]->d_name[16] == 0;
+        made |= names[i]->d_name[16] != 0;
+        *id = names[i]->d_name[16] ? *id : found;
+        newest = names[i]->d_name[16] ? found : newest;
+        free(names[i]);
+    }
+    free(names);
+    if (whole || !made)
+        return whole;
+    *id = newest; /* it was stopped between the two renames of server_rebirth */
+    folder_of(s, from, newest, ".new");
+    folder_of(s, to, newest, "");
+    rename_or_die(from, to);
+    return true;
+}
+
+static void usage_error(const char *message)
+{
+    fprintf(stderr, "estoraje: %s\nTry estoraje --help.\n", message);
+    exit(2);
+}
+
+static void server_open(struct server *s)
+{
+    struct options *o = &s->options;
+    char path[PATH_MAX];
+    uint64_t id = 0, start, end;
+    for (char *at = strchr(o->data + 1, '/');; at = strchr(at + 1, '/')) {
+        snprintf(path, sizeof path, "%.*s", at ? (int)(at - o->data) : PATH_MAX - 1, o->data);
+        if (mkdir(path, 0700) < 0 && errno != EEXIST)
+            die("cannot make the data directory");
+        if (!at)
+            break;
+    }
+    snprintf(path, sizeof path, "%s/lock", o->data);
+    int lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0)
+        die("another process uses this data directory");
+    bool used = find_folder(s, &id);
+    if (!used && !o->bootstrap && !o->join)
+        usage_error("the data directory is empty: say --bootstrap for a new cluster, or --join");
+    if (!used && o->bootstrap && o->join)
+        usage_error("--bootstrap begins a new cluster, --join enters one: say one of them");
+    while (id == 0)
+        if (getrandom(&id, sizeof id, 0) != sizeof id)
+            die("getrandom");
+    folder_of(s, path, id, "");
+    if (!used && mkdir(path, 0700) < 0)
+        die("cannot make a folder in the data directory");
+    server_node(s, id);
+    disk_open(&s->disk, path, &start, &end);
+    bool whole = node_recover(s->node, start, end);
+    for (int tries = 0; !whole; tries++) {
+        say(LEVEL_ERROR, "the log is damaged", "folder=%s", path);
+        if (tries == 10)
+            die("the log is damaged, and no other node is healthy: restore this folder, or give the "
+                "cluster a new node");
+        usleep(s->options.lease);
+        whole = others_are_healthy(s);
+        if (whole)
+            s->node->gone = true;
+    }
+    disk_start(&s->disk, s->node->log.pending_lsn);
+    if (s->node->log.flight.count)
+        disk_submit(&s->disk, &s->node->log.flight, s->node->log.flight_lsn, s->node->log.first);
+    struct node *n = s->node;
+    if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
+        usleep((useconds_t)(n->reserve - n->wall));
+    if (!used && o->bootstrap)
+        node_bootstrap(n, (uint32_t)o->replicas);
+}
+
+static void join_seeds(struct server *s)
+{
+    char *list = strdup(s->options.join ? s->options.join : ""), *save;
+    for (char *one = strtok_r(list, ",", &save); one; one = strtok_r(NULL, ",", &save))
+        if (s->node->self < 0 && strcmp(one, s->options.advertise) != 0)
+            peer_make(s->node, 0, one);
+    free(list);
+}
+
+/* "host:port", with a numeric host, [v6] in brackets. */
+static bool parse_address(const char *text, struct sockaddr_storage *to)
+{
+    const char *colon = strrchr(text, ':');
+    bool v6 = *text == '[' && colon && colon[-1] == ']';
+    if (!colon || strlen(text) >= ADDRESS_BYTES)
+        return false;
+    char host[ADDRESS_BYTES];
+    snprintf(host, sizeof host, "%.*s", (int)(colon - text) - 2 * v6, text + v6);
+    struct addrinfo *found, hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
+    if (getaddrinfo(host, colon + 1, &hints, &found) != 0)
+        return false;
+    memcpy(to, found->ai_addr, found->ai_addrlen);
+    freeaddrinfo(found);
+    return true;
+}
+
+static void ignore_log(void *cls, const char *format, va_list list)
+{
+    (void)cls, (void)format, (void)list;
+}
+
+static void server_listen(struct server *s)
+{
+    const struct options *o = &s->options;
+    struct sockaddr_storage address;
+    if (!parse_address(o->listen, &address))
+        usage_error("--listen needs ADDR:PORT, with a numeric address");
+    struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, s->tls_cert},
+                                   {MHD_OPTION_HTTPS_MEM_KEY, 0, s->tls_key},
+                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, s->tls_ca},
+                                   {MHD_OPTION_END, 0, NULL}};
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (s->tls_cert ? MHD_USE_TLS : 0) |
+                     (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0) | MHD_USE_ERROR_LOG;
+    s->daemon = MHD_start_daemon(
+        flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
+        MHD_OPTION_EXTERNAL_LOGGER, ignore_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, http_uri, s,
+        MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)128 << 10, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u, MHD_OPTION_LISTENING_ADDRESS_REUSE,
+        1u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+    if (!s->daemon)
+        die("cannot listen: is the port taken?");
+}
+
+static int stop_event = -1;
+static volatile sig_atomic_t stop_asked;
+
+static void on_signal(int number)
+{
+    stop_asked = number;
+    uint64_t one = 1;
+    if (write(stop_event, &one, sizeof one) < 0)
+        return; /* it is awake then */
+}
+
+/* Tells a service manager, as sd_notify(3) does. */
+static void notify(const char *state)
+{
+    const char *path = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    if (!path || strlen(path) >= sizeof to.sun_path)
+        return;
+    memcpy(to.sun_path, path, strlen(path));
+    if (*path == '@')
+        to.sun_path[0] = 0;
+    int file = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+    if (file >= 0 && sendto(file, state, strlen(state), 0, (struct sockaddr *)&to, bytes) < 0)
+        say(LEVEL_WARN, "cannot notify the service manager", "error=\"%s\"", strerror(errno));
+    if (file >= 0)
+        close(file);
+}
+
+/* One turn of the loop: wait, take what came, and let out what came of it. */
+static void server_turn(struct server *s)
+{
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
+    struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
+                                   {s->wake, CURL_WAIT_POLLIN, 0}};
+    int wait_ms = s->node->rounds_resting ? 2 : TICK_MS;
+    curl_multi_poll(s->multi, files, 2, s->resumed ? 0 : wait_ms, NULL);
+    s->node->now = clock_us(CLOCK_MONOTONIC);
+    s->node->wall = clock_us(CLOCK_REALTIME);
+    s->resumed = false;
+    disk_events(s);
+    MHD_run(s->daemon);
+    if (s->next_tick <= s->node->now || s->node->rounds_resting) {
+        s->next_tick = s->node->now + TICK_MS * MS;
+        node_tick(s->node, s->node->now, s->node->wall);
+        links_check(s);
+    }
+    node_run(s->node);
+    if (s->node->gone) {
+        links_close(s);
+        server_rebirth(s);
+        return;
+    }
+    log_submit(s);
+    links_send(s);
+    int running;
+    curl_multi_perform(s->multi, &running);
+}
+
+/* Refuses new work, finishes what is under way, flushes. */
+static void server_stop(struct server *s)
+{
+    say(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
+    notify("STOPPING=1");
+    s->draining = true;
+    int listening = MHD_quiesce_daemon(s->daemon);
+    if (listening >= 0)
+        close(listening);
+    uint64_t until = s->node->now + 3 * SECOND;
+    for (struct call *c = s->calls, *next; c; c = next) {
+        next = c->next;
+        if (c->wait) {
+            call_error(c, 503, "this node is stopping; nothing was changed");
+            call_resume(c);
+        }
+    }
+    while (s->calls && s->node->now < until)
+        server_turn(s);
+    while (s->calls) {
+        call_error(s->calls, 503, "this node is stopping");
+        call_header(s->calls, "Estoraje-Outcome", "unknown");
+        call_resume(s->calls);
+    }
+    for (int i = 0; i < 3 || s->node->log.flight.count || s->node->log.pending.count; i++) {
+        MHD_run(s->daemon);
+        disk_events(s);
+        log_submit(s);
+        usleep(1000);
+    }
+    links_close(s);
+    MHD_stop_daemon(s->daemon);
+    disk_close(&s->disk);
+    node_free(s->node);
+    curl_multi_cleanup(s->multi);
+}
+
+static char *read_file(const char *path)
+{
+    if (!path)
+        return NULL;
+    FILE *file = fopen(path, "r");
+    char *text = allocate(64 << 10);
+    if (!file || !fread(text, 1, (64 << 10) - 1, file))
+        die("cannot read a file that an option names");
+    fclose(file);
+    return text;
+}
+
+enum option_kind { TEXT, COUNT, BYTES, MILLISECONDS, SECONDS, FLAG };
+
+struct option_row {
+    const char *name, *argument, *help;
+    enum option_kind kind;
+    size_t offset;
+    const char *standard;
+};
+
+#define AT(field) offsetof(struct options, field)
+static const struct option_row option_rows[] = {
+    {"listen", "ADDR:PORT", "where to serve", TEXT, AT(listen), "127.0.0.1:8001"},
+    {"advertise", "ADDR:PORT", "where peers reach it, if elsewhere", TEXT, AT(advertise), NULL},
+    {"data", "DIR", "the data directory", TEXT, AT(data), "data"},
+    {"bootstrap", NULL, "begin a new cluster", FLAG, AT(bootstrap), NULL},
+    {"join", "LIST", "enter the cluster of these addresses", TEXT, AT(join), NULL},
+    {"replicas", "N", "copies of each key; the first node decides", COUNT, AT(replicas), "3"},
+    {"zone", "NAME", "what fails together; copies are spread over zones", TEXT, AT(zone), ""},
+    {"weight", "N", "share of the keys, relative to the others", COUNT, AT(weight), "1"},
+    {"lease", "MS", "how long a silent node counts as live", MILLISECONDS, AT(lease), "2000"},
+    {"evict-after", "SECONDS", "when a dead node is replaced", SECONDS, AT(evict_after), "60"},
+    {"max-value", "BYTES", "the largest value", BYTES, AT(max_value), "64M"},
+    {"memory", "BYTES", "most bodies in flight at once", BYTES, AT(memory), "1G"},
+    {"sync", "always|none", "none: acknowledged writes may be lost when the power fails", TEXT,
+     AT(sync), "always"},
+    {"secret-file", "FILE", "a secret that all nodes share", TEXT, AT(secret_file), NULL},
+    {"tls-cert", "FILE", "this node's certificate", TEXT, AT(tls_cert), NULL},
+    {"tls-key", "FILE", "and its key", TEXT, AT(tls_key), NULL},
+    {"tls-ca", "FILE", "whose certificates the nodes trust", TEXT, AT(tls_ca), NULL},
+    {"log-level", "LEVEL", "error, warn, info or debug", TEXT, AT(log_level), "info"},
+    {"help", NULL, "this text", FLAG, AT(help), NULL},
+    {"version", NULL, "the version", FLAG, AT(version), NULL},
+};
+enum { OPTIONS = sizeof option_rows / sizeof *option_rows };
+
+static void option_set(struct options *o, const struct option_row *row, const char *value)
+{
+    static const uint64_t plain[] = {[COUNT] = 1, [BYTES] = 1, [MILLISECONDS] = MS, [SECONDS] = SECOND};
+    char *to = (char *)o + row->offset, message[256];
+    bool good = true;
+    if (row->kind == TEXT)
+        memcpy(to, &value, sizeof value);
+    else if (row->kind == FLAG)
+        *(bool *)to = strcmp(value, "0") != 0;
+    else
+        good = parse_number(value, row->kind >= MILLISECONDS ? time_units : size_units,
+                            plain[row->kind], (uint64_t *)to) &&
+               *(uint64_t *)to > 0;
+    snprintf(message, sizeof message, "--%s needs %s, not '%s'", row->name, row->argument, value);
+    if (!good)
+        usage_error(message);
+}
+
+static void print_help(void)
+{
+    printf("estoraje " VERSION ", a small distributed key-value store\n\n"
+           "  estoraje --listen 127.0.0.1:8001 --data data/8001 --bootstrap\n"
+           "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n\n"
+           "A data directory that is in use needs neither --bootstrap nor --join.\n\n");
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct option_row *row = &option_rows[i];
+        printf("  --%s%s%-*s %s%s%s%s\n", row->name, row->argument ? " " : "",
+               24 - (int)strlen(row->name), row->argument ? row->argument : "", row->help,
+               row->standard && *row->standard ? " (" : "", row->standard ? row->standard : "",
+               row->standard && *row->standard ? ")" : "");
+    }
+    printf("\nEach option can come from the environment: ESTORAJE_LISTEN, ESTORAJE_MAX_VALUE ...\n"
+           "Sizes take k, M, G; times ms, s, m, h.\n"
+           "Store: curl -T file http://127.0.0.1:8001/key   Read: curl http://127.0.0.1:8001/key\n"
+           "Status: /_status /_ring /_metrics\n");
+}
+
+static void options_check(struct options *o)
+{
+    static const char *const levels[] = {"error", "warn", "info", "debug"};
+    struct sockaddr_storage address;
+    o->advertise = o->advertise ? o->advertise : o->listen;
+    for (log_level = 0; strcmp(levels[log_level], o->log_level) != 0; log_level++)
+        if (log_level == LEVEL_DEBUG)
+            usage_error("--log-level is error, warn, info or debug");
+    if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
+        usage_error("--listen and --advertise need ADDR:PORT, with a numeric address");
+    if (strcmp(o->sync, "always") != 0 && strcmp(o->sync, "none") != 0)
+        usage_error("--sync is always or none");
+    if (o->replicas > REPLICAS_MAX || o->weight > 100 || strlen(o->zone) >= ZONE_BYTES)
+        usage_error("--replicas is at most 7, --weight at most 100, --zone at most 15 bytes");
+    if (strspn(o->zone, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") !=
+        strlen(o->zone))
+        usage_error("--zone takes letters, digits, '-', '.' and '_'");
+    if (o->max_value > 1 << 30)
+        usage_error("--max-value is at most 1G");
+    if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)
+        usage_error("--tls-cert, --tls-key and --tls-ca go together");
+}
+
+static void options_read(struct options *o, int count, char **arguments)
+{
+    struct option longs[OPTIONS + 1] = {{0}};
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct option_row *row = &option_rows[i];
+        char name[64] = "ESTORAJE_";
+        longs[i] = (struct option){row->name, row->argument ? required_argument : no_argument, NULL, i};
+        for (size_t j = 0; j <= strlen(row->name); j++)
+            name[9 + j] = row->name[j] == '-' ? '_' : (char)toupper((unsigned char)row->name[j]);
+        const char *value = getenv(name) ? getenv(name) : row->standard;
+        if (value)
+            option_set(o, row, value);
+    }
+    int which;
+    while ((which = getopt_long(count, arguments, "", longs, NULL)) >= 0) {
+        if (which == '?')
+            usage_error("see above");
+        option_set(o, &option_rows[which], optarg ? optarg : "1");
+    }
+    if (optind < count)
+        usage_error("there are only options, no other arguments");
+    if (o->help)
+        print_help();
+    else if (o->version)
+        printf("estoraje " VERSION "\n");
+    if (o->help || o->version)
+        exit(0);
+    options_check(o);
+}
+
+int main(int count, char **arguments)
+{
+    struct server s = {0};
+    options_read(&s.options, count, arguments);
+    s.wake = stop_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    struct sigaction act = {.sa_handler = on_signal};
+    sigaction(SIGTERM, &act, NULL);
+    sigaction(SIGINT, &act, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    s.secret = read_file(s.options.secret_file);
+    if (s.secret)
+        s.secret[strcspn(s.secret, "\r\n")] = 0;
+    s.tls_cert = read_file(s.options.tls_cert);
+    s.tls_key = read_file(s.options.tls_key);
+    s.tls_ca = read_file(s.options.tls_ca);
+    curl_global_init(CURL_GLOBAL_ALL);
+    s.multi = curl_multi_init();
+    s.disk.wake = s.wake;
+    s.disk.sync = strcmp(s.options.sync, "always") == 0;
+    s.disk.room_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
+    if (!s.disk.sync)
+        say(LEVEL_WARN, "--sync none: acknowledged writes may be lost when the power fails", " ");
+    server_open(&s);
+    join_seeds(&s);
+    server_listen(&s);
+    say(LEVEL_INFO, "serving", "version=" VERSION " node=%016" PRIx64 " listen=%s keys=%" PRIu64,
+        s.node->id, s.options.listen, s.node->keys);
+    notify("READY=1");
+    while (!stop_asked)
+        server_turn(&s);
+    server_stop(&s);
+    free(s.secret);
+    free(s.tls_cert);
+    free(s.tls_key);
+    free(s.tls_ca);
+    curl_global_cleanup();
+    return 0;
+}
