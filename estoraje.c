@@ -2936,6 +2936,7 @@ static void sync_listed(struct node *n, struct sync *s, const struct message *m)
     sync_pull(n, s);
 }
 
+static void sync_tick(struct node *n);
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m);
 
 static void on_listed(struct node *n, struct peer *from, const struct message *m)
@@ -2946,6 +2947,7 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
         struct sync *s = &n->syncs[i];
         if (s->busy && s->op == m->op && s->partition == m->partition) {
             sync_listed(n, s, m);
+            sync_tick(n);
             return;
         }
     }
@@ -3671,7 +3673,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         n->view = n->views[n->views_count - 1];
     if (n->view)
         view_apply(n);
-    n->gone = n->view && n->self < 0; /* or was about to join: it does so with a new id */
+    for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
+        n->gone |= member_index(n->views[e], n->id) >= 0;
     n->view_lsn = n->log.pending_lsn;
     return whole && (begin <= first || !expected);
 }
@@ -5733,7 +5736,7 @@ static void server_listen(struct server *s)
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_EXTERNAL_LOGGER, ignore_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, http_uri, s,
         MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)128 << 10, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u, MHD_OPTION_LISTENING_ADDRESS_REUSE,
         1u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (!s->daemon)
@@ -5998,7 +6001,7 @@ int main(int count, char **arguments)
     s.disk.sync = strcmp(s.options.sync, "always") == 0;
     s.disk.room_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
-        say(LEVEL_WARN, "--sync none: acknowledged writes may be lost when the power fails", " ");
+        say(LEVEL_WARN, "--sync none: acknowledged writes may be lost when the power fails", "sync=none");
     server_open(&s);
     join_seeds(&s);
     server_listen(&s);

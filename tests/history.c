@@ -12,7 +12,7 @@
  *
  * The search is Wing and Gong (1993): take away one operation that nothing still waiting precedes,
  * do it on the register, go on from there; step back when none fits. A configuration is the set of
- * operations taken and the register's state; with Lowe (2017) none is searched twice. Six thoughts
+ * operations taken and the register's state; with Lowe (2017) none is searched twice. Seven thoughts
  * keep the number of configurations near the number of operations:
  *
  * (S1) An operation that changes nothing and fits now is taken at once, with no way back: wherever
@@ -25,7 +25,10 @@
  * (S5) Unknown writes that do the same are one class, used in the order of their starts. Classes
  *      that differ only in their condition are a family: of those that fit now, the one that fits
  *      more rarely is used first. Values that nobody read are all the same value.
- * (S6) An order is first sought with few unknown writes in a row, then with any number.
+ * (S6) An order is first sought with few unknown writes in a row, then with any number. One that
+ *      would do the same before the unknown write before it is left out: that was no use.
+ * (S7) What cannot be ordered even if each unknown write may be applied any number of times cannot
+ *      be ordered; and this is soon known, for then which of them were used makes no difference.
  */
 
 #include "history.h"
@@ -707,11 +710,12 @@ struct search {
     uint64_t set[2];
     uint64_t *used; /* bits, of items from must_count on */
     uint32_t *order;
-    size_t order_count;
+    size_t order_count, order_max;
 
     struct memo memo;
     uint64_t row_max; /* S6 */
-    bool row_cut;     /* some row could not be made longer, so that to find nothing says nothing */
+    bool reuse;       /* S7 */
+    bool cut;         /* some row ended at row_max, so that to find nothing says nothing */
     bool gave_up;
 
     /* the configuration with the fewest left that nothing can follow, for the message */
@@ -748,8 +752,10 @@ static void item_count_observation(struct search *search, const struct item *ite
 static void item_take(struct search *search, struct item *item)
 {
     size_t index = (size_t)(item - search->items);
-    item->taken = true;
     search->order[search->order_count++] = (uint32_t)index;
+    if (search->reuse && index >= search->must_count)
+        return;
+    item->taken = true;
     item_count_observation(search, item, 1);
     if (index < search->must_count) {
         search->set[0] ^= item->hash[0];
@@ -765,6 +771,8 @@ static void item_put_back(struct search *search)
 {
     struct item *item = &search->items[search->order[--search->order_count]];
     size_t index = (size_t)(item - search->items);
+    if (search->reuse && index >= search->must_count)
+        return;
     item->taken = false;
     item_count_observation(search, item, -1);
     if (index < search->must_count) {
@@ -862,7 +870,7 @@ static int item_by_class_and_start(const void *a, const void *b)
     return order != 0 ? order : x < y ? -1 : x > y;
 }
 
-static bool search_from(struct search *search, struct state now);
+static bool search_from(struct search *search, struct state now, const struct state *before_may);
 
 static bool search_through_must(struct search *search, const struct state *now)
 {
@@ -875,7 +883,7 @@ static bool search_through_must(struct search *search, const struct state *now)
         after.row = 0;
         link_take(search, link);
         if (!(item_changes_state(item) && state_is_awaited(search, now, item->etag_observed)) &&
-            search_from(search, after))
+            search_from(search, after, NULL))
             return true;
         link_put_back(search, link);
     }
@@ -892,13 +900,23 @@ static bool search_through_expiry(struct search *search, const struct state *now
     if (after.moment < now->gone_from)
         after.moment = now->gone_from;
     search->order[search->order_count++] = ORDER_EXPIRY;
-    if (search_from(search, after))
+    if (search_from(search, after, NULL))
         return true;
     search->order_count--;
     return false;
 }
 
-static bool search_through_may(struct search *search, const struct state *now, uint64_t end)
+static bool may_was_no_use(const struct search *search, const struct state *before_may,
+                           const struct item *item, const struct state *after)
+{
+    struct state without;
+    return before_may != NULL &&
+           register_step(&search->known, search->expiring_count > 0, before_may, item, &without) &&
+           state_same(&without, after) && without.moment <= after->moment;
+}
+
+static bool search_through_may(struct search *search, const struct state *now,
+                               const struct state *before_may, uint64_t end)
 {
     const struct item *fitted = NULL; /* the last that surely fits; families are in a row (S5) */
     for (size_t i = 0; i < search->class_count && !search->gave_up; i++) {
@@ -907,31 +925,49 @@ static bool search_through_may(struct search *search, const struct state *now, u
         if (item == search->class_end[i] || item->op->start > end ||
             (fitted != NULL && item_by_family(fitted, item) == 0) ||
             !register_step(&search->known, search->expiring_count > 0, now, item, &after) ||
-            state_same(now, &after) || state_is_awaited(search, now, item->etag_observed))
+            state_same(now, &after) || state_is_awaited(search, now, item->etag_observed) ||
+            may_was_no_use(search, before_may, item, &after))
             continue;
-        if (now->row == search->row_max) {
-            search->row_cut = true;
+        if (now->row == search->row_max || search->order_count == search->order_max) {
+            search->cut = true;
             return false;
         }
         if (state_meets_condition(&search->known, now, item) == MET_YES)
             fitted = item;
         if (search->row_max < ROW_ANY)
             after.row = now->row + 1;
-        search->class_next[i]++;
+        search->class_next[i] += !search->reuse;
         item_take(search, item);
-        if (search_from(search, after))
+        if (search_from(search, after, now))
             return true;
         item_put_back(search);
-        search->class_next[i]--;
+        search->class_next[i] -= !search->reuse;
     }
     return false;
 }
 
-/* Whether the rest can be taken from here. If not, the configuration is as it was before. */
-static bool search_from(struct search *search, struct state now)
+/* Back to the beginning. */
+static void search_rewind(struct search *search)
+{
+    while (search->order_count > 0) {
+        size_t index = search->order[search->order_count - 1];
+        if (index == ORDER_EXPIRY)
+            search->order_count--;
+        else if (index < search->must_count)
+            link_put_back(search, &search->links[1 + 2 * index]);
+        else
+            item_put_back(search);
+    }
+}
+
+/* Whether the rest can be taken from here. If not, the configuration is as it was before.
+ * `before_may`: the state before the last step, if that was an unknown write, else NULL. */
+static bool search_from(struct search *search, struct state now, const struct state *before_may)
 {
     size_t order_before = search->order_count;
     search_take_readers(search, &now);
+    if (search->order_count > order_before)
+        before_may = NULL;
     if (search->must_left == 0)
         return true;
     enum memo_answer answer = memo_add(&search->memo, search->set, &now, search->used);
@@ -943,10 +979,10 @@ static bool search_from(struct search *search, struct state now)
             first_end = first_end->after;
         if (search_through_must(search, &now) ||
             search_through_expiry(search, &now, first_end->time) ||
-            search_through_may(search, &now, first_end->time))
+            search_through_may(search, &now, before_may, first_end->time))
             return true;
     }
-    if (search->must_left < search->best_left) {
+    if (search->must_left < search->best_left && !search->reuse) {
         search->best_left = search->must_left;
         search->best_count = search->order_count;
         search->best_state = now;
@@ -1093,9 +1129,9 @@ static void search_start(struct search *search, const struct knowledge *known)
     search->class_next = memory_new(count, sizeof *search->class_next);
     search->class_end = memory_new(count, sizeof *search->class_end);
     search->expiring = memory_new(count, sizeof *search->expiring);
-    /* Between two expiries there is a write. */
-    search->order = memory_new(2 * count, sizeof *search->order);
-    search->best_order = memory_new(2 * count, sizeof *search->best_order);
+    search->order_max = 2 * count; /* between two expiries there is a write; see also S7 */
+    search->order = memory_new(search->order_max, sizeof *search->order);
+    search->best_order = memory_new(search->order_max, sizeof *search->best_order);
     search_add_items(search);
     search_add_links(search);
     search_add_classes(search);
@@ -1117,15 +1153,23 @@ static void search_free(struct search *search)
     free(search->used);
 }
 
-/* S6. Counters with many unknown ADDs need it: what is not found soon with rows of one is found
- * sooner with rows of two than by trying all that can be done with rows of one. */
+/* In this order. The first is enough for nearly all, the second for most that are not linearizable;
+ * the others are for counters with many unknown ADDs: what is not found soon with rows of one is
+ * found sooner with rows of two than by trying all that can be done with rows of one. */
 static const struct {
     uint64_t row_max;
+    bool reuse;
     uint32_t configurations_max;
 } searches[] = {
-    {1, 40000},        {2, 40000},        {4, 40000},        {8, 40000},        {ROW_ANY, 40000},
-    {1, 400000},       {2, 400000},       {4, 400000},       {8, 400000},       {ROW_ANY, 400000},
-    {ROW_ANY, HISTORY_CONFIGURATIONS_MAX},
+    {.row_max = 1, .configurations_max = 40000},
+    {.row_max = 8, .configurations_max = 40000, .reuse = true},
+    {.row_max = 2, .configurations_max = 40000},
+    {.row_max = 4, .configurations_max = 40000},
+    {.row_max = ROW_ANY, .configurations_max = 40000},
+    {.row_max = 1, .configurations_max = 400000},
+    {.row_max = 2, .configurations_max = 400000},
+    {.row_max = 4, .configurations_max = 400000},
+    {.row_max = ROW_ANY, .configurations_max = HISTORY_CONFIGURATIONS_MAX},
 };
 
 static enum history_verdict search_run(struct search *search)
@@ -1133,13 +1177,16 @@ static enum history_verdict search_run(struct search *search)
     size_t words = (search->item_count - search->must_count + 63) / 64;
     for (size_t i = 0; i < sizeof searches / sizeof *searches; i++) {
         search->row_max = searches[i].row_max;
-        search->row_cut = search->gave_up = false;
+        search->reuse = searches[i].reuse;
+        search->cut = search->gave_up = false;
         memo_start(&search->memo, words, searches[i].configurations_max);
-        bool found = search_from(search, (struct state){.holds = HOLDS_NOTHING});
+        bool found = search_from(search, (struct state){.holds = HOLDS_NOTHING}, NULL);
         memo_free(&search->memo);
-        if (found)
+        if (found && !search->reuse)
             return HISTORY_LINEARIZABLE;
-        if (!search->row_cut && !search->gave_up)
+        if (found)
+            search_rewind(search);
+        else if (!search->cut && !search->gave_up)
             return HISTORY_VIOLATED;
     }
     return HISTORY_GAVE_UP;
