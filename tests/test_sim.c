@@ -136,7 +136,7 @@ struct host {
     double clock_drift;
     bool far; /* its clock was over 10 s wrong */
     uint8_t *disk;
-    uint64_t disk_bytes, disk_start, disk_synced;
+    uint64_t disk_bytes, disk_start, disk_synced, disk_last; /* LSN of the last batch synced */
     bool disk_flipped;
     struct {
         uint64_t lsn, bytes;
@@ -432,6 +432,7 @@ static void disk_done(struct host *h)
 {
     struct log *log = &h->node->log;
     memcpy(h->disk + log->flight_lsn, log->flight.data, log->flight.count);
+    h->disk_last = log->flight_lsn;
     h->disk_synced = log->flight_lsn + log->flight.count;
     h->serves = true;
     node_durable(h->node, 1 << 30);
@@ -447,10 +448,13 @@ static void disk_tear(struct host *h)
         return;
     uint64_t whole = below(4);
     size_t kept = whole == 0 ? flight->count : whole == 1 ? 0 : below(flight->count);
-    disk_reach(h, log->flight_lsn + flight->count);
+    uint64_t end = log->flight_lsn + flight->count;
+    disk_reach(h, end);
+    for (uint64_t i = max_u64(h->disk_synced, log->flight_lsn); whole % 2 && i < end; i++)
+        h->disk[i] = (uint8_t)i;
     memcpy(h->disk + log->flight_lsn, flight->data, kept);
     for (size_t i = kept; whole == 3 && i < flight->count; i++)
-        if (i / 512 % 2)
+        if (i / 512 % 2 && log->flight_lsn + i >= h->disk_synced)
             h->disk[log->flight_lsn + i] = below(2) ? flight->data[i] : (uint8_t)chance_u64();
     trace(h, "its batch of %zu bytes is torn after %zu", flight->count, kept);
 }
@@ -716,19 +720,6 @@ static void host_settle(struct host *h)
     bytes_free(&batch);
 }
 
-/* Whether an event of a host can happen now; a paused one has it later. */
-static bool host_takes(struct host *h, const struct event *e)
-{
-    if (!h->node || (e->type != MAIL && e->boot != h->boot))
-        return false;
-    if (h->paused_until > w.now) {
-        struct event later = *e;
-        later.time = h->paused_until + 1;
-        event_push(later);
-        return false;
-    }
-    return true;
-}
 
 static void mail_deliver(struct host *h, const struct event *e)
 {
@@ -739,4 +730,316 @@ static void mail_deliver(struct host *h, const struct event *e)
     if (!node_receive(h->node, e->data, e->bytes))
         violation("h%d got mail from h%d that it could not read", h->index, e->from);
     host_settle(h);
+}
+
+/* === 7 Clients ================================================================================
+ *
+ * A client does one operation after the other. It goes to a random host; unanswered for too long, or
+ * "unknown", a write may be sent again through another with the same version, as nginx does.
+ */
+
+struct client {
+    uint64_t name;
+    struct op *op;
+};
+
+struct op {
+    struct client *client;
+    struct key *key;
+    struct history_op told; /* for the key's history */
+    struct message m;       /* as the first try sent it */
+    char value[24];
+    uint32_t value_bytes;
+    uint64_t wait, ttl, tries;
+    struct try *try; /* the one that is listened to */
+    bool sent;       /* a try reached a node: the write is open unless an answer says no */
+    bool fresh;      /* no Idempotency-Key: it cannot be repeated */
+    bool listing;
+    struct bytes after, found; /* of a listing: where the next page begins; the keys */
+};
+
+struct try {
+    struct try *next; /* of its host */
+    struct op *op;    /* null: nobody listens any more */
+    struct host *host;
+    uint64_t deadline, paused_time;
+    bool repeat;
+};
+
+static struct history_op *history_add(struct key *k)
+{
+    if (k->ops_count == k->ops_capacity) {
+        k->ops_capacity = k->ops_capacity ? 2 * k->ops_capacity : 64;
+        k->ops = realloc(k->ops, k->ops_capacity * sizeof *k->ops);
+    }
+    return &k->ops[k->ops_count++];
+}
+
+static void client_next(struct client *c)
+{
+    c->op = NULL;
+    event_at(w.now + 1 + below(w.plan.think), CLIENT, NULL, c, 0);
+}
+
+static void op_free(struct op *op)
+{
+    if (op->try)
+        op->try->op = NULL;
+    bytes_free(&op->after);
+    bytes_free(&op->found);
+    free(op);
+}
+
+/* The operation is over; `known`: the history learns of it. */
+static void op_end(struct op *op, bool known)
+{
+    struct client *c = op->client;
+    if (known && op->key->kind != ONE && op->key->kind != LISTED) {
+        op->told.end = w.now;
+        *history_add(op->key) = op->told;
+    }
+    op_free(op);
+    client_next(c);
+}
+
+static bool op_writes(const struct op *op)
+{
+    return op->m.function != DO_READ && !op->listing;
+}
+
+/* Given up: a write may or may not have been applied. */
+static void op_give_up(struct op *op)
+{
+    op->told.outcome = op->sent ? HISTORY_UNKNOWN : HISTORY_FAILED;
+    w.unknown += op->sent;
+    if (op->sent && op->key && op->key->kind == LISTED)
+        op->key->touched = true;
+    op_end(op, op_writes(op));
+}
+
+/* No answer, or that nobody knows. */
+static void op_open(struct op *op)
+{
+    if (op->try)
+        op->try->op = NULL;
+    op->try = NULL;
+    if (!op_writes(op) || op->fresh || w.over || op->tries > 4 || chance(200)) {
+        op_give_up(op);
+        return;
+    }
+    uint64_t later = chance(100) ? below(w.plan.late_repeat) : below(200 * MS);
+    event_at(w.now + 1 + later, RETRY, NULL, op, 0);
+}
+
+static uint64_t value_parse(const struct op *op, const struct message *m, const struct body *b)
+{
+    char text[24] = "";
+    size_t digits = 0;
+    const char *value = b->value;
+    ck_assert_msg(m->flags & FLAG_WHOLE, "a value was not there");
+    while (digits < m->value_bytes && digits < sizeof text - 1 && value[digits] != ':')
+        text[digits] = value[digits], digits++;
+    for (size_t i = digits; i < m->value_bytes; i++)
+        if (value[i] != ':')
+            violation("wrong bytes in a value of %s", op->key->name);
+    return (uint64_t)strtoll(text, NULL, 10);
+}
+
+static void op_told_etag(struct op *op, const struct message *m)
+{
+    op->told.etag[0] = m->modified;
+    op->told.etag[1] = m->version;
+    if (m->modified > op->key->etag[0])
+        memcpy(op->key->etag, op->told.etag, sizeof op->told.etag);
+}
+
+static void op_read_answered(struct op *op, const struct message *m)
+{
+    struct body body = message_body(m);
+    if (m->status != 200 && m->status != 404) {
+        op_end(op, false);
+        return;
+    }
+    bool is = m->status == 200;
+    bool same = is ? op->m.condition == IF_MATCH && m->modified == op->m.ballot.time &&
+                         m->version == op->m.ballot.node
+                   : op->m.condition == IF_ABSENT;
+    if (op->wait && same && w.now < op->told.start + op->wait)
+        violation("a wait on %s ended without a change", op->key->name);
+    op->told.outcome = is ? HISTORY_OK : HISTORY_REFUSED;
+    if (is) {
+        op->told.value = value_parse(op, m, &body);
+        op_told_etag(op, m);
+    }
+    op_end(op, true);
+}
+
+static void op_write_answered(struct op *op, const struct message *m)
+{
+    struct key *k = op->key;
+    switch (m->status) {
+    case 200:
+    case 201:
+    case 204:
+        op->told.outcome = HISTORY_OK;
+        if (m->status != 200)
+            op->told.existed = m->status == 201 ? HISTORY_MADE : HISTORY_REPLACED;
+        if (op->m.function == DO_ADD)
+            op->told.value = m->number;
+        else if (op->m.function == DO_PUT)
+            op_told_etag(op, m);
+        if (k->kind == ONE)
+            k->acked = max_u64(k->acked, m->modified);
+        if (k->kind == LISTED && op->m.function == DO_PUT)
+            k->made_at = w.now;
+        if (k->kind == LISTED && op->m.function == DO_DELETE)
+            k->gone_at = w.now;
+        break;
+    case 404:
+    case 409:
+    case 412:
+        op->told.outcome = HISTORY_REFUSED;
+        if (m->status == 412 && op->m.condition != IF_EXISTS && m->modified)
+            op_told_etag(op, m);
+        break;
+    default:
+        violation("a write was answered %u", m->status);
+    }
+    op_end(op, true);
+}
+
+static void listing_answered(struct op *op, const struct message *m);
+
+static void op_answered(struct op *op, const struct message *m, bool repeat)
+{
+    w.answered_ok += m->status < 500;
+    if (op->listing) {
+        listing_answered(op, m);
+    } else if (!op_writes(op)) {
+        op_read_answered(op, m);
+    } else if (m->status == STATUS_UNKNOWN) {
+        op_open(op);
+    } else if (m->status == 503 || m->status == 507) {
+        if (repeat)
+            violation("a repeat was told %u", m->status);
+        op->sent = false;
+        op_give_up(op);
+    } else {
+        op_write_answered(op, m);
+    }
+}
+
+static void hook_reply(struct node *n, void *client, const struct message *m)
+{
+    struct host *h = n->world;
+    struct try *t = client;
+    if (h->node != n)
+        return;
+    struct try **at = &h->tries;
+    while (*at && *at != t)
+        at = &(*at)->next;
+    if (!*at)
+        violation("h%d answered a request twice", h->index);
+    *at = t->next;
+    uint64_t paused = h->paused_time - t->paused_time;
+    if (w.now > t->deadline + paused)
+        violation("h%d answered a request %.3f s late", h->index,
+                  (double)(w.now - paused - t->deadline) / 1e6);
+    trace(h, "answers %u to client %" PRIu64 " value=%u etag=%.6f-%04" PRIx64, m->status,
+          t->op ? t->op->client->name : 99, m->value_bytes,
+          (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->version >> 48);
+    if (t->op) {
+        struct op *op = t->op;
+        op->try = NULL;
+        op_answered(op, m, t->repeat);
+    }
+    free(t);
+}
+
+static void tries_broken(struct host *h)
+{
+    while (h->tries) {
+        struct try *t = h->tries;
+        h->tries = t->next;
+        struct op *op = t->op;
+        free(t);
+        if (op) {
+            op->try = NULL;
+            op_open(op);
+        }
+    }
+}
+
+static void tries_check(const struct host *h)
+{
+    for (const struct try *t = h->tries; t; t = t->next)
+        if (h->paused_until <= w.now && w.now > t->deadline + (h->paused_time - t->paused_time))
+            violation("h%d did not answer a request by its deadline", h->index);
+}
+
+static struct host *random_host(void)
+{
+    unsigned start = (unsigned)below(w.hosts_count);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        struct host *h = &w.hosts[(start + i) % w.hosts_count];
+        if (h->node && h->serves && h->node->view)
+            return h;
+    }
+    return NULL;
+}
+
+/* A key with a time to live: when it may be, and must be, gone. */
+static void op_expires(struct op *op, uint64_t expiry)
+{
+    uint64_t due = expiry - WALL_AT_START, error = w.clock_error_max + MS;
+    uint64_t from = due > error ? due - error : 1;
+    if (!op->told.gone_from || from < op->told.gone_from)
+        op->told.gone_from = from;
+    op->told.gone_by = max_u64(op->told.gone_by, due + error);
+}
+
+static void op_try(struct op *op, struct host *h)
+{
+    struct try *t = op->try = allocate(sizeof *t);
+    uint64_t most = op->listing ? 20 * SECOND + REQUEST_TIME : REQUEST_TIME;
+    *t = (struct try){h->tries, op, h, w.now + most + op->wait + 100 * MS, h->paused_time, false};
+    h->tries = t;
+    op->tries++;
+    w.operations++;
+    if (h->paused_until > w.now)
+        t->deadline += h->paused_until - w.now;
+    struct message m = op->m;
+    if (op->ttl) {
+        m.expiry = host_wall(h) + op->ttl;
+        op_expires(op, m.expiry);
+    }
+    if (op->fresh) {
+        m.flags |= FLAG_FRESH;
+        m.version = node_random(h->node);
+        m.dropped = clock_tick(h->node);
+    }
+    if (op->sent)
+        m.flags |= FLAG_REPEAT;
+    t->repeat = m.flags & FLAG_REPEAT;
+    op->sent = true;
+    uint64_t patience = w.plan.patient ? 10 * SECOND : below(2 * SECOND);
+    event_at(w.now + patience + op->wait + (op->listing ? 10 * SECOND : 0), TIMEOUT, NULL, op,
+             op->tries);
+}
+
+/* A request reaches its node: `data` is the try's host at that time. */
+static void op_send(struct op *op)
+{
+    struct host *h = random_host();
+    if (!h || h->paused_until > w.now || (h->far && w.now < h->up_at)) {
+        op_open(op);
+        return;
+    }
+    uint64_t wall = host_wall(h);
+    if (op_writes(op) && !op->fresh && op->m.dropped > wall + MADE_AHEAD_MAX) {
+        op_open(op); /* 400: nothing was done by this try */
+        return;
+    }
+    (void)wall;
+    op_try(op, h);
 }

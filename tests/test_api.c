@@ -1,0 +1,2449 @@
+/*
+ * test_api.c - every row of the contract over HTTP: on one node, on three in turn, and through nginx.
+ *
+ * A test case is a feature (CK_RUN_CASE=ranges build/test_api runs that one). Most tests are loops over the three
+ * targets: _i says which one. The keys of a test are its own, so that all of them share two clusters, which stay up
+ * while the program runs and are looked after between test cases.
+ */
+#include "cluster.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ================================ Helpers ================================ */
+
+enum { ALONE, THREE, NGINX, TARGETS };
+
+static struct cluster *alone, *three;
+
+/* Unchecked: runs in the program itself, before the tests of a case. A node that died takes its cluster with it. */
+static void shared_setup(void)
+{
+    struct cluster **all[] = {&alone, &three};
+    for (int i = 0; i < 2; i++) {
+        bool well = *all[i] != NULL;
+        for (int n = 0; well && n < (*all[i])->count; n++)
+            well = node_healthy(&(*all[i])->nodes[n]);
+        if (well)
+            continue;
+        if (*all[i])
+            printf("a shared cluster is not well, and is started anew; see %s\n", (*all[i])->folder);
+        for (int n = 0; *all[i] && n < (*all[i])->count; n++)
+            kill((*all[i])->nodes[n].pid, SIGKILL);
+        if (*all[i])
+            cluster_nginx_stop(*all[i]);
+        *all[i] = cluster_start(i ? 3 : 1, NULL);
+        if (i)
+            cluster_nginx(*all[i]);
+    }
+}
+
+/* The address to ask next: each request of a test on three nodes goes to another one. */
+static const char *at(int target)
+{
+    static int turn;
+    if (target == ALONE)
+        return alone->nodes[0].url;
+    return target == THREE ? three->nodes[turn++ % 3].url : three->nginx_url;
+}
+
+static int port_of(int target)
+{
+    return atoi(strrchr(at(target), ':') + 1);
+}
+
+/* A path of this test alone. */
+static char *own(const char *name)
+{
+    return text("/t%d/%s", (int)getpid(), name);
+}
+
+static struct response ask(int target, int status, const char *method, const char *path, const char *headers,
+                           const char *body)
+{
+    const char *url = at(target);
+    struct response r = http(url, method, path, headers, body, body ? strlen(body) : 0);
+    ck_assert_msg(r.status == status, "%s %s%s %s: %d, not %d: %.200s%s", method, url, path, headers ? headers : "",
+                  r.status, status, r.status ? r.body : "", r.error);
+    return r;
+}
+
+static void has_value(int target, const char *path, const char *value)
+{
+    struct response r = ask(target, 200, "GET", path, NULL, NULL);
+    ck_assert_msg(body_is(&r, value, strlen(value)), "%s is %.100s, not %.100s", path, r.body, value);
+}
+
+static void has_none(int target, const char *path)
+{
+    struct response r = ask(target, 404, "GET", path, NULL, NULL);
+    ck_assert_uint_eq(r.body_bytes, 0);
+}
+
+static void header_is(const struct response *r, const char *name, const char *value)
+{
+    const char *got = header(r, name);
+    ck_assert_msg(got && !strcmp(got, value), "%s: %s, not %s", name, got ? got : "(none)", value);
+}
+
+/* An error tells in one line of text what is wrong. */
+static void tells_in_one_line(const struct response *r)
+{
+    const char *type = header(r, "Content-Type");
+    ck_assert_msg(type && !strncmp(type, "text/plain", 10), "%d has type %s", r->status, type ? type : "(none)");
+    size_t line = strcspn(r->body, "\n");
+    ck_assert_msg(line > 5 && line + 1 >= r->body_bytes, "%d says: %.200s", r->status, r->body);
+}
+
+/* 16 hex digits, a dash, 16 more, in quotes. */
+static const char *etag_of(const struct response *r)
+{
+    const char *etag = header(r, "ETag");
+    ck_assert_msg(etag != NULL, "%d without an ETag", r->status);
+    ck_assert_uint_eq(strlen(etag), 35);
+    for (int i = 0; i < 35; i++)
+        ck_assert_msg(i == 0 || i == 34 ? etag[i] == '"' : i == 17 ? etag[i] == '-' : isxdigit((unsigned char)etag[i]),
+                      "%s", etag);
+    return etag;
+}
+
+static const char *put_etag(int target, const char *path, const char *value)
+{
+    struct response r = put(at(target), path, value);
+    ck_assert_msg(r.status == 201 || r.status == 204, "PUT %s: %d %s", path, r.status, r.error);
+    return etag_of(&r);
+}
+
+static char *if_match(const char *etag)
+{
+    return text("If-Match: %s", etag);
+}
+
+static char *if_none_match(const char *etag)
+{
+    return text("If-None-Match: %s", etag);
+}
+
+/* One request of a table, and what must come. */
+struct row {
+    const char *method, *path, *headers, *body;
+    int status;
+    int nginx; /* if nginx says so itself, in its own words; -1: not through nginx */
+};
+
+/* Paths that begin with "/" are taken as they are, the others are the test's own. */
+static struct response row_ask(int target, const struct row *w)
+{
+    const char *path = *w->path == '/' ? w->path : own(w->path);
+    bool own_words = target == NGINX && w->nginx;
+    struct response r = ask(target, own_words ? w->nginx : w->status, w->method, path, w->headers, w->body);
+    if (r.status >= 400 && !own_words && strcmp(w->method, "HEAD") && r.status != 404)
+        tells_in_one_line(&r);
+    return r;
+}
+
+static void rows_ask(int target, const struct row *rows, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (target != NGINX || rows[i].nginx >= 0)
+            row_ask(target, &rows[i]);
+}
+
+/* Many threads that do the same: f(context, index) in each. */
+struct crowd {
+    void (*f)(void *context, int index);
+    void *context;
+    int index;
+    pthread_t thread;
+};
+
+static void *crowd_run(void *argument)
+{
+    struct crowd *c = argument;
+    c->f(c->context, c->index);
+    return NULL;
+}
+
+static void crowd(int count, void (*f)(void *context, int index), void *context)
+{
+    struct crowd *all = calloc((size_t)count, sizeof *all);
+    for (int i = 0; i < count; i++) {
+        all[i] = (struct crowd){f, context, i, 0};
+        ck_assert_int_eq(pthread_create(&all[i].thread, NULL, crowd_run, &all[i]), 0);
+    }
+    for (int i = 0; i < count; i++)
+        pthread_join(all[i].thread, NULL);
+}
+
+static char *letters(size_t count)
+{
+    char *s = malloc(count + 1);
+    for (size_t i = 0; i < count; i++)
+        s[i] = (char)('a' + (i * 7 + i / 26) % 26);
+    s[count] = 0;
+    return s;
+}
+
+static char *percent_decode(const char *s, size_t length, size_t *bytes)
+{
+    char *decoded = malloc(length + 1);
+    size_t n = 0;
+    for (size_t i = 0; i < length; i++) {
+        unsigned value = (unsigned char)s[i];
+        if (s[i] == '%') {
+            ck_assert_int_eq(sscanf(s + i + 1, "%2x", &value), 1);
+            i += 2;
+        }
+        decoded[n++] = (char)value;
+    }
+    decoded[n] = 0;
+    if (bytes)
+        *bytes = n;
+    return decoded;
+}
+
+/* ================================ keys ================================ */
+
+START_TEST(test_two_spellings_of_a_key_are_one_key)
+{
+    put_etag(_i, own("abc~"), "1");
+    has_value(_i, own("%61%62c%7e"), "1");
+    has_value(_i, own("a%62%63%7E"), "1");
+    has_value(_i, text("/%%74%s", own("abc~") + 2), "1");
+    ask(_i, 200, "DELETE", own("ab%63~"), NULL, NULL);
+    has_none(_i, own("abc~"));
+}
+END_TEST
+
+START_TEST(test_slashes_and_dots_are_kept_as_they_are)
+{
+    static const char *const names[] = {"a/b", "a//b",  "a/../b", "a/./b", "a/b/c.jpg", "a/..b", "a/.",
+                                        "a/..", "a/...", "a+b",    "a&b=c", "a:b;c,d@e", "a%20b"};
+    enum { COUNT = sizeof names / sizeof *names };
+    for (int i = 0; i < COUNT; i++)
+        ask(_i, 201, "PUT", own(names[i]), NULL, names[i]);
+    for (int i = 0; i < COUNT; i++)
+        has_value(_i, own(names[i]), names[i]);
+}
+END_TEST
+
+START_TEST(test_a_key_may_have_any_byte)
+{
+    for (int byte = _i == NGINX ? 1 : 0; byte < 256; byte++)
+        ask(_i, 201, "PUT", own(text("byte-%%%02x-", byte)), NULL, text("%d", byte));
+    for (int byte = _i == NGINX ? 1 : 0; byte < 256; byte++)
+        has_value(_i, own(text("byte-%%%02X-", byte)), text("%d", byte));
+}
+END_TEST
+
+START_TEST(test_nothing_is_cut_at_a_zero_byte)
+{
+    for (int target = ALONE; target <= THREE; target++) {
+        ask(target, 201, "PUT", own("zero%00one"), NULL, "1");
+        ask(target, 201, "PUT", own("zero%00two"), NULL, "2");
+        has_none(target, own("zero"));
+        has_value(target, own("zero%00one"), "1");
+    }
+    ask(NGINX, 400, "GET", own("zero%00one"), NULL, NULL);
+}
+END_TEST
+
+START_TEST(test_keys_have_at_most_1024_bytes)
+{
+    size_t used = strlen(own("")) - 1;
+    char *longest = letters(1024 - used), *encoded = calloc(1, 3 * 1024 + 1);
+    for (size_t i = 0; i < 1024 - used; i++)
+        sprintf(encoded + 3 * i, "%%%02x", (unsigned char)longest[i]);
+    ask(_i, 201, "PUT", own(longest), NULL, "long");
+    has_value(_i, own(encoded), "long");
+    struct response r = ask(_i, 414, "PUT", own(text("%sx", longest)), NULL, "longer");
+    tells_in_one_line(&r);
+    ask(_i, 414, "GET", own(text("%s%%78", encoded)), NULL, NULL);
+    ask(_i, 414, "GET", own(letters(4000)), NULL, NULL);
+}
+END_TEST
+
+START_TEST(test_paths_that_begin_with_an_underscore_are_reserved)
+{
+    static const struct row rows[] = {
+        {"GET", "/_", NULL, NULL, 404, 403},         {"PUT", "/_x", NULL, "v", 404, 403},
+        {"GET", "/_x/y", NULL, NULL, 404, 403},      {"GET", "/%5fx", NULL, NULL, 404, 403},
+        {"PUT", "/%5F%78", NULL, "v", 404, 403},     {"DELETE", "/_healthy", NULL, NULL, 404, 403},
+        {"GET", "/_statuses", NULL, NULL, 404, 403},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+}
+END_TEST
+
+START_TEST(test_an_underscore_further_in_is_a_key)
+{
+    char *keys[] = {text("/%s", own("x") + 1), text("//_mail/%d", (int)getpid()), text("/./_mail/%d", (int)getpid()),
+                    text("/x_/%d", (int)getpid()), own("_x/_y")};
+    for (int i = 0; i < 5; i++) {
+        put_etag(_i, keys[i], keys[i]);
+        has_value(_i, keys[i], keys[i]);
+        ask(_i, 200, "DELETE", keys[i], NULL, NULL);
+    }
+}
+END_TEST
+
+START_TEST(test_bad_percent_encoding_is_refused)
+{
+    static const struct row rows[] = {
+        {"GET", "a%zz", NULL, NULL, 400, 400}, {"PUT", "a%4", NULL, "v", 400, 400},
+        {"GET", "a%", NULL, NULL, 400, 400},   {"DELETE", "%%41", NULL, NULL, 400, 400},
+        {"GET", "a%u1234", NULL, NULL, 400, 400},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+}
+END_TEST
+
+/* ================================ values ================================ */
+
+START_TEST(test_put_says_whether_it_made_or_replaced)
+{
+    struct response made = ask(_i, 201, "PUT", own("k"), NULL, "one");
+    ck_assert_uint_eq(made.body_bytes, 0);
+    struct response replaced = ask(_i, 204, "PUT", own("k"), NULL, "two");
+    ck_assert_uint_eq(replaced.body_bytes, 0);
+    ck_assert_str_gt(etag_of(&replaced), etag_of(&made));
+    has_value(_i, own("k"), "two");
+}
+END_TEST
+
+START_TEST(test_post_stores_too_and_always_says_200)
+{
+    for (int i = 0; i < 2; i++) {
+        struct response r = ask(_i, 200, "POST", own("k"), NULL, i ? "two" : "one");
+        ck_assert_uint_eq(r.body_bytes, 0);
+        etag_of(&r);
+        has_value(_i, own("k"), i ? "two" : "one");
+    }
+}
+END_TEST
+
+START_TEST(test_get_tells_all_about_a_value)
+{
+    time_t before = time(NULL);
+    const char *etag = put_etag(_i, own("k"), "value");
+    struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    ck_assert(body_is(&r, "value", 5));
+    header_is(&r, "ETag", etag);
+    header_is(&r, "Content-Type", "application/octet-stream");
+    header_is(&r, "Content-Length", "5");
+    header_is(&r, "Accept-Ranges", "bytes");
+    header_is(&r, "X-Content-Type-Options", "nosniff");
+    ck_assert_ptr_null(header(&r, "Content-Encoding"));
+    ck_assert_ptr_null(header(&r, "Estoraje-Expires"));
+    struct tm t = {0};
+    const char *modified = header(&r, "Last-Modified");
+    ck_assert_ptr_nonnull(modified);
+    const char *end = strptime(modified, "%a, %d %b %Y %H:%M:%S GMT", &t);
+    ck_assert_msg(end && !*end, "%s", modified);
+    ck_assert_int_ge(timegm(&t), before - 2);
+    ck_assert_int_le(timegm(&t), time(NULL) + 2);
+}
+END_TEST
+
+START_TEST(test_head_is_get_without_the_body)
+{
+    put_etag(_i, own("k"), "value");
+    struct response g = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    struct response h = ask(_i, 200, "HEAD", own("k"), NULL, NULL);
+    static const char *const same[] = {"ETag",          "Content-Type", "Content-Length",
+                                       "Last-Modified", "Accept-Ranges", "X-Content-Type-Options"};
+    for (int i = 0; i < 6; i++)
+        header_is(&h, same[i], header(&g, same[i]));
+    ck_assert_uint_eq(h.body_bytes, 0);
+    ask(_i, 404, "HEAD", own("none"), NULL, NULL);
+}
+END_TEST
+
+START_TEST(test_delete_says_whether_there_was_one)
+{
+    put_etag(_i, own("k"), "value");
+    struct response r = ask(_i, 200, "DELETE", own("k"), NULL, NULL);
+    ck_assert_uint_eq(r.body_bytes, 0);
+    has_none(_i, own("k"));
+    for (int i = 0; i < 2; i++) {
+        r = ask(_i, 404, "DELETE", i ? own("never") : own("k"), NULL, NULL);
+        ck_assert_uint_eq(r.body_bytes, 0);
+    }
+    ask(_i, 201, "PUT", own("k"), NULL, "again");
+    has_value(_i, own("k"), "again");
+}
+END_TEST
+
+START_TEST(test_what_is_not_there_is_404_with_an_empty_body)
+{
+    has_none(_i, own("none"));
+    has_none(_i, own("a/b/c"));
+    has_none(_i, "/favicon.ico");
+}
+END_TEST
+
+START_TEST(test_content_types_are_given_back)
+{
+    static const char *const types[] = {"text/html; charset=utf-8", "application/json", "image/svg+xml",
+                                        "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+                                        "x/y;a=\"b c\""};
+    for (int i = 0; i < 6; i++) {
+        char *type = text("Content-Type: %s", types[i]);
+        http(at(_i), i % 2 ? "PUT" : "POST", own("k"), type, "a=b&c=%20\r\n--x--", 16);
+        struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+        header_is(&r, "Content-Type", types[i]);
+        ck_assert(body_is(&r, "a=b&c=%20\r\n--x--", 16));
+    }
+    put_etag(_i, own("k"), "without");
+    struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    header_is(&r, "Content-Type", "application/octet-stream");
+}
+END_TEST
+
+static void check_value_of(int target, const char *path, size_t count)
+{
+    char *value = malloc(count + 1);
+    unsigned x = (unsigned)count + 1;
+    for (size_t i = 0; i < count; i++)
+        value[i] = (char)((x = x * 1103515245U + 12345U) >> 16);
+    struct response r = http(at(target), "PUT", path, NULL, value, count);
+    ck_assert_msg(r.status == 201 || r.status == 204, "PUT of %zu bytes: %d %s%s", count, r.status, r.body, r.error);
+    struct response g = ask(target, 200, "GET", path, NULL, NULL);
+    ck_assert_msg(body_is(&g, value, count), "%zu bytes came back as %zu, or changed", count, g.body_bytes);
+    response_free(&g);
+    response_free(&r);
+    free(value);
+}
+
+START_TEST(test_values_of_all_sizes_come_back_as_they_were)
+{
+    static const size_t sizes[] = {0,     1,     2,     100,    255,    256,     4095,        4096,        4097,
+                                   16383, 32768, 65535, 65536,  65537,  262144,  (1 << 20) - 1, 1 << 20, 5 << 20};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        check_value_of(_i, own(i % 2 ? "k" : text("k%zu", i)), sizes[i]);
+}
+END_TEST
+
+START_TEST(test_a_value_of_64_mib_is_kept)
+{
+    http_timeout_s = 120;
+    check_value_of(_i, own("large"), 64 << 20);
+    struct response r = http(at(_i), "GET", own("large"), "Range: bytes=-3", NULL, 0);
+    ck_assert_int_eq(r.status, 206);
+    header_is(&r, "Content-Range", text("bytes %d-%d/%d", (64 << 20) - 3, (64 << 20) - 1, 64 << 20));
+    ask(_i, 200, "DELETE", own("large"), NULL, NULL);
+}
+END_TEST
+
+START_TEST(test_chunked_bodies_are_kept)
+{
+    struct response r = ask(_i, 201, "PUT", own("k"), "Transfer-Encoding: chunked", "in chunks");
+    etag_of(&r);
+    has_value(_i, own("k"), "in chunks");
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", own("pieces"));
+    for (int i = 0; i < 5; i++)
+        raw_print(fd, "%x;ignored=1\r\npiece%d\r\n", 6, i);
+    raw_print(fd, "0\r\n\r\n");
+    r = raw_receive(fd, 10);
+    ck_assert_int_eq(r.status, 201);
+    has_value(_i, own("pieces"), "piece0piece1piece2piece3piece4");
+    ask(_i, 201, "PUT", own("empty"), "Transfer-Encoding: chunked", "");
+    has_value(_i, own("empty"), "");
+}
+END_TEST
+
+START_TEST(test_later_etags_sort_higher)
+{
+    char *last = strdup("");
+    for (int i = 0; i < 20; i++) {
+        const char *etag = put_etag(_i, own("k"), text("%d", i % 3));
+        ck_assert_str_gt(etag, last);
+        last = strdup(etag);
+        if (i % 5 == 4)
+            ask(_i, 200, "DELETE", own("k"), NULL, NULL);
+    }
+}
+END_TEST
+
+START_TEST(test_every_node_reads_what_any_wrote)
+{
+    for (int i = 0; i < 90; i++) {
+        char *path = own(text("%d", i));
+        ck_assert_int_eq(put(three->nodes[i % 3].url, path, path).status, 201);
+        for (int n = 0; n < 3; n++) {
+            struct response r = get(three->nodes[n].url, path);
+            ck_assert(r.status == 200 && body_is(&r, path, strlen(path)));
+        }
+        ck_assert_int_eq(status_of(three->nodes[(i + 1) % 3].url, "DELETE", path, NULL, NULL), 200);
+        for (int n = 0; n < 3; n++)
+            ck_assert_int_eq(status_of(three->nodes[n].url, "GET", path, NULL, NULL), 404);
+    }
+}
+END_TEST
+
+/* ================================ conditions ================================ */
+
+START_TEST(test_if_match_lets_only_the_current_etag_write)
+{
+    static const char *const methods[] = {"PUT", "POST", "DELETE"};
+    for (int m = 0; m < 3; m++) {
+        char *path = own(methods[m]), *old = strdup(put_etag(_i, path, "1")), *current = strdup(put_etag(_i, path, "2"));
+        const char *body = m < 2 ? "3" : NULL;
+        struct response r = ask(_i, 412, methods[m], path, if_match(old), body);
+        header_is(&r, "ETag", current);
+        tells_in_one_line(&r);
+        ask(_i, 412, methods[m], path, if_match("\"other\""), body);
+        ask(_i, 412, methods[m], path, if_match(text("W/%s", current)), body);
+        has_value(_i, path, "2");
+        ask(_i, m ? 200 : 204, methods[m], path, if_match(current), body);
+        if (m < 2)
+            has_value(_i, path, "3");
+        else
+            has_none(_i, path);
+    }
+}
+END_TEST
+
+START_TEST(test_if_match_star_needs_a_value)
+{
+    struct response r = ask(_i, 412, "PUT", own("k"), "If-Match: *", "1");
+    ck_assert_ptr_null(header(&r, "ETag"));
+    ask(_i, 412, "POST", own("k"), "If-Match: *", "1");
+    ask(_i, 412, "DELETE", own("k"), "If-Match: *", NULL);
+    ask(_i, 412, "PUT", own("k"), if_match("\"0000000000000001-0000000000000001\""), "1");
+    has_none(_i, own("k"));
+    put_etag(_i, own("k"), "1");
+    ask(_i, 204, "PUT", own("k"), "If-Match: *", "2");
+    ask(_i, 200, "POST", own("k"), "If-Match: *", "3");
+    ask(_i, 200, "DELETE", own("k"), "If-Match: *", NULL);
+}
+END_TEST
+
+START_TEST(test_if_none_match_star_only_creates)
+{
+    struct response made = ask(_i, 201, "PUT", own("k"), "If-None-Match: *", "1");
+    struct response r = ask(_i, 412, "PUT", own("k"), "If-None-Match: *", "2");
+    header_is(&r, "ETag", etag_of(&made));
+    tells_in_one_line(&r);
+    ask(_i, 412, "POST", own("k"), "If-None-Match: *", "2");
+    has_value(_i, own("k"), "1");
+    ask(_i, 200, "DELETE", own("k"), NULL, NULL);
+    ask(_i, 200, "POST", own("k"), "If-None-Match: *", "3");
+    has_value(_i, own("k"), "3");
+}
+END_TEST
+
+START_TEST(test_if_none_match_on_get_saves_the_body)
+{
+    char *etag = strdup(put_etag(_i, own("k"), "value"));
+    static const char *const methods[] = {"GET", "HEAD"};
+    for (int m = 0; m < 2; m++) {
+        char *same[] = {etag, text("W/%s", etag), text("\"x\", %s", etag), strdup("*")};
+        for (int i = 0; i < 4; i++) {
+            struct response r = ask(_i, 304, methods[m], own("k"), if_none_match(same[i]), NULL);
+            header_is(&r, "ETag", etag);
+            ck_assert_uint_eq(r.body_bytes, 0);
+        }
+        ask(_i, 200, methods[m], own("k"), "If-None-Match: \"other\"", NULL);
+        ask(_i, 404, methods[m], own("none"), if_none_match(etag), NULL);
+    }
+}
+END_TEST
+
+START_TEST(test_malformed_conditions_are_refused)
+{
+    static const struct row rows[] = {
+        {"PUT", "k", "If-Match:", "1", 400, -1},           {"PUT", "k", "If-None-Match:", "1", 400, -1},
+        {"PUT", "k", "If-Match: abc", "1", 400, 0},        {"DELETE", "k", "If-Match: \"abc", NULL, 400, 0},
+        {"POST", "k", "If-None-Match: abc", "1", 400, 0},  {"GET", "k", "If-None-Match: abc\"", NULL, 400, 0},
+        {"GET", "k", "If-None-Match:", NULL, 400, -1},     {"PUT", "k", "If-Match: \"a\" \"b\"", "1", 400, 0},
+        {"PUT", "k", "If-Match: **", "1", 400, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+struct race {
+    int target;
+    char *path;
+    int won, lost, other;
+    char *bad;
+};
+
+static void race_create(void *context, int index)
+{
+    struct race *r = context;
+    const char *url = r->target == THREE ? three->nodes[index % 3].url : at(r->target);
+    int status = status_of(url, "PUT", r->path, "If-None-Match: *", text("%d", index));
+    __atomic_add_fetch(status == 201 ? &r->won : status == 412 ? &r->lost : &r->other, 1, __ATOMIC_SEQ_CST);
+}
+
+START_TEST(test_one_of_many_creators_wins)
+{
+    for (int round = 0; round < 5; round++) {
+        struct race r = {.target = _i, .path = own(text("%d", round))};
+        crowd(12, race_create, &r);
+        ck_assert_int_eq(r.other, 0);
+        ck_assert_int_eq(r.won, 1);
+    }
+}
+END_TEST
+
+enum { SWAPPERS = 6, SWAPS = 12 };
+
+/* Adds one to a number with nothing but GET and If-Match, until it has done so SWAPS times. */
+static void race_swap(void *context, int index)
+{
+    struct race *r = context;
+    double end = now() + 60 * slowness();
+    for (int done = 0; done < SWAPS && now() < end;) {
+        const char *url = r->target == THREE ? three->nodes[index % 3].url : at(r->target);
+        struct response g = get(url, r->path);
+        if (g.status != 200 || !header(&g, "ETag")) {
+            __atomic_add_fetch(&r->other, 1, __ATOMIC_SEQ_CST);
+            r->bad = text("GET: %d %s%s", g.status, g.body, g.error);
+            return;
+        }
+        int status = status_of(url, "PUT", r->path, if_match(header(&g, "ETag")), text("%d", atoi(g.body) + 1));
+        if (status != 204 && status != 412) {
+            __atomic_add_fetch(&r->other, 1, __ATOMIC_SEQ_CST);
+            r->bad = text("PUT: %d", status);
+        }
+        done += status == 204;
+        __atomic_add_fetch(status == 204 ? &r->won : &r->lost, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+START_TEST(test_no_update_is_lost_to_another)
+{
+    struct race r = {.target = _i, .path = own("n")};
+    put_etag(_i, r.path, "0");
+    crowd(SWAPPERS, race_swap, &r);
+    ck_assert_msg(r.other == 0, "%s", r.bad);
+    has_value(_i, r.path, text("%d", SWAPPERS * SWAPS));
+}
+END_TEST
+
+/* ================================ ranges ================================ */
+
+START_TEST(test_ranges_are_cut_out)
+{
+    static const struct {
+        const char *range;
+        int status;
+        const char *value, *content_range;
+    } rows[] = {
+        {"bytes=0-3", 206, "0123", "bytes 0-3/10"},  {"bytes=4-", 206, "456789", "bytes 4-9/10"},
+        {"bytes=-3", 206, "789", "bytes 7-9/10"},    {"bytes=0-0", 206, "0", "bytes 0-0/10"},
+        {"bytes=9-9", 206, "9", "bytes 9-9/10"},     {"bytes=5-100", 206, "56789", "bytes 5-9/10"},
+        {"bytes=-100", 206, "0123456789", "bytes 0-9/10"}, {"bytes=0-9", 206, "0123456789", "bytes 0-9/10"},
+        {"bytes=10-", 416, NULL, "bytes */10"},      {"bytes=10-12", 416, NULL, "bytes */10"},
+        {"bytes=-0", 416, NULL, "bytes */10"},       {"lines=1-2", 200, "0123456789", NULL},
+    };
+    put_etag(_i, own("k"), "0123456789");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct response r = ask(_i, rows[i].status, "GET", own("k"), text("Range: %s", rows[i].range), NULL);
+        if (rows[i].content_range)
+            header_is(&r, "Content-Range", rows[i].content_range);
+        if (rows[i].value)
+            ck_assert_msg(body_is(&r, rows[i].value, strlen(rows[i].value)), "%s: %s", rows[i].range, r.body);
+        else
+            tells_in_one_line(&r);
+        if (r.status != 416)
+            etag_of(&r);
+    }
+}
+END_TEST
+
+START_TEST(test_an_empty_value_has_no_range)
+{
+    put_etag(_i, own("k"), "");
+    struct response r = ask(_i, 416, "GET", own("k"), "Range: bytes=0-", NULL);
+    header_is(&r, "Content-Range", "bytes */0");
+    ask(_i, 404, "GET", own("none"), "Range: bytes=0-", NULL);
+}
+END_TEST
+
+START_TEST(test_pieces_of_a_large_value_make_the_whole)
+{
+    enum { SIZE = 3 << 20, PIECE = 700001 };
+    char *value = letters(SIZE);
+    put_etag(_i, own("k"), value);
+    for (int from = 0; from < SIZE; from += PIECE) {
+        struct response r = ask(_i, 206, "GET", own("k"), text("Range: bytes=%d-%d", from, from + PIECE - 1), NULL);
+        ck_assert(body_is(&r, value + from, (size_t)(from + PIECE < SIZE ? PIECE : SIZE - from)));
+    }
+}
+END_TEST
+
+/* ================================ ttl ================================ */
+
+START_TEST(test_a_key_is_gone_after_its_time_and_not_before)
+{
+    double start = now();
+    struct response r = ask(_i, 201, "PUT", text("%s?ttl=1500ms", own("k")), NULL, "short");
+    r = http(at(_i), "GET", own("k"), NULL, NULL, 0);
+    if (now() < start + 1.4) {
+        ck_assert_int_eq(r.status, 200);
+        ck_assert_ptr_nonnull(header(&r, "Estoraje-Expires"));
+    }
+    double seen = start;
+    for (;;) {
+        double asked = now();
+        r = http(at(_i), "GET", own("k"), NULL, NULL, 0);
+        if (r.status != 200)
+            break;
+        seen = asked;
+        ck_assert_double_lt(now(), start + 10 * slowness());
+        pause_ms(10);
+    }
+    ck_assert_int_eq(r.status, 404);
+    ck_assert_double_ge(now(), start + 1.4);
+    ck_assert_msg(seen < start + 3 * slowness(), "it was there for %.2f s", seen - start);
+    for (int i = 0; i < 6; i++)
+        has_none(_i, own("k"));
+    ask(_i, 201, "PUT", own("k"), NULL, "for good");
+}
+END_TEST
+
+START_TEST(test_times_to_live_have_units)
+{
+    static const char *const good[] = {"60000ms", "60s", "2m", "1h", "3d", "60"};
+    for (int i = 0; i < 6; i++) {
+        ask(_i, 201, "PUT", text("%s?ttl=%s", own(good[i]), good[i]), NULL, good[i]);
+        struct response r = ask(_i, 200, "GET", own(good[i]), NULL, NULL);
+        ck_assert_ptr_nonnull(header(&r, "Estoraje-Expires"));
+    }
+    static const struct row bad[] = {
+        {"PUT", "k?ttl=", NULL, "v", 400, 0},   {"PUT", "k?ttl=x", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=-5s", NULL, "v", 400, 0}, {"PUT", "k?ttl=5x", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=s", NULL, "v", 400, 0},  {"PUT", "k?ttl=99999999999999999999d", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=5%20s", NULL, "v", 400, 0},
+    };
+    rows_ask(_i, bad, sizeof bad / sizeof *bad);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+START_TEST(test_a_write_without_a_time_to_live_stays)
+{
+    ask(_i, 201, "PUT", text("%s?ttl=400ms", own("k")), NULL, "short");
+    ask(_i, 201, "PUT", text("%s?ttl=400ms", own("other")), NULL, "short");
+    http(at(_i), "PUT", own("k"), NULL, "long", 4);
+    struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    ck_assert_ptr_null(header(&r, "Estoraje-Expires"));
+    AWAIT(status_of(at(_i), "GET", own("other"), NULL, NULL) == 404, 5);
+    has_value(_i, own("k"), "long");
+}
+END_TEST
+
+START_TEST(test_an_expired_key_counts_as_none_for_conditions)
+{
+    ask(_i, 201, "PUT", text("%s?ttl=300ms", own("lock")), "If-None-Match: *", "me");
+    double start = now();
+    AWAIT(status_of(at(_i), "PUT", text("%s?ttl=300ms", own("lock")), "If-None-Match: *", "you") == 201, 5);
+    ck_assert_double_ge(now() - start, 0.2);
+    AWAIT(status_of(at(_i), "DELETE", own("lock"), NULL, NULL) == 404, 5);
+    ask(_i, 412, "PUT", own("lock"), "If-Match: *", "me");
+}
+END_TEST
+
+START_TEST(test_a_lease_is_taken_renewed_and_freed)
+{
+    char *lock = text("%s?ttl=20s", own("lock"));
+    struct response mine = ask(_i, 201, "PUT", lock, "If-None-Match: *", "me");
+    ask(_i, 412, "PUT", lock, "If-None-Match: *", "you");
+    struct response renewed = ask(_i, 204, "PUT", lock, if_match(etag_of(&mine)), "me");
+    ck_assert_str_gt(etag_of(&renewed), etag_of(&mine));
+    ask(_i, 412, "DELETE", own("lock"), if_match(etag_of(&mine)), NULL);
+    ask(_i, 200, "DELETE", own("lock"), if_match(etag_of(&renewed)), NULL);
+    struct response yours = ask(_i, 201, "PUT", lock, "If-None-Match: *", "you");
+    ck_assert_str_gt(etag_of(&yours), etag_of(&renewed));
+}
+END_TEST
+
+/* ================================ wait ================================ */
+
+struct waiter {
+    int target;
+    const char *path, *headers;
+    struct response answer;
+    double answered;
+    pthread_t thread;
+};
+
+static void *waiter_run(void *argument)
+{
+    struct waiter *w = argument;
+    w->answer = http(at(w->target), "GET", w->path, w->headers, NULL, 0);
+    w->answered = now();
+    return NULL;
+}
+
+static struct waiter *waiter_start(int target, const char *path, const char *etag)
+{
+    struct waiter *w = calloc(1, sizeof *w);
+    w->target = target;
+    w->path = path;
+    w->headers = etag ? if_none_match(etag) : NULL;
+    ck_assert_int_eq(pthread_create(&w->thread, NULL, waiter_run, w), 0);
+    return w;
+}
+
+static struct response waiter_end(struct waiter *w)
+{
+    pthread_join(w->thread, NULL);
+    return w->answer;
+}
+
+/* Long enough for a request to have come to wait; if not, the test proves less, but does not fail. */
+static void let_them_wait(void)
+{
+    pause_ms(150);
+}
+
+START_TEST(test_a_waiting_get_is_answered_by_the_change)
+{
+    char *etag = strdup(put_etag(_i, own("k"), "old"));
+    for (int i = 0; i < 3; i++) { /* with three nodes each one changes and waits in turn */
+        struct waiter *w = waiter_start(_i, text("%s?wait=20s", own("k")), etag);
+        let_them_wait();
+        double start = now();
+        char *value = text("new %d", i);
+        etag = strdup(put_etag(_i, own("k"), value));
+        struct response r = waiter_end(w);
+        ck_assert_int_eq(r.status, 200);
+        ck_assert(body_is(&r, value, strlen(value)));
+        header_is(&r, "ETag", etag);
+        ck_assert_double_lt(w->answered - start, 5 * slowness());
+    }
+}
+END_TEST
+
+START_TEST(test_a_get_can_wait_for_a_key_to_come)
+{
+    struct waiter *w = waiter_start(_i, text("%s?wait=20s", own("k")), NULL);
+    let_them_wait();
+    double start = now();
+    put_etag(_i, own("k"), "here");
+    struct response r = waiter_end(w);
+    ck_assert_int_eq(r.status, 200);
+    ck_assert(body_is(&r, "here", 4));
+    ck_assert_double_lt(w->answered - start, 5 * slowness());
+}
+END_TEST
+
+START_TEST(test_a_waiting_get_is_answered_by_delete_and_expiry)
+{
+    for (int i = 0; i < 2; i++) {
+        char *path = own(i ? "expires" : "deleted");
+        struct response made = ask(_i, 201, "PUT", i ? text("%s?ttl=1s", path) : path, NULL, "v");
+        struct waiter *w = waiter_start(_i, text("%s?wait=20s", path), etag_of(&made));
+        let_them_wait();
+        if (!i)
+            ask(_i, 200, "DELETE", path, NULL, NULL);
+        struct response r = waiter_end(w);
+        ck_assert_int_eq(r.status, 404);
+        ck_assert_double_lt(r.seconds, 10 * slowness());
+    }
+}
+END_TEST
+
+START_TEST(test_a_wait_ends_when_its_time_is_over)
+{
+    char *etag = strdup(put_etag(_i, own("k"), "v"));
+    struct response r = ask(_i, 304, "GET", text("%s?wait=700ms", own("k")), if_none_match(etag), NULL);
+    header_is(&r, "ETag", etag);
+    ck_assert_double_ge(r.seconds, 0.65);
+    ck_assert_double_lt(r.seconds, 5 * slowness());
+    r = ask(_i, 404, "GET", text("%s?wait=700ms", own("none")), NULL, NULL);
+    ck_assert_double_ge(r.seconds, 0.65);
+}
+END_TEST
+
+START_TEST(test_no_wait_where_there_is_nothing_to_wait_for)
+{
+    char *old = strdup(put_etag(_i, own("k"), "1"));
+    put_etag(_i, own("k"), "2");
+    struct response r = ask(_i, 200, "GET", text("%s?wait=20s", own("k")), if_none_match(old), NULL);
+    ck_assert_double_lt(r.seconds, 5 * slowness());
+    r = ask(_i, 200, "GET", text("%s?wait=20s", own("k")), NULL, NULL);
+    ck_assert_double_lt(r.seconds, 5 * slowness());
+}
+END_TEST
+
+START_TEST(test_nothing_but_a_change_wakes_a_waiter)
+{
+    char *etag = strdup(put_etag(_i, own("k"), "v"));
+    struct waiter *w = waiter_start(_i, text("%s?wait=2s", own("k")), etag);
+    for (int i = 0; i < 20; i++) {
+        put_etag(_i, own("other"), "v");
+        ask(_i, 412, "PUT", own("k"), "If-None-Match: *", "x");
+        has_value(_i, own("k"), "v");
+        ask(_i, 412, "DELETE", own("k"), "If-Match: \"x\"", NULL);
+    }
+    struct response r = waiter_end(w);
+    ck_assert_int_eq(r.status, 304);
+    ck_assert_double_ge(r.seconds, 1.95);
+}
+END_TEST
+
+START_TEST(test_bad_waits_are_refused)
+{
+    static const struct row rows[] = {
+        {"GET", "k?wait=6m", NULL, NULL, 400, 0},   {"GET", "k?wait=301s", NULL, NULL, 400, 0},
+        {"GET", "k?wait=x", NULL, NULL, 400, 0},    {"GET", "k?wait=", NULL, NULL, 400, 0},
+        {"PUT", "k?wait=5s", NULL, "v", 400, 0},    {"DELETE", "k?wait=5s", NULL, NULL, 400, 0},
+        {"POST", "k?wait=5s", NULL, "v", 400, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+static void raise_open_files(void)
+{
+    struct rlimit l;
+    getrlimit(RLIMIT_NOFILE, &l);
+    l.rlim_cur = l.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &l);
+}
+
+START_TEST(test_thousands_wait_at_once_and_others_are_served)
+{
+    enum { WAITERS = 2000 };
+    raise_open_files();
+    int *fds = calloc(WAITERS, sizeof *fds);
+    for (int i = 0; i < WAITERS; i++) {
+        fds[i] = raw_connect(three->nodes[i % 3].port);
+        raw_print(fds[i], "GET %s?wait=60s HTTP/1.1\r\nHost: x\r\n\r\n", own(i % 100 ? "k" : "never"));
+    }
+    for (int i = 0; i < 30; i++)
+        put_etag(THREE, own("served"), text("%d", i));
+    put_etag(THREE, own("k"), "now");
+    double end = now() + 30 * slowness();
+    for (int i = 0; i < WAITERS; i++) {
+        if (i % 100) {
+            struct response r = raw_receive(fds[i], end - now());
+            ck_assert_msg(r.status == 200 && body_is(&r, "now", 3), "waiter %d: %d %s", i, r.status, r.error);
+        } else {
+            ck_assert(!raw_closed(fds[i], 0));
+        }
+        close(fds[i]);
+    }
+    has_value(THREE, own("served"), "29");
+}
+END_TEST
+
+START_TEST(test_a_waiting_client_that_leaves_is_noticed)
+{
+    enum { WAITERS = 50 };
+    const struct node *n = &alone->nodes[0];
+    double before = node_metric(n, "estoraje_http_requests_in_flight");
+    int fds[WAITERS];
+    for (int i = 0; i < WAITERS; i++) {
+        fds[i] = raw_connect(n->port);
+        raw_print(fds[i], "GET %s?wait=5m HTTP/1.1\r\nHost: x\r\n\r\n", own("never"));
+    }
+    AWAIT(node_metric(n, "estoraje_http_requests_in_flight") >= before + WAITERS, 10);
+    for (int i = 0; i < WAITERS; i++)
+        close(fds[i]);
+    AWAIT(node_metric(n, "estoraje_http_requests_in_flight") <= before + 5, 20);
+}
+END_TEST
+
+/* ================================ counters ================================ */
+
+static long long add(int target, const char *path, const char *by)
+{
+    struct response r = ask(target, 200, "POST", text("%s?op=add&by=%s", path, by), NULL, NULL);
+    char *end;
+    long long number = strtoll(r.body, &end, 10);
+    ck_assert_msg(end != r.body && (!*end || !strcmp(end, "\n")), "the new number is: %s", r.body);
+    return number;
+}
+
+START_TEST(test_counters_count)
+{
+    ck_assert_int_eq(add(_i, own("n"), "5"), 5);
+    ck_assert_int_eq(add(_i, own("n"), "-3"), 2);
+    ck_assert_int_eq(add(_i, own("n"), "0"), 2);
+    ck_assert_int_eq(add(_i, own("n"), "-7"), -5);
+    ck_assert_int_eq(atoll(ask(_i, 200, "GET", own("n"), NULL, NULL).body), -5);
+    put_etag(_i, own("n"), "41");
+    ck_assert_int_eq(add(_i, own("n"), "1"), 42);
+    ask(_i, 200, "DELETE", own("n"), NULL, NULL);
+    ck_assert_int_eq(add(_i, own("n"), "1"), 1);
+}
+END_TEST
+
+START_TEST(test_counters_refuse_what_is_no_64_bit_integer)
+{
+    static const char *const bad[] = {"", "x", "1.5", "12x", "9223372036854775808", "1 2"};
+    for (int i = 0; i < 6; i++) {
+        put_etag(_i, own("n"), bad[i]);
+        struct response r = ask(_i, 409, "POST", text("%s?op=add&by=1", own("n")), NULL, NULL);
+        tells_in_one_line(&r);
+        has_value(_i, own("n"), bad[i]);
+    }
+    put_etag(_i, own("n"), "9223372036854775807");
+    ask(_i, 409, "POST", text("%s?op=add&by=1", own("n")), NULL, NULL);
+    has_value(_i, own("n"), "9223372036854775807");
+    ck_assert_int_eq(add(_i, own("n"), "-9223372036854775808"), -1);
+    put_etag(_i, own("n"), "-9223372036854775808");
+    ask(_i, 409, "POST", text("%s?op=add&by=-1", own("n")), NULL, NULL);
+}
+END_TEST
+
+START_TEST(test_bad_counts_are_refused)
+{
+    static const struct row rows[] = {
+        {"POST", "n?op=add&by=", NULL, NULL, 400, 0},    {"POST", "n?op=add&by=x", NULL, NULL, 400, 0},
+        {"POST", "n?op=add&by=1.5", NULL, NULL, 400, 0}, {"POST", "n?op=mul&by=2", NULL, NULL, 400, 0},
+        {"POST", "n?op=", NULL, NULL, 400, 0},           {"POST", "n?op=add&by=9223372036854775808", NULL, NULL, 400, 0},
+        {"PUT", "n?op=add&by=1", NULL, "", 400, 0},      {"GET", "n?op=add&by=1", NULL, NULL, 400, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("n"));
+}
+END_TEST
+
+static void race_add(void *context, int index)
+{
+    struct race *r = context;
+    for (int i = 0; i < 40; i++) {
+        const char *url = r->target == THREE ? three->nodes[(index + i) % 3].url : at(r->target);
+        int status = status_of(url, "POST", text("%s?op=add&by=1", r->path), NULL, NULL);
+        __atomic_add_fetch(status == 200 ? &r->won : &r->other, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+START_TEST(test_no_count_is_lost_or_made_twice)
+{
+    struct race r = {.target = _i, .path = own("n")};
+    crowd(8, race_add, &r);
+    ck_assert_int_eq(r.other, 0);
+    ck_assert_int_eq(r.won, 8 * 40);
+    ck_assert_int_eq(add(_i, r.path, "0"), 8 * 40);
+}
+END_TEST
+
+/* ================================ listings ================================ */
+
+/* The lines of a listing, decoded, each with the next address's path or NULL. */
+struct lines {
+    char **keys;
+    int count;
+    char *next;
+};
+
+static char *link_next(const struct response *r)
+{
+    const char *link = header(r, "Link");
+    if (!link)
+        return NULL;
+    ck_assert_msg(*link == '<' && strstr(link, ">; rel=\"next\""), "Link: %s", link);
+    ck_assert_int_eq(link[1], '/');
+    return strndup(link + 1, strcspn(link + 1, ">"));
+}
+
+static struct lines list(int target, const char *path)
+{
+    struct response r = ask(target, 200, "GET", path, NULL, NULL);
+    struct lines l = {.next = link_next(&r)};
+    l.keys = calloc(r.body_bytes + 1, sizeof *l.keys);
+    for (char *line = r.body, *end; (end = strchr(line, '\n')); line = end + 1) {
+        for (char *c = line; c < end; c++)
+            ck_assert_msg(*c > ' ' && *c < 127, "a byte of a key that should be percent-encoded: %d", *c);
+        l.keys[l.count++] = percent_decode(line, (size_t)(end - line), NULL);
+    }
+    return l;
+}
+
+/* Follows the links: no page may be longer than that. */
+static struct lines list_all(int target, const char *path, int page)
+{
+    struct lines all = {.keys = calloc(200000, sizeof *all.keys)};
+    char *next = strdup(path);
+    for (int pages = 0; next; pages++) {
+        ck_assert_int_lt(pages, 1000);
+        struct lines l = list(target, next);
+        ck_assert_int_le(l.count, page);
+        ck_assert_int_lt(all.count + l.count, 200000);
+        memcpy(all.keys + all.count, l.keys, (size_t)l.count * sizeof *l.keys);
+        all.count += l.count;
+        next = l.next;
+    }
+    return all;
+}
+
+static void lines_are(const struct lines *l, const char *const *names, int count)
+{
+    for (int i = 0; i < count && i < l->count; i++)
+        ck_assert_str_eq(l->keys[i], own(names[i]) + 1);
+    ck_assert_int_eq(l->count, count);
+}
+
+/* In byte order. */
+static const char *const listed[] = {"l/ ", "l/%", "l/A", "l/a", "l/a/b", "l/a/c", "l/aa", "l/b", "l/\xc3\xa9"};
+enum { LISTED = sizeof listed / sizeof *listed };
+
+static void put_listed(int target)
+{
+    static const char *const others[] = {"k", "l", "l0", "m/a"};
+    static const char *const names[] = {"l/%c3%a9", "l/aa", "l/a", "l/b", "l/A", "l/a/c", "l/%25", "l/a%2fb", "l/%20"};
+    for (int i = 0; i < LISTED; i++)
+        put_etag(target, own(names[i]), names[i]);
+    for (int i = 0; i < 4; i++)
+        put_etag(target, own(others[i]), "");
+}
+
+START_TEST(test_a_path_that_ends_in_a_slash_lists_the_keys_below)
+{
+    put_listed(_i);
+    struct lines l = list(_i, own("l/"));
+    lines_are(&l, listed, LISTED);
+    ck_assert_ptr_null(l.next);
+    l = list(_i, own("l/a/"));
+    lines_are(&l, listed + 4, 2);
+    l = list(_i, own("nothing/"));
+    ck_assert_int_eq(l.count, 0);
+}
+END_TEST
+
+START_TEST(test_a_prefix_need_not_end_in_a_slash)
+{
+    put_listed(_i);
+    struct lines l = list(_i, text("/?prefix=%s", own("l/a") + 1));
+    lines_are(&l, listed + 3, 4);
+    l = list(_i, text("/?prefix=%%74%s", own("l%2F%c3") + 2));
+    lines_are(&l, listed + 8, 1);
+    l = list(_i, text("/?prefix=%s&limit=2", own("l/a") + 1));
+    lines_are(&l, listed + 3, 2);
+    l = list_all(_i, text("/?prefix=%s&limit=2", own("l/a") + 1), 2);
+    lines_are(&l, listed + 3, 4);
+}
+END_TEST
+
+START_TEST(test_pages_make_the_whole_list)
+{
+    put_listed(_i);
+    for (int limit = 1; limit <= LISTED + 1; limit++) {
+        struct lines l = list_all(_i, text("%s?limit=%d", own("l/"), limit), limit);
+        lines_are(&l, listed, LISTED);
+    }
+    struct lines l = list(_i, text("%s?after=%s", own("l/"), own("l/a/b") + 1));
+    lines_are(&l, listed + 5, LISTED - 5);
+    l = list(_i, text("%s?after=%s&limit=1", own("l/"), own("l/a%2fb0") + 1));
+    lines_are(&l, listed + 5, 1);
+}
+END_TEST
+
+START_TEST(test_what_is_deleted_or_expired_is_not_listed)
+{
+    put_etag(_i, own("l/a"), "");
+    put_etag(_i, own("l/b"), "");
+    ask(_i, 201, "PUT", text("%s?ttl=300ms", own("l/c")), NULL, "");
+    ask(_i, 200, "DELETE", own("l/a"), NULL, NULL);
+    AWAIT(status_of(at(_i), "GET", own("l/c"), NULL, NULL) == 404, 5);
+    struct lines l = list(_i, own("l/"));
+    static const char *const rest[] = {"l/b"};
+    lines_are(&l, rest, 1);
+}
+END_TEST
+
+START_TEST(test_a_long_list_comes_in_pages_of_a_thousand)
+{
+    enum { COUNT = 2300 };
+    for (int i = 0; i < COUNT; i++)
+        put_etag(_i, own(text("l/%05d", i * 7919 % COUNT)), "");
+    ck_assert_int_eq(list(_i, own("l/")).count, 1000);
+    struct lines l = list_all(_i, own("l/"), 1000);
+    ck_assert_int_eq(l.count, COUNT);
+    for (int i = 0; i < COUNT; i++)
+        ck_assert_str_eq(l.keys[i], own(text("l/%05d", i)) + 1);
+    ck_assert_int_eq(list(_i, text("%s?limit=100000", own("l/"))).count, COUNT);
+    char *prefix = own("l/");
+    l = list(_i, text("/?prefix=%s&limit=%d", prefix + 1, COUNT));
+    ck_assert_int_eq(l.count, COUNT);
+}
+END_TEST
+
+START_TEST(test_json_tells_more_of_each_key)
+{
+    put_etag(_i, own("j/a"), "12345");
+    ask(_i, 201, "PUT", text("%s?ttl=1h", own("j/b\"%22")), NULL, "");
+    const char *etag = put_etag(_i, own("j/c"), "1");
+    struct response r = ask(_i, 200, "GET", text("%s?limit=2", own("j/")), "Accept: application/json", NULL);
+    ck_assert(!strncmp(header(&r, "Content-Type"), "application/json", 16));
+    ck_assert_int_eq(json_count(r.body, "keys"), 2);
+    ck_assert_str_eq(json_string(r.body, "keys.0.key"), own("j/a") + 1);
+    ck_assert_double_eq(json_number(r.body, "keys.0.size"), 5);
+    ck_assert_uint_ge(strlen(json_string(r.body, "keys.0.etag")), 33);
+    ck_assert_ptr_nonnull(json_at(r.body, "keys.0.modified"));
+    char *expires = json_string(r.body, "keys.0.expires");
+    ck_assert_msg(!*expires || !strcmp(expires, "null"), "expires: %s", expires);
+    ck_assert_msg(strlen(json_string(r.body, "keys.1.expires")) > 4, "%s", r.body);
+    char *next = json_string(r.body, "next");
+    ck_assert_msg(*next && strcmp(next, "null"), "next: %s", r.body);
+    r = ask(_i, 200, "GET", link_next(&r), "Accept: application/json", NULL);
+    ck_assert_int_eq(json_count(r.body, "keys"), 1);
+    ck_assert_ptr_nonnull(strstr(json_string(r.body, "keys.0.etag"), strndup(etag + 1, 33)));
+    next = json_string(r.body, "next");
+    ck_assert_msg(!*next || !strcmp(next, "null"), "next: %s", r.body);
+    r = ask(_i, 200, "GET", own("nothing/"), "Accept: application/json", NULL);
+    ck_assert_int_eq(json_count(r.body, "keys"), 0);
+}
+END_TEST
+
+START_TEST(test_restic_lists_names_and_sizes)
+{
+    static const char *const restic = "Accept: application/vnd.x.restic.rest.v2";
+    put_etag(_i, own("repo/data/aa"), "12345");
+    put_etag(_i, own("repo/data/bb"), "");
+    put_etag(_i, own("repo/data/bb/deeper"), "1");
+    put_etag(_i, own("repo/database"), "1");
+    struct response r = ask(_i, 200, "GET", own("repo/data/"), restic, NULL);
+    ck_assert_str_eq(header(&r, "Content-Type"), "application/vnd.x.restic.rest.v2");
+    ck_assert_int_eq(json_count(r.body, ""), 2);
+    ck_assert_str_eq(json_string(r.body, "0.name"), "aa");
+    ck_assert_double_eq(json_number(r.body, "0.size"), 5);
+    ck_assert_str_eq(json_string(r.body, "1.name"), "bb");
+    ck_assert_double_eq(json_number(r.body, "1.size"), 0);
+    r = ask(_i, 200, "GET", own("repo/locks/"), restic, NULL);
+    ck_assert_int_eq(json_count(r.body, ""), 0);
+    r = ask(_i, 200, "POST", text("%s?create=true", own("repo/")), NULL, NULL);
+    ck_assert_int_eq(list(_i, own("repo/")).count, 4);
+}
+END_TEST
+
+START_TEST(test_bad_listings_are_refused)
+{
+    static const struct row rows[] = {
+        {"GET", "l/?limit=x", NULL, NULL, 400, 0},      {"GET", "l/?limit=-1", NULL, NULL, 400, 0},
+        {"GET", "l/?limit=100001", NULL, NULL, 400, 0}, {"GET", "l/?limit=", NULL, NULL, 400, 0},
+        {"GET", "l/?after=%zz", NULL, NULL, 400, 0},    {"GET", "/?prefix=%", NULL, NULL, 400, 0},
+        {"GET", "l/?unknown=1", NULL, NULL, 400, 0},    {"PUT", "l/", NULL, "v", 405, 0},
+        {"DELETE", "l/", NULL, NULL, 405, 0},           {"PUT", "/", NULL, "v", 405, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+}
+END_TEST
+
+/* ================================ consistency ================================ */
+
+START_TEST(test_each_consistency_reads_and_writes)
+{
+    ask(_i, 201, "PUT", text("%s?consistency=quorum", own("k")), NULL, "quorum");
+    has_value(_i, text("%s?consistency=quorum", own("k")), "quorum");
+    ask(_i, 204, "PUT", text("%s?consistency=all", own("k")), NULL, "all");
+    for (int i = 0; i < 3; i++)
+        has_value(_i, text("%s?consistency=one", own("k")), "all");
+    has_value(_i, own("k"), "all");
+    struct response r = ask(_i, 200, "PUT", text("%s?consistency=one", own("k")), NULL, "one");
+    ck_assert_uint_eq(r.body_bytes, 0);
+    r = ask(_i, 200, "PUT", text("%s?consistency=one", own("new")), NULL, "one");
+    for (int i = 0; i < 2; i++)
+        AWAIT((r = get(at(_i), own(i ? "new" : "k"))).status == 200 && body_is(&r, "one", 3), 10);
+    ask(_i, 200, "DELETE", text("%s?consistency=one", own("k")), NULL, NULL);
+    AWAIT(status_of(at(_i), "GET", own("k"), NULL, NULL) == 404, 10);
+    ask(_i, 201, "PUT", text("%s?consistency=all", own("k")), "If-None-Match: *", "again");
+    ask(_i, 412, "PUT", text("%s?consistency=all", own("k")), "If-None-Match: *", "again");
+}
+END_TEST
+
+START_TEST(test_consistency_one_has_no_conditions_and_no_counters)
+{
+    static const struct row rows[] = {
+        {"PUT", "k?consistency=one", "If-None-Match: *", "v", 400, 0},
+        {"PUT", "k?consistency=one", "If-Match: *", "v", 400, 0},
+        {"DELETE", "k?consistency=one", "If-Match: \"x\"", NULL, 400, 0},
+        {"POST", "k?consistency=one&op=add&by=1", NULL, NULL, 400, 0},
+        {"PUT", "k?consistency=two", NULL, "v", 400, 0},
+        {"GET", "k?consistency=", NULL, NULL, 400, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+/* ================================ retries ================================ */
+
+static double unix_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static char *idempotency(double ago, const char *rest, bool retry)
+{
+    return text("Idempotency-Key: %.3f-%d-%s%s", unix_time() - ago, (int)getpid(), rest,
+                retry ? "\nEstoraje-Retry: 1" : "");
+}
+
+static char *as_retry(const char *headers)
+{
+    return text("%s\nEstoraje-Retry: 1", headers);
+}
+
+START_TEST(test_a_repeated_put_gets_the_first_answer_and_is_not_applied_again)
+{
+    char *key = idempotency(0, "a", false);
+    struct response first = ask(_i, 201, "PUT", own("k"), key, "mine");
+    put_etag(_i, own("k"), "yours");
+    for (int i = 0; i < 3; i++) {
+        struct response r = ask(_i, 201, "PUT", own("k"), as_retry(key), "mine");
+        header_is(&r, "ETag", etag_of(&first));
+        has_value(_i, own("k"), "yours");
+    }
+}
+END_TEST
+
+START_TEST(test_a_repeated_count_counts_once)
+{
+    char *key = idempotency(0, "a", false), *path = text("%s?op=add&by=1", own("n"));
+    add(_i, own("n"), "10");
+    ck_assert_int_eq(atoi(ask(_i, 200, "POST", path, key, NULL).body), 11);
+    add(_i, own("n"), "100");
+    for (int i = 0; i < 3; i++)
+        ck_assert_int_eq(atoi(ask(_i, 200, "POST", path, as_retry(key), NULL).body), 11);
+    ck_assert_int_eq(add(_i, own("n"), "0"), 111);
+}
+END_TEST
+
+START_TEST(test_a_repeated_delete_or_condition_gets_the_first_answer)
+{
+    put_etag(_i, own("d"), "v");
+    char *key = idempotency(0, "d", false);
+    ask(_i, 200, "DELETE", own("d"), key, NULL);
+    ask(_i, 200, "DELETE", own("d"), as_retry(key), NULL);
+    ask(_i, 201, "PUT", own("d"), NULL, "again");
+    ask(_i, 200, "DELETE", own("d"), as_retry(key), NULL);
+    has_value(_i, own("d"), "again");
+    key = text("%s\nIf-None-Match: *", idempotency(0, "c", false));
+    ask(_i, 201, "PUT", own("c"), key, "v");
+    ask(_i, 201, "PUT", own("c"), as_retry(key), "v");
+    char *etag = strdup(put_etag(_i, own("m"), "1"));
+    key = text("%s\nIf-Match: %s", idempotency(0, "m", false), etag);
+    ask(_i, 204, "PUT", own("m"), key, "2");
+    ask(_i, 204, "PUT", own("m"), as_retry(key), "2");
+}
+END_TEST
+
+START_TEST(test_a_repeat_that_was_refused_stays_refused)
+{
+    put_etag(_i, own("c"), "there");
+    char *key = text("%s\nIf-None-Match: *", idempotency(0, "c", true));
+    ask(_i, 412, "PUT", own("c"), key, "v");
+    ask(_i, 200, "DELETE", own("c"), NULL, NULL);
+    ask(_i, 412, "PUT", own("c"), key, "v");
+    has_none(_i, own("c"));
+    key = idempotency(0, "d", true);
+    ask(_i, 404, "DELETE", own("d"), key, NULL);
+    put_etag(_i, own("d"), "v");
+    ask(_i, 404, "DELETE", own("d"), key, NULL);
+    has_value(_i, own("d"), "v");
+}
+END_TEST
+
+START_TEST(test_the_same_key_on_another_request_is_another_write)
+{
+    char *key = idempotency(0, "a", true);
+    ask(_i, 201, "PUT", own("k"), key, "1");
+    ask(_i, 204, "PUT", own("k"), key, "2");
+    has_value(_i, own("k"), "2");
+    ask(_i, 204, "PUT", own("k"), text("%s\nContent-Type: text/plain", key), "2");
+    ask(_i, 200, "POST", own("k"), key, "1");
+    has_value(_i, own("k"), "1");
+    ask(_i, 201, "PUT", own("other"), key, "1");
+    ask(_i, 204, "PUT", text("%s?ttl=1h", own("k")), key, "1");
+    ask(_i, 200, "DELETE", own("k"), key, NULL);
+}
+END_TEST
+
+START_TEST(test_a_repeat_after_a_minute_is_unknown_and_not_applied)
+{
+    for (int retry = 0; retry < 2; retry++) {
+        struct response r = ask(_i, 503, "PUT", own("k"), idempotency(75, "a", retry), "late");
+        header_is(&r, "Estoraje-Outcome", "unknown");
+        ck_assert_ptr_nonnull(header(&r, "Idempotency-Key"));
+        tells_in_one_line(&r);
+        has_none(_i, own("k"));
+    }
+    ask(_i, 201, "PUT", own("k"), idempotency(30, "b", true), "in time");
+}
+END_TEST
+
+START_TEST(test_malformed_idempotency_keys_are_refused)
+{
+    char *ahead = idempotency(-60, "a", false);
+    const struct row rows[] = {
+        {"PUT", "k", "Idempotency-Key: abc", "v", 400, 0},
+        {"PUT", "k", "Idempotency-Key: -abc", "v", 400, 0},
+        {"PUT", "k", "Idempotency-Key: 12a4.5-abc", "v", 400, 0},
+        {"DELETE", "k", "Idempotency-Key: 1e9-abc", NULL, 400, 0},
+        {"PUT", "k", ahead, "v", 400, 0},
+        {"PUT", "k", idempotency(0, letters(128), false), "v", 400, 0},
+        {"PUT", "k", "Idempotency-Key:", "v", 400, -1},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("k"));
+    char *key = idempotency(0, "", false);
+    ask(_i, 201, "PUT", own("k"), text("%s%s", key, letters(128 - strlen(key + strlen("Idempotency-Key: ")))), "v");
+}
+END_TEST
+
+START_TEST(test_consistency_one_ignores_idempotency_keys)
+{
+    ask(_i, 200, "PUT", text("%s?consistency=one", own("k")), "Idempotency-Key: nonsense", "v");
+    AWAIT(status_of(at(_i), "GET", own("k"), NULL, NULL) == 200, 10);
+}
+END_TEST
+
+/* ================================ errors ================================ */
+
+START_TEST(test_unknown_or_misplaced_parameters_are_refused)
+{
+    static const struct row rows[] = {
+        {"GET", "k?x=1", NULL, NULL, 400, 0},        {"PUT", "k?tttl=1s", NULL, "v", 400, 0},
+        {"DELETE", "k?force", NULL, NULL, 400, 0},   {"POST", "k?by=1&opp=add", NULL, "v", 400, 0},
+        {"GET", "k?ttl=1s", NULL, NULL, 400, 0},     {"PUT", "k?limit=5", NULL, "v", 400, 0},
+        {"PUT", "k?%zz=5", NULL, "v", 400, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+START_TEST(test_other_methods_are_405_with_allow)
+{
+    static const struct row rows[] = {
+        {"PATCH", "k", NULL, "v", 405, 0},       {"OPTIONS", "k", NULL, NULL, 405, 0},
+        {"BREW", "k", NULL, NULL, 405, 0},       {"TRACE", "k", NULL, NULL, 405, 405},
+        {"PUT", "/_health", NULL, "v", 405, 403}, {"POST", "/_status", NULL, "v", 405, 403},
+        {"DELETE", "/_metrics", NULL, NULL, 405, 403}, {"GET", "/_mail", NULL, NULL, 405, 403},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct response r = row_ask(_i, &rows[i]);
+        if (_i == NGINX && rows[i].nginx)
+            continue;
+        ck_assert_msg(header(&r, "Allow") != NULL, "%s %s: no Allow", rows[i].method, rows[i].path);
+        if (*rows[i].path != '/')
+            for (const char *const *m = (const char *const[]){"GET", "HEAD", "PUT", "POST", "DELETE", NULL}; *m; m++)
+                ck_assert_msg(strstr(header(&r, "Allow"), *m) != NULL, "Allow: %s", header(&r, "Allow"));
+    }
+}
+END_TEST
+
+START_TEST(test_a_write_without_a_length_is_411)
+{
+    for (int target = ALONE; target <= NGINX; target++) {
+        static const char *const methods[] = {"PUT", "POST"};
+        for (int m = 0; m < 2; m++) {
+            int fd = raw_connect(port_of(target));
+            raw_print(fd, "%s %s HTTP/1.1\r\nHost: x\r\n\r\n", methods[m], own("k"));
+            struct response r = raw_receive(fd, 10);
+            if (target == NGINX) /* which sends a length of 0 itself */
+                ck_assert_int_ge(r.status, 200);
+            else
+                ck_assert_int_eq(r.status, 411);
+            if (target != NGINX)
+                tells_in_one_line(&r);
+            close(fd);
+        }
+    }
+}
+END_TEST
+
+START_TEST(test_every_error_says_what_is_wrong_in_one_line)
+{
+    put_etag(_i, own("there"), "0123");
+    const struct row rows[] = {
+        {"GET", "there?nonsense=1", NULL, NULL, 400, 0},
+        {"PUT", "there", "If-None-Match: *", "v", 412, 0},
+        {"PUT", own(letters(1100)), NULL, "v", 414, 0},
+        {"GET", "there", "Range: bytes=9-", NULL, 416, 0},
+        {"PATCH", "there", NULL, "v", 405, 0},
+        {"GET", "there", text("X-Long: %s", letters(200000)), NULL, 431, 400},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    struct response r = get(alone->nodes[0].url, "/_unknown");
+    ck_assert_int_eq(r.status, 404);
+    tells_in_one_line(&r);
+    has_value(_i, own("there"), "0123");
+}
+END_TEST
+
+START_TEST(test_a_value_over_the_limit_is_413_and_changes_nothing)
+{
+    struct cluster *c = cluster_start(1, (const char *const[]){"--max-value", "100k", NULL});
+    const char *url = c->nodes[0].url;
+    char *most = letters(100 << 10), *more = letters((100 << 10) + 1);
+    ck_assert_int_eq(put(url, "/k", most).status, 201);
+    for (int i = 0; i < 3; i++) {
+        struct response r = http(url, i == 2 ? "POST" : "PUT", "/k", i ? "Transfer-Encoding: chunked" : NULL, more,
+                                 strlen(more));
+        ck_assert_int_eq(r.status, 413);
+        tells_in_one_line(&r);
+        ck_assert_msg(strpbrk(r.body, "0123456789"), "does not name the limit: %s", r.body);
+    }
+    int fd = raw_connect(c->nodes[0].port);
+    raw_print(fd, "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n");
+    ck_assert_int_eq(raw_receive(fd, 10).status, 413);
+    close(fd);
+    struct response r = get(url, "/k");
+    ck_assert(body_is(&r, most, strlen(most)));
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_what_does_not_fit_in_memory_is_503_and_comes_later)
+{
+    enum { HALVES = 4, SIZE = 3 << 20 };
+    struct cluster *c = cluster_start(1, (const char *const[]){"--memory", "10M", NULL});
+    const char *url = c->nodes[0].url;
+    char *value = letters(SIZE);
+    int fds[HALVES];
+    for (int i = 0; i < HALVES; i++) {
+        fds[i] = raw_connect(c->nodes[0].port);
+        raw_print(fds[i], "PUT /half%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", i, SIZE);
+        raw_send(fds[i], value, SIZE - 1000);
+    }
+    struct response r = {0};
+    AWAIT((r = put(url, "/k", value)).status == 503, 5);
+    ck_assert_ptr_nonnull(header(&r, "Retry-After"));
+    ck_assert_ptr_null(header(&r, "Estoraje-Outcome"));
+    tells_in_one_line(&r);
+    ck_assert_int_eq(status_of(url, "GET", "/_health", NULL, NULL), 200);
+    for (int i = 0; i < HALVES; i++)
+        close(fds[i]);
+    AWAIT(status_of(url, "GET", "/k", NULL, NULL) == 200 || put(url, "/k", value).status < 300, 10);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ wire ================================ */
+
+START_TEST(test_ambiguous_requests_are_400_and_the_connection_is_closed)
+{
+    static const struct {
+        const char *what, *request;
+        size_t bytes; /* 0: all up to the NUL */
+    } rows[] = {
+        {"both lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0},
+        {"both, the other way round", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 0},
+        {"two lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 0},
+        {"the same length twice", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", 0},
+        {"a list of lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\na", 0},
+        {"+1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\na", 0},
+        {"-1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\na", 0},
+        {"0x1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\na", 0},
+        {"1x", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1x\r\n\r\na", 0},
+        {"no number", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\na", 0},
+        {"a length beyond 64 bits", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551617\r\n\r\na", 0},
+        {"a length with a GET's twin", "GET /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n", 0},
+        {"chunked twice", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0},
+        {"chunked, chunked", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 0},
+        {"gzip", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 0},
+        {"identity", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n", 0},
+        {"an unknown coding", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 0},
+        {"an empty coding", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n", 0},
+        {"two hosts", "GET /wire HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 0},
+        {"no host", "GET /wire HTTP/1.1\r\nAccept: x\r\n\r\n", 0},
+        {"white space before the colon", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length : 1\r\n\r\na", 0},
+        {"a tab before the colon", "GET /wire HTTP/1.1\r\nHost: x\r\nX-Any\t: 1\r\n\r\n", 0},
+        {"a NUL in a header", "GET /wire HTTP/1.1\r\nHost: x\r\nX-Any: a\0b\r\n\r\n", 45},
+        {"a NUL in the path", "GET /wi\0re HTTP/1.1\r\nHost: x\r\n\r\n", 33},
+        {"a bad chunk", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n", 0},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int fd = raw_connect(port_of(_i));
+        raw_send(fd, rows[i].request, rows[i].bytes ? rows[i].bytes : strlen(rows[i].request));
+        struct response r = raw_receive(fd, 10);
+        ck_assert_msg(r.status == 400, "%s: %d %.200s%s", rows[i].what, r.status, r.body, r.error);
+        if (strcmp(rows[i].what, "a bad chunk"))
+            tells_in_one_line(&r);
+        ck_assert_msg(raw_closed(fd, 5), "%s: the connection stays open", rows[i].what);
+        close(fd);
+    }
+    has_none(_i, "/wire");
+}
+END_TEST
+
+START_TEST(test_a_smuggled_request_is_not_heard)
+{
+    put_etag(_i, own("k"), "safe");
+    static const char *const tricks[] = {
+        "Content-Length: 6\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 6",
+        "Transfer-Encoding : chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: 0",
+    };
+    for (int i = 0; i < 4; i++) {
+        int fd = raw_connect(port_of(_i));
+        raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n0\r\n\r\nDELETE %s HTTP/1.1\r\nHost: x\r\n\r\n", own("other"),
+                  tricks[i], own("k"));
+        ck_assert_int_eq(raw_receive(fd, 10).status, 400);
+        ck_assert(raw_closed(fd, 5));
+        close(fd);
+        has_value(_i, own("k"), "safe");
+    }
+}
+END_TEST
+
+START_TEST(test_pipelined_requests_are_answered_in_order)
+{
+    int fd = raw_connect(port_of(_i));
+    for (int i = 0; i < 10; i++)
+        raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%dGET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("k"),
+                  i, own("k"));
+    for (int i = 0; i < 10; i++) {
+        struct response r = raw_receive(fd, 10);
+        ck_assert_int_eq(r.status, i ? 204 : 201);
+        r = raw_receive(fd, 10);
+        ck_assert_int_eq(r.status, 200);
+        ck_assert(body_is(&r, text("%d", i), 1));
+    }
+    close(fd);
+}
+END_TEST
+
+START_TEST(test_a_client_may_ask_before_it_sends)
+{
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", own("k"));
+    char c[12];
+    ck_assert_int_eq(recv(fd, c, sizeof c, MSG_PEEK | MSG_WAITALL), 12);
+    ck_assert_int_eq(strncmp(c, "HTTP/1.1 100", 12), 0);
+    raw_print(fd, "hello");
+    ck_assert_int_eq(raw_receive(fd, 10).status, 201);
+    close(fd);
+    has_value(_i, own("k"), "hello");
+}
+END_TEST
+
+START_TEST(test_http_1_0_clients_are_served)
+{
+    put_etag(_i, own("k"), "old");
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "GET %s HTTP/1.0\r\n\r\n", own("k"));
+    struct response r = raw_receive(fd, 10);
+    ck_assert_int_eq(r.status, 200);
+    ck_assert(body_is(&r, "old", 3));
+    ck_assert(raw_closed(fd, 10));
+    close(fd);
+}
+END_TEST
+
+START_TEST(test_a_connection_serves_many_requests)
+{
+    int fd = raw_connect(port_of(_i));
+    for (int i = 0; i < 50; i++) {
+        raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("none"));
+        ck_assert_int_eq(raw_receive(fd, 10).status, 404);
+    }
+    raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", own("none"));
+    ck_assert_int_eq(raw_receive(fd, 10).status, 404);
+    ck_assert(raw_closed(fd, 10));
+    close(fd);
+}
+END_TEST
+
+START_TEST(test_noise_is_answered_or_closed_and_hurts_nobody)
+{
+    put_etag(_i, own("k"), "safe");
+    unsigned x = 12345;
+    for (int i = 0; i < 60; i++) {
+        char noise[600];
+        for (size_t b = 0; b < sizeof noise; b++)
+            noise[b] = (char)((x = x * 1103515245U + 12345U) >> 16);
+        int fd = raw_connect(port_of(_i));
+        if (i % 2)
+            raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\n", own("k"));
+        raw_send(fd, noise, sizeof noise);
+        raw_print(fd, "\r\n\r\n\r\n\r\n");
+        close(fd);
+    }
+    has_value(_i, own("k"), "safe");
+}
+END_TEST
+
+/* ================================ reserved ================================ */
+
+START_TEST(test_health_is_ok)
+{
+    struct response r = ask(_i, 200, "GET", "/_health", NULL, NULL);
+    ck_assert_msg(!strncmp(r.body, "ok", 2), "%s", r.body);
+}
+END_TEST
+
+START_TEST(test_status_tells_the_cluster)
+{
+    struct response r = ask(_i, 200, "GET", "/_status", NULL, NULL);
+    int members = _i == ALONE ? 1 : 3;
+    ck_assert(!strncmp(header(&r, "Content-Type"), "application/json", 16));
+    ck_assert_int_eq(json_count(r.body, "members"), members);
+    static const char *const numbers[] = {"epoch", "keys", "bytes", "transition.complete", "transition.to_do"};
+    for (int i = 0; i < 5; i++)
+        ck_assert_msg(!isnan(json_number(r.body, numbers[i])), "no %s in %.300s", numbers[i], r.body);
+    ck_assert_msg(*json_string(r.body, "node") && *json_string(r.body, "version") && *json_string(r.body, "cluster"),
+                  "%.300s", r.body);
+    for (int m = 0; m < members; m++) {
+        static const char *const strings[] = {"id", "address", "zone", "weight", "live", "lease_ms"};
+        for (int i = 0; i < 6; i++)
+            ck_assert_msg(json_at(r.body, text("members.%d.%s", m, strings[i])) != NULL, "no %s in %.300s", strings[i],
+                          r.body);
+        ck_assert_str_eq(json_string(r.body, text("members.%d.state", m)), "up");
+        ck_assert_str_eq(json_string(r.body, text("members.%d.live", m)), "true");
+    }
+}
+END_TEST
+
+START_TEST(test_nodes_are_told_one_a_line)
+{
+    struct response r = ask(_i, 200, "GET", "/_nodes", NULL, NULL);
+    const struct cluster *c = _i == ALONE ? alone : three;
+    for (int i = 0; i < c->count; i++)
+        ck_assert_msg(strstr(r.body, text("%s\n", c->nodes[i].address)) != NULL, "%s", r.body);
+    int lines = 0;
+    for (const char *s = r.body; (s = strchr(s, '\n')); s++)
+        lines++;
+    ck_assert_int_eq(lines, c->count);
+}
+END_TEST
+
+START_TEST(test_the_owners_of_a_key_are_told)
+{
+    char *told = NULL;
+    for (int i = 0; i < 3; i++) {
+        struct response r = ask(_i, 200, "GET", i ? "/_nodes/photos/%61.jpg" : "/_nodes/photos/a.jpg", NULL, NULL);
+        ck_assert_int_eq(json_count(r.body, "owners"), _i == ALONE ? 1 : 3);
+        ck_assert_uint_eq(strlen(json_string(r.body, "hash")), 16);
+        double partition = json_number(r.body, "partition");
+        ck_assert(partition >= 0 && partition < 1024);
+        ck_assert_uint_eq((unsigned long)partition, strtoul(json_string(r.body, "hash"), NULL, 16) >> 54);
+        char *owners = text("%s %s", json_string(r.body, "hash"), json_string(r.body, "owners"));
+        if (told)
+            ck_assert_str_eq(owners, told); /* by every node, in the same order */
+        told = owners;
+    }
+}
+END_TEST
+
+START_TEST(test_the_ring_page_is_a_page)
+{
+    struct response r = ask(_i, 200, "GET", "/_ring", NULL, NULL);
+    ck_assert(!strncmp(header(&r, "Content-Type"), "text/html", 9));
+    ck_assert_ptr_nonnull(strstr(r.body, "</html>"));
+}
+END_TEST
+
+START_TEST(test_metrics_please_promtool)
+{
+    put_etag(_i, own("k"), "v");
+    struct response r = ask(_i, 200, "GET", "/_metrics", NULL, NULL);
+    ck_assert(!strncmp(header(&r, "Content-Type"), "text/plain", 10));
+    static const char *const names[] = {
+        "estoraje_http_requests_total{", "estoraje_http_request_duration_seconds_bucket{",
+        "estoraje_http_request_duration_seconds_sum{", "estoraje_http_requests_in_flight", "estoraje_keys",
+        "estoraje_data_bytes", "estoraje_log_bytes", "estoraje_log_garbage_bytes", "estoraje_fsync_duration_seconds_bucket{",
+        "estoraje_batch_records_bucket{", "estoraje_lease_expirations_total", "estoraje_epoch",
+        "estoraje_partitions_owned", "estoraje_partitions_incomplete", "estoraje_proposals_total{",
+        "estoraje_repairs_total{", "estoraje_build_info{version=", "process_cpu_seconds_total",
+        "process_resident_memory_bytes", "process_open_fds",
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        ck_assert_msg(strstr(r.body, text("\n%s", names[i])) != NULL, "no %s", names[i]);
+    static const char *const of_peers[] = {"estoraje_peer_up{peer=", "estoraje_peer_messages_total{peer=",
+                                           "estoraje_clock_offset_seconds{peer="};
+    for (int i = 0; _i != ALONE && i < 3; i++)
+        ck_assert_msg(strstr(r.body, text("\n%s", of_peers[i])) != NULL, "no %s", of_peers[i]);
+    ck_assert_ptr_null(strstr(r.body, own("k") + 1));
+    if (!installed("promtool"))
+        return;
+    char *path = in_folder(harness_folder(), "metrics-%d", (int)getpid());
+    file_write(path, r.body, r.body_bytes);
+    struct output o = run(20, "promtool check metrics <%s", path);
+    ck_assert_msg(o.status == 0 && !*o.text, "%s", o.text);
+}
+END_TEST
+
+START_TEST(test_metrics_count_requests_and_keys)
+{
+    const struct node *n = &alone->nodes[0];
+    double keys = node_metric(n, "estoraje_keys");
+    for (int i = 0; i < 20; i++)
+        put_etag(ALONE, own(text("%d", i)), "0123456789");
+    ck_assert_double_ge(node_metric(n, "estoraje_keys"), keys + 20);
+    double before = node_metric(n, "estoraje_http_requests_total{method=\"GET\",code=\"404\"}");
+    for (int i = 0; i < 5; i++)
+        has_none(ALONE, own("none"));
+    double after = node_metric(n, "estoraje_http_requests_total{method=\"GET\",code=\"404\"}");
+    ck_assert_double_eq(after, 5 + (isnan(before) ? 0 : before));
+}
+END_TEST
+
+START_TEST(test_nothing_dangerous_is_reached_through_nginx)
+{
+    static const struct row rows[] = {
+        {"POST", "/_mail", NULL, "x", 0, 403},        {"DELETE", "/_nodes/1234567890abcdef", NULL, NULL, 0, 403},
+        {"POST", "/%5fmail", NULL, "x", 0, 403},      {"GET", "/_mail", NULL, NULL, 0, 403},
+        {"DELETE", "/_nodes", NULL, NULL, 0, 403},    {"GET", "/_anything", NULL, NULL, 0, 403},
+        {"DELETE", "/%5Fnodes/1234567890abcdef", NULL, NULL, 0, 403},
+    };
+    rows_ask(NGINX, rows, sizeof rows / sizeof *rows);
+    for (int target = ALONE; target <= THREE; target++)
+        ck_assert_int_ge(status_of(at(target), "POST", "/_mail", NULL, "not mail at all, but long enough to be some"), 400);
+}
+END_TEST
+
+START_TEST(test_the_last_member_cannot_leave)
+{
+    struct response r = ask(ALONE, 409, "DELETE", text("/_nodes/%s", node_id(&alone->nodes[0])), NULL, NULL);
+    tells_in_one_line(&r);
+    ask(ALONE, 404, "DELETE", "/_nodes/0000000000000001", NULL, NULL);
+    ask(THREE, 404, "DELETE", "/_nodes/0000000000000001", NULL, NULL);
+}
+END_TEST
+
+/* ================================ options ================================ */
+
+static const char *binary(void)
+{
+    const char *path = getenv("ESTORAJE_BIN");
+    return path ? path : "./estoraje";
+}
+
+/* A folder of this test. */
+static char *fresh(const char *name)
+{
+    return in_folder(harness_folder(), "%s-%d", name, (int)getpid());
+}
+
+START_TEST(test_wrong_usage_is_2_and_says_why)
+{
+    char *data = fresh("data"), *port = text("127.0.0.1:%d", free_port());
+    char *lines[] = {
+        text("--no-such-option"),
+        text("--listen"),
+        text("--listen nonsense --data %s --bootstrap", data),
+        text("--listen %s --data %s --bootstrap --replicas x", port, data),
+        text("--listen %s --data %s --bootstrap --replicas 0", port, data),
+        text("--listen %s --data %s --bootstrap --max-value 12q", port, data),
+        text("--listen %s --data %s --bootstrap --lease x", port, data),
+        text("--listen %s --data %s --bootstrap --sync sometimes", port, data),
+        text("--listen %s --data %s --bootstrap --log-level loud", port, data),
+        text("--listen %s --data %s --join nonsense", port, data),
+        text("--listen %s --data %s --bootstrap stray", port, data),
+        text("--listen %s --data %s --bootstrap --secret-file %s/none", port, data, data),
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        struct output o = run(10, "exec %s %s", binary(), lines[i]);
+        ck_assert_msg(o.status == 2 || (i == 11 && o.status == 1), "%s: %d %s", lines[i], o.status, o.text);
+        ck_assert_uint_gt(strlen(o.text), 10);
+    }
+}
+END_TEST
+
+START_TEST(test_an_empty_folder_needs_bootstrap_or_join)
+{
+    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s", binary(), free_port(), fresh("data"));
+    ck_assert_int_eq(o.status, 2);
+    ck_assert_msg(strstr(o.text, "--bootstrap") && strstr(o.text, "--join"), "%s", o.text);
+}
+END_TEST
+
+START_TEST(test_help_names_every_option)
+{
+    struct output o = run(10, "exec %s --help", binary());
+    ck_assert_int_eq(o.status, 0);
+    static const char *const options[] = {"--listen", "--advertise", "--data", "--bootstrap", "--join", "--replicas",
+        "--zone", "--weight", "--lease", "--evict-after", "--max-value", "--memory", "--sync", "--secret-file",
+        "--tls-cert", "--tls-key", "--tls-ca", "--log-level", "--help", "--version", "ESTORAJE_"};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        ck_assert_msg(strstr(o.text, options[i]) != NULL, "no %s in %s", options[i], o.text);
+    o = run(10, "exec %s --version", binary());
+    ck_assert_int_eq(o.status, 0);
+    ck_assert_msg(strpbrk(o.text, "0123456789") != NULL, "%s", o.text);
+}
+END_TEST
+
+START_TEST(test_options_can_come_from_the_environment)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    struct node *n = &c->nodes[0];
+    const char *environment[] = {text("ESTORAJE_LISTEN=127.0.0.1:%d", n->port), text("ESTORAJE_DATA=%s/data", n->folder),
+        "ESTORAJE_BOOTSTRAP=1", "ESTORAJE_MAX_VALUE=1k", "ESTORAJE_ZONE=attic", "ESTORAJE_WEIGHT=3", "ESTORAJE_LEASE=3s",
+        "ESTORAJE_EVICT_AFTER=90", "ESTORAJE_MEMORY=64M", "ESTORAJE_SYNC=always", "ESTORAJE_REPLICAS=2",
+        "ESTORAJE_LOG_LEVEL=info", text("ESTORAJE_ADVERTISE=127.0.0.1:%d", n->port), NULL};
+    n->pid = process_start((const char *const[]){binary(), NULL}, environment, n->log, SIGKILL);
+    AWAIT(node_healthy(n), 20);
+    struct response r = get(n->url, "/_status");
+    ck_assert_str_eq(json_string(r.body, "members.0.zone"), "attic");
+    ck_assert_double_eq(json_number(r.body, "members.0.weight"), 3);
+    ck_assert_int_eq(put(n->url, "/k", letters(1025)).status, 413);
+    ck_assert_int_eq(put(n->url, "/k", letters(1024)).status, 201);
+    cluster_stop(c);
+    struct output o = run(10, "ESTORAJE_REPLICAS=x exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(),
+                          free_port(), fresh("data"));
+    ck_assert_int_eq(o.status, 2);
+}
+END_TEST
+
+START_TEST(test_two_processes_never_share_a_folder)
+{
+    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s/data", binary(), free_port(),
+                          alone->nodes[0].folder);
+    ck_assert_int_eq(o.status, 1);
+    ck_assert_uint_gt(strlen(o.text), 10);
+    ck_assert(node_healthy(&alone->nodes[0]));
+}
+END_TEST
+
+START_TEST(test_a_port_in_use_is_1_and_says_so)
+{
+    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(), alone->nodes[0].port,
+                          fresh("data"));
+    ck_assert_int_eq(o.status, 1);
+    ck_assert_msg(strstr(o.text, text("%d", alone->nodes[0].port)) != NULL, "%s", o.text);
+}
+END_TEST
+
+START_TEST(test_a_node_comes_back_with_what_it_had_and_without_options)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    struct node *n = &c->nodes[0];
+    char *id = node_id(n);
+    for (int i = 0; i < 200; i++)
+        ck_assert_int_eq(put(n->url, text("/%d", i), text("value %d", i)).status, 201);
+    for (int how = 0; how < 3; how++) {
+        if (how == 0)
+            ck_assert_int_eq(node_stop(c, 0), 0);
+        else
+            node_kill(c, 0);
+        node_start(c, 0);
+        AWAIT(node_healthy(n), 20);
+        ck_assert_str_eq(node_id(n), id);
+        for (int i = 0; i < 200; i++) {
+            struct response r = get(n->url, text("/%d", i));
+            ck_assert(r.status == 200 && body_is(&r, text("value %d", i), strlen(text("value %d", i))));
+        }
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_refuses_to_change_its_cluster)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    ck_assert_int_eq(node_stop(c, 0), 0);
+    c->nodes[0].options[0] = "--join";
+    c->nodes[0].options[1] = alone->nodes[0].address;
+    node_start(c, 0);
+    int status = process_wait(c->nodes[0].pid, 10);
+    if (status >= 0) {
+        c->nodes[0].pid = 0;
+        ck_assert_msg(status == 1 || status == 2, "%d", status);
+    }
+    struct response r = get(alone->nodes[0].url, "/_status");
+    ck_assert_int_eq(json_count(r.body, "members"), 1);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_sigterm_and_sigint_stop_it_as_asked)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201);
+    static const int signals[] = {SIGINT, SIGTERM};
+    for (int i = 0; i < 2; i++) {
+        node_signal(c, 0, signals[i]);
+        ck_assert_int_eq(process_wait(c->nodes[0].pid, 15), 0);
+        c->nodes[0].pid = 0;
+        node_start(c, 0);
+        AWAIT(node_healthy(&c->nodes[0]), 20);
+        ck_assert_int_eq(status_of(c->nodes[0].url, "GET", "/k", NULL, NULL), 200);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_what_is_under_way_at_sigterm_is_finished)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    int idle = raw_connect(c->nodes[1].port), busy = raw_connect(c->nodes[1].port);
+    raw_print(idle, "GET /none HTTP/1.1\r\nHost: x\r\n\r\n");
+    ck_assert_int_eq(raw_receive(idle, 10).status, 404);
+    raw_print(busy, "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
+    pause_ms(200); /* until it is there: if not, it is refused, which is right too */
+    node_signal(c, 1, SIGTERM);
+    AWAIT(!node_healthy(&c->nodes[1]), 10);
+    raw_print(busy, "56789");
+    struct response r = raw_receive(busy, 10);
+    ck_assert_msg(r.status == 201 || r.status == 503, "%d %s", r.status, r.error);
+    if (r.status == 503)
+        ck_assert_ptr_null(header(&r, "Estoraje-Outcome"));
+    ck_assert(raw_closed(idle, 10));
+    ck_assert_int_eq(process_wait(c->nodes[1].pid, 15), 0);
+    c->nodes[1].pid = 0;
+    struct response g = get(c->nodes[0].url, "/k");
+    ck_assert_int_eq(g.status, r.status == 201 ? 200 : 404);
+    g = get(c->nodes[0].url, "/_status");
+    ck_assert_int_eq(json_count(g.body, "members"), 3);
+    node_start(c, 1);
+    cluster_await(c, 3, 30);
+    close(idle);
+    close(busy);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_log_lines_are_logfmt)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    for (int i = 0; i < 50; i++)
+        put(c->nodes[0].url, "/k", "v");
+    ck_assert_int_eq(node_stop(c, 0), 0);
+    char *log = file_read(c->nodes[0].log, NULL), *save = NULL;
+    int lines = 0;
+    for (char *line = strtok_r(log, "\n", &save); line; line = strtok_r(NULL, "\n", &save), lines++)
+        ck_assert_msg(!strncmp(line, "time=", 5) && strstr(line, " level=") && strstr(line, " msg="), "%s", line);
+    ck_assert_int_ge(lines, 1);
+    ck_assert_int_lt(lines, 30); /* none for a request */
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_sync_none_says_what_it_gives_up)
+{
+    struct cluster *c = cluster_start(1, (const char *const[]){"--sync", "none", NULL});
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201);
+    ck_assert_int_eq(status_of(c->nodes[0].url, "GET", "/k", NULL, NULL), 200);
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "level=warn"));
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_the_first_node_sets_the_replicas)
+{
+    struct cluster *c = cluster_start(3, (const char *const[]){"--replicas", "2", NULL});
+    for (int i = 0; i < 3; i++) {
+        struct response r = get(c->nodes[i].url, "/_nodes/any");
+        ck_assert_int_eq(json_count(r.body, "owners"), 2);
+        ck_assert_int_eq(put(c->nodes[i].url, "/k", "v").status, i ? 204 : 201);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+static int notify_socket(char **path)
+{
+    *path = fresh("notify");
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    ck_assert_uint_lt(strlen(*path), sizeof address.sun_path);
+    strcpy(address.sun_path, *path);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    struct timeval limit = {20, 0};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return fd;
+}
+
+static void notified(int fd, const char *what)
+{
+    for (int i = 0; i < 10; i++) {
+        char message[256];
+        ssize_t n = recv(fd, message, sizeof message - 1, 0);
+        ck_assert_msg(n > 0, "no %s came", what);
+        message[n] = 0;
+        if (strstr(message, what))
+            return;
+    }
+    ck_abort_msg("no %s came", what);
+}
+
+START_TEST(test_systemd_is_told_ready_and_stopping)
+{
+    char *path;
+    int fd = notify_socket(&path);
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    c->nodes[0].environment[0] = text("NOTIFY_SOCKET=%s", path);
+    node_start(c, 0);
+    notified(fd, "READY=1");
+    ck_assert(node_healthy(&c->nodes[0]));
+    node_signal(c, 0, SIGTERM);
+    notified(fd, "STOPPING=1");
+    ck_assert_int_eq(process_wait(c->nodes[0].pid, 15), 0);
+    c->nodes[0].pid = 0;
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ secret ================================ */
+
+static char *secret_file(const char *name, const char *secret)
+{
+    char *path = fresh(name);
+    file_write(path, secret, strlen(secret));
+    return path;
+}
+
+START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
+{
+    const char *options[] = {"--secret-file", secret_file("secret", "open sesame\n"), NULL};
+    struct cluster *c = cluster_start(3, options);
+    for (int i = 0; i < 3; i++) {
+        const char *url = c->nodes[i].url;
+        ck_assert_int_eq(put(url, "/k", "v").status, i ? 204 : 201);
+        struct response r = http(url, "POST", "/_mail", NULL, "x", 1);
+        ck_assert_int_eq(r.status, 401);
+        tells_in_one_line(&r);
+        r = http(url, "DELETE", text("/_nodes/%s", node_id(&c->nodes[0])), NULL, NULL, 0);
+        ck_assert_int_eq(r.status, 401);
+        ck_assert_int_eq(status_of(url, "GET", "/_status", NULL, NULL), 200);
+    }
+    cluster_await(c, 3, 20);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_with_another_secret_stays_outside)
+{
+    const char *options[] = {"--secret-file", secret_file("secret", "open sesame\n"), NULL};
+    const char *others[] = {"--secret-file", secret_file("other", "open rye\n"), NULL};
+    struct cluster *c = cluster_start(1, options);
+    int stranger = cluster_add(c);
+    c->options = others;
+    node_start(c, stranger);
+    ck_assert_int_eq(process_wait(c->nodes[stranger].pid, 3) > 0, 0);
+    struct response r = get(c->nodes[0].url, "/_status");
+    ck_assert_int_eq(json_count(r.body, "members"), 1);
+    ck_assert(!node_healthy(&c->nodes[stranger]));
+    kill(c->nodes[stranger].pid, SIGKILL);
+    process_wait(c->nodes[stranger].pid, 10);
+    c->nodes[stranger].pid = 0;
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_nodes_talk_tls)
+{
+    if (!installed("openssl"))
+        return;
+    char *folder = fresh("tls");
+    struct output o = run(60,
+        "mkdir %s && cd %s && printf 'subjectAltName=IP:127.0.0.1\\n' >ext && "
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem 2>/dev/null && "
+        "openssl req -newkey rsa:2048 -nodes -subj /CN=node -keyout node.key -out node.csr 2>/dev/null && "
+        "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out node.pem "
+        "2>/dev/null", folder, folder);
+    ck_assert_msg(o.status == 0, "%s", o.text);
+    http_authority = text("%s/ca.pem", folder);
+    const char *options[] = {"--tls-cert", text("%s/node.pem", folder), "--tls-key", text("%s/node.key", folder),
+                             "--tls-ca", http_authority, NULL};
+    struct cluster *c = cluster_start(3, options);
+    for (int i = 0; i < 30; i++)
+        ck_assert_int_eq(put(c->nodes[i % 3].url, text("/%d", i), "v").status, 201);
+    for (int i = 0; i < 30; i++)
+        ck_assert_int_eq(get(c->nodes[(i + 1) % 3].url, text("/%d", i)).status, 200);
+    char *plain = text("http://127.0.0.1:%d", c->nodes[0].port);
+    ck_assert_int_ne(status_of(plain, "GET", "/1", NULL, NULL), 200);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ clients ================================ */
+
+START_TEST(test_two_thousand_idle_connections_leave_the_others_served)
+{
+    enum { IDLE = 2000 };
+    raise_open_files();
+    int *fds = calloc(IDLE, sizeof *fds);
+    for (int i = 0; i < IDLE; i++)
+        fds[i] = raw_connect(alone->nodes[0].port);
+    for (int i = 0; i < 100; i++) {
+        put_etag(ALONE, own("k"), text("%d", i));
+        has_value(ALONE, own("k"), text("%d", i));
+    }
+    int served = 0;
+    for (int i = 0; i < IDLE; i += 400) { /* an idle one that asks at last */
+        raw_print(fds[i], "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("k"));
+        served += raw_receive(fds[i], 10).status == 200;
+    }
+    ck_assert_int_eq(served, 5);
+    for (int i = 0; i < IDLE; i++)
+        close(fds[i]);
+    has_value(ALONE, own("k"), "99");
+}
+END_TEST
+
+START_TEST(test_half_sent_requests_leave_the_others_served)
+{
+    enum { HALF = 300 };
+    int port = port_of(_i), fds[HALF];
+    for (int i = 0; i < HALF; i++) {
+        fds[i] = raw_connect(port);
+        if (i % 3 == 0)
+            raw_print(fds[i], "PUT %s HT", own("k"));
+        else if (i % 3 == 1)
+            raw_print(fds[i], "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Le", own("k"));
+        else
+            raw_print(fds[i], "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nonly this", own("k"));
+    }
+    for (int i = 0; i < 50; i++) {
+        put_etag(_i, own("served"), text("%d", i));
+        has_value(_i, own("served"), text("%d", i));
+    }
+    for (int i = 0; i < HALF; i++)
+        close(fds[i]);
+    has_none(_i, own("k"));
+}
+END_TEST
+
+START_TEST(test_a_slow_body_is_stored)
+{
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n", own("k"));
+    char *value = letters(40);
+    for (int i = 0; i < 40; i++) {
+        raw_send(fd, value + i, 1);
+        pause_ms(25);
+    }
+    ck_assert_int_eq(raw_receive(fd, 10).status, 201);
+    close(fd);
+    has_value(_i, own("k"), value);
+}
+END_TEST
+
+START_TEST(test_a_client_that_leaves_in_the_middle_stores_nothing)
+{
+    put_etag(_i, own("old"), "whole");
+    for (int i = 0; i < 30; i++) {
+        int fd = raw_connect(port_of(_i));
+        raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s", own(i % 2 ? "k" : "old"),
+                  i % 3 ? "Content-Length: 100" : "Transfer-Encoding: chunked", i % 3 ? "half" : "4\r\nhalf\r\n");
+        close(fd);
+    }
+    has_none(_i, own("k"));
+    has_value(_i, own("old"), "whole");
+}
+END_TEST
+
+START_TEST(test_clients_that_leave_in_mid_answer_hurt_nobody)
+{
+    char *value = letters(4 << 20);
+    put_etag(_i, own("k"), value);
+    for (int i = 0; i < 30; i++) {
+        int fd = raw_connect(port_of(_i));
+        raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("k"));
+        char c;
+        if (i % 2)
+            ck_assert_int_eq(recv(fd, &c, 1, 0), 1);
+        close(fd);
+    }
+    has_value(_i, own("k"), value);
+}
+END_TEST
+
+START_TEST(test_a_slow_reader_gets_all)
+{
+    enum { SIZE = 8 << 20 };
+    char *value = letters(SIZE);
+    put_etag(_i, own("k"), value);
+    int fd = raw_connect(port_of(_i)), small = 4096;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", own("k"));
+    double start = now();
+    while (now() < start + 1)
+        has_none(_i, own("none"));
+    struct response r = raw_receive(fd, 30);
+    ck_assert_int_eq(r.status, 200);
+    ck_assert(body_is(&r, value, SIZE));
+    close(fd);
+}
+END_TEST
+
+/* ================================ The list ================================ */
+
+struct entry {
+    const char *feature;
+    const TTest *test;
+    bool everywhere; /* on all three targets; else once */
+};
+
+static const struct entry *entries(size_t *count)
+{
+    static struct entry all[256];
+    size_t n = 0;
+#define EACH(feature, test) all[n++] = (struct entry){feature, test, true}
+#define ONCE(feature, test) all[n++] = (struct entry){feature, test, false}
+    EACH("keys", test_two_spellings_of_a_key_are_one_key);
+    EACH("keys", test_slashes_and_dots_are_kept_as_they_are);
+    EACH("keys", test_a_key_may_have_any_byte);
+    ONCE("keys", test_nothing_is_cut_at_a_zero_byte);
+    EACH("keys", test_keys_have_at_most_1024_bytes);
+    EACH("keys", test_paths_that_begin_with_an_underscore_are_reserved);
+    EACH("keys", test_an_underscore_further_in_is_a_key);
+    EACH("keys", test_bad_percent_encoding_is_refused);
+    EACH("values", test_put_says_whether_it_made_or_replaced);
+    EACH("values", test_post_stores_too_and_always_says_200);
+    EACH("values", test_get_tells_all_about_a_value);
+    EACH("values", test_head_is_get_without_the_body);
+    EACH("values", test_delete_says_whether_there_was_one);
+    EACH("values", test_what_is_not_there_is_404_with_an_empty_body);
+    EACH("values", test_content_types_are_given_back);
+    EACH("values", test_values_of_all_sizes_come_back_as_they_were);
+    EACH("values", test_chunked_bodies_are_kept);
+    EACH("values", test_later_etags_sort_higher);
+    ONCE("values", test_every_node_reads_what_any_wrote);
+    EACH("large", test_a_value_of_64_mib_is_kept);
+    EACH("conditions", test_if_match_lets_only_the_current_etag_write);
+    EACH("conditions", test_if_match_star_needs_a_value);
+    EACH("conditions", test_if_none_match_star_only_creates);
+    EACH("conditions", test_if_none_match_on_get_saves_the_body);
+    EACH("conditions", test_malformed_conditions_are_refused);
+    EACH("conditions", test_one_of_many_creators_wins);
+    EACH("conditions", test_no_update_is_lost_to_another);
+    EACH("ranges", test_ranges_are_cut_out);
+    EACH("ranges", test_an_empty_value_has_no_range);
+    EACH("ranges", test_pieces_of_a_large_value_make_the_whole);
+    EACH("ttl", test_a_key_is_gone_after_its_time_and_not_before);
+    EACH("ttl", test_times_to_live_have_units);
+    EACH("ttl", test_a_write_without_a_time_to_live_stays);
+    EACH("ttl", test_an_expired_key_counts_as_none_for_conditions);
+    EACH("ttl", test_a_lease_is_taken_renewed_and_freed);
+    EACH("wait", test_a_waiting_get_is_answered_by_the_change);
+    EACH("wait", test_a_get_can_wait_for_a_key_to_come);
+    EACH("wait", test_a_waiting_get_is_answered_by_delete_and_expiry);
+    EACH("wait", test_a_wait_ends_when_its_time_is_over);
+    EACH("wait", test_no_wait_where_there_is_nothing_to_wait_for);
+    EACH("wait", test_nothing_but_a_change_wakes_a_waiter);
+    EACH("wait", test_bad_waits_are_refused);
+    ONCE("wait", test_thousands_wait_at_once_and_others_are_served);
+    ONCE("wait", test_a_waiting_client_that_leaves_is_noticed);
+    EACH("counters", test_counters_count);
+    EACH("counters", test_counters_refuse_what_is_no_64_bit_integer);
+    EACH("counters", test_bad_counts_are_refused);
+    EACH("counters", test_no_count_is_lost_or_made_twice);
+    EACH("listings", test_a_path_that_ends_in_a_slash_lists_the_keys_below);
+    EACH("listings", test_a_prefix_need_not_end_in_a_slash);
+    EACH("listings", test_pages_make_the_whole_list);
+    EACH("listings", test_what_is_deleted_or_expired_is_not_listed);
+    EACH("listings", test_a_long_list_comes_in_pages_of_a_thousand);
+    EACH("listings", test_json_tells_more_of_each_key);
+    EACH("listings", test_restic_lists_names_and_sizes);
+    EACH("listings", test_bad_listings_are_refused);
+    EACH("consistency", test_each_consistency_reads_and_writes);
+    EACH("consistency", test_consistency_one_has_no_conditions_and_no_counters);
+    EACH("retries", test_a_repeated_put_gets_the_first_answer_and_is_not_applied_again);
+    EACH("retries", test_a_repeated_count_counts_once);
+    EACH("retries", test_a_repeated_delete_or_condition_gets_the_first_answer);
+    EACH("retries", test_a_repeat_that_was_refused_stays_refused);
+    EACH("retries", test_the_same_key_on_another_request_is_another_write);
+    EACH("retries", test_a_repeat_after_a_minute_is_unknown_and_not_applied);
+    EACH("retries", test_malformed_idempotency_keys_are_refused);
+    EACH("retries", test_consistency_one_ignores_idempotency_keys);
+    EACH("errors", test_unknown_or_misplaced_parameters_are_refused);
+    EACH("errors", test_other_methods_are_405_with_allow);
+    ONCE("errors", test_a_write_without_a_length_is_411);
+    EACH("errors", test_every_error_says_what_is_wrong_in_one_line);
+    ONCE("errors", test_a_value_over_the_limit_is_413_and_changes_nothing);
+    ONCE("errors", test_what_does_not_fit_in_memory_is_503_and_comes_later);
+    EACH("wire", test_ambiguous_requests_are_400_and_the_connection_is_closed);
+    EACH("wire", test_a_smuggled_request_is_not_heard);
+    EACH("wire", test_pipelined_requests_are_answered_in_order);
+    EACH("wire", test_a_client_may_ask_before_it_sends);
+    EACH("wire", test_http_1_0_clients_are_served);
+    EACH("wire", test_a_connection_serves_many_requests);
+    EACH("wire", test_noise_is_answered_or_closed_and_hurts_nobody);
+    EACH("reserved", test_health_is_ok);
+    EACH("reserved", test_status_tells_the_cluster);
+    EACH("reserved", test_nodes_are_told_one_a_line);
+    EACH("reserved", test_the_owners_of_a_key_are_told);
+    EACH("reserved", test_the_ring_page_is_a_page);
+    ONCE("reserved", test_nothing_dangerous_is_reached_through_nginx);
+    ONCE("reserved", test_the_last_member_cannot_leave);
+    EACH("metrics", test_metrics_please_promtool);
+    ONCE("metrics", test_metrics_count_requests_and_keys);
+    ONCE("options", test_wrong_usage_is_2_and_says_why);
+    ONCE("options", test_an_empty_folder_needs_bootstrap_or_join);
+    ONCE("options", test_help_names_every_option);
+    ONCE("options", test_options_can_come_from_the_environment);
+    ONCE("options", test_two_processes_never_share_a_folder);
+    ONCE("options", test_a_port_in_use_is_1_and_says_so);
+    ONCE("options", test_a_node_comes_back_with_what_it_had_and_without_options);
+    ONCE("options", test_a_node_refuses_to_change_its_cluster);
+    ONCE("options", test_sigterm_and_sigint_stop_it_as_asked);
+    ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
+    ONCE("options", test_log_lines_are_logfmt);
+    ONCE("options", test_sync_none_says_what_it_gives_up);
+    ONCE("options", test_the_first_node_sets_the_replicas);
+    ONCE("options", test_systemd_is_told_ready_and_stopping);
+    ONCE("secret", test_a_secret_is_asked_of_nodes_and_not_of_clients);
+    ONCE("secret", test_a_node_with_another_secret_stays_outside);
+    ONCE("secret", test_nodes_talk_tls);
+    ONCE("clients", test_two_thousand_idle_connections_leave_the_others_served);
+    EACH("clients", test_half_sent_requests_leave_the_others_served);
+    EACH("clients", test_a_slow_body_is_stored);
+    EACH("clients", test_a_client_that_leaves_in_the_middle_stores_nothing);
+    EACH("clients", test_clients_that_leave_in_mid_answer_hurt_nobody);
+    EACH("clients", test_a_slow_reader_gets_all);
+#undef EACH
+#undef ONCE
+    *count = n;
+    return all;
+}
+
+static TCase *feature_case(Suite *suite, const char *name)
+{
+    TCase *c = tcase_create(name);
+    tcase_add_unchecked_fixture(c, shared_setup, NULL);
+    tcase_set_timeout(c, 60);
+    suite_add_tcase(suite, c);
+    return c;
+}
+
+int main(void)
+{
+    harness_begin("api");
+    Suite *suite = suite_create("api");
+    TCase *feature = NULL;
+    const char *last = "";
+    size_t count;
+    const struct entry *all = entries(&count);
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(all[i].feature, last))
+            feature = feature_case(suite, last = all[i].feature);
+        if (all[i].everywhere)
+            tcase_add_loop_test(feature, all[i].test, 0, TARGETS);
+        else
+            tcase_add_test(feature, all[i].test);
+    }
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    if (three)
+        cluster_nginx_stop(three);
+    for (int i = 0; i < 2; i++) {
+        struct cluster *c = i ? three : alone;
+        for (int n = 0; c && n < c->count; n++)
+            if (c->nodes[n].pid && node_stop(c, n))
+                printf("node %d of a shared cluster did not stop as asked: %s\n", n, c->nodes[n].log);
+    }
+    return harness_end(runner);
+}
