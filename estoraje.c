@@ -587,6 +587,7 @@ struct node {
     uint64_t view_lsn;   /* where the log ends with it */
     int self;            /* our index in the view, -1: no member */
     bool settled, gone;  /* gone: was a member, and is no more */
+    bool leaves;         /* it is being drained, or was: it does not join again */
     uint64_t voters;
     struct ring rings[2];                      /* old, new */
     uint64_t owners[2][VIEWS_PARTITION + 1];   /* members, as bits */
@@ -1364,6 +1365,20 @@ static void views_keep(struct node *n, const struct view *v)
     memcpy(n->views[v->epoch - 1], v, view_bytes(v));
 }
 
+/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
+static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
+{
+    uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
+    for (uint64_t e = epoch + 1; e <= last; e++) {
+        struct body body = {.value = n->views[e - 1]};
+        mail(n, to, 0,
+             &(struct message){.type = M_VIEW,
+                               .flags = FLAG_WHOLE,
+                               .value_bytes = (uint32_t)view_bytes(n->views[e - 1])},
+             &body);
+    }
+}
+
 /* The next view becomes ours: it and the drop are in one batch of the log, as nothing is flushed in
  * the middle of an event. */
 static void view_adopt(struct node *n, const struct view *v)
@@ -1390,26 +1405,16 @@ static void view_adopt(struct node *n, const struct view *v)
     }
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
+    n->leaves &= !(n->settled && n->self >= 0);
     n->view_proposed = false;
     n->next_heartbeat = 0;
     say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
         v->members_count, n->settled);
+    for (uint32_t i = 0; i < v->members_count; i++)
+        if ((int)i != n->self)
+            views_tell(n, n->member_peer[i], v->epoch - 1);
     rounds_restart(n);
     listings_restart(n);
-}
-
-/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
-static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
-{
-    uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
-    for (uint64_t e = epoch + 1; e <= last; e++) {
-        struct body body = {.value = n->views[e - 1]};
-        mail(n, to, 0,
-             &(struct message){.type = M_VIEW,
-                               .flags = FLAG_WHOLE,
-                               .value_bytes = (uint32_t)view_bytes(n->views[e - 1])},
-             &body);
-    }
 }
 
 static void on_view(struct node *n, struct peer *from, const struct message *m)
@@ -2510,6 +2515,8 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
         from->hears_us |= beat.heard[i] == n->id;
+    if (!from->hears_us) /* let it */
+        n->next_heartbeat = min_u64(n->next_heartbeat, n->now + n->lease / 20);
     from->keys = beat.keys;
     from->value_bytes = beat.value_bytes;
     from->requests = beat.requests;
@@ -2523,7 +2530,7 @@ static void join_send(struct node *n)
     struct message m = {.type = M_JOIN, .status = (uint16_t)n->weight};
     m.key_bytes = (uint16_t)strlen(n->address);
     m.type_bytes = (uint16_t)strlen(n->zone);
-    for (size_t i = 0; i < n->peers_count; i++) {
+    for (size_t i = 0; i < n->peers_count && !n->leaves; i++) {
         struct peer *p = n->peers[i];
         if (p != n->self_peer && (p->id == 0 || member_index(n->view, p->id) >= 0))
             mail(n, p, 0, &m, &(struct body){.key = n->address, .type = n->zone});
@@ -2562,6 +2569,7 @@ static bool node_drain(struct node *n, int index)
     if (!member_may_leave(n, index))
         return false;
     n->member_peer[index]->leave = true;
+    n->leaves |= index == n->self;
     n->next_heartbeat = 0;
     return true;
 }
@@ -2570,6 +2578,7 @@ static void on_leave(struct node *n, struct peer *from, const struct message *m)
 {
     (void)from;
     int index = member_index(n->view, m->number);
+    n->leaves |= m->number == n->id;
     if (index >= 0)
         n->member_peer[index]->leave = true;
 }
@@ -5791,7 +5800,7 @@ static void server_turn(struct server *s)
         links_check(s);
     }
     node_run(s->node);
-    if (s->node->gone) {
+    if (s->node->gone && !s->node->leaves) {
         links_close(s);
         server_rebirth(s);
         return;

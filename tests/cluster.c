@@ -38,7 +38,7 @@ char *text(const char *format, ...)
     va_list arguments;
     va_start(arguments, format);
     char *s;
-    ck_assert_int_ge(vasprintf(&s, format, arguments), 0);
+    REQUIRE(vasprintf(&s, format, arguments) >= 0, "no memory");
     va_end(arguments);
     return s;
 }
@@ -48,7 +48,7 @@ char *in_folder(const char *folder, const char *format, ...)
     va_list arguments;
     va_start(arguments, format);
     char *name;
-    ck_assert_int_ge(vasprintf(&name, format, arguments), 0);
+    REQUIRE(vasprintf(&name, format, arguments) >= 0, "no memory");
     va_end(arguments);
     char *path = text("%s/%s", folder, name);
     free(name);
@@ -135,7 +135,7 @@ static bool log_show_if_one(const char *path, size_t bytes, void *context)
 {
     (void)bytes;
     (void)context;
-    if (strlen(path) > 4 && !strcmp(path + strlen(path) - 4, ".log"))
+    if (strlen(path) > 7 && !strcmp(path + strlen(path) - 7, ".stderr"))
         log_show_end(path);
     return true;
 }
@@ -228,7 +228,7 @@ pid_t process_start(const char *const *argv, const char *const *environment, con
     if (pid == 0)
         process_become(argv, all, output, death, parent);
     free(all);
-    ck_assert_msg(pid > 0, "fork: %s", strerror(errno));
+    REQUIRE(pid > 0, "fork: %s", strerror(errno));
     return pid;
 }
 
@@ -240,7 +240,7 @@ int process_wait(pid_t pid, double seconds)
         pid_t ended = waitpid(pid, &status, WNOHANG);
         if (ended == pid)
             return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-        ck_assert_msg(ended == 0 || errno == EINTR, "waitpid %d: %s", (int)pid, strerror(errno));
+        REQUIRE(ended == 0 || errno == EINTR, "waitpid %d: %s", (int)pid, strerror(errno));
         if (now() >= end)
             return -1;
         pause_ms(5);
@@ -253,7 +253,7 @@ struct output run(double seconds, const char *format, ...)
     va_list arguments;
     va_start(arguments, format);
     char *command;
-    ck_assert_int_ge(vasprintf(&command, format, arguments), 0);
+    REQUIRE(vasprintf(&command, format, arguments) >= 0, "no memory");
     va_end(arguments);
     char *path = in_folder(folder_of_all, "run-%d-%d", (int)getpid(), runs++);
     pid_t pid = process_start((const char *[]){"sh", "-c", command, NULL}, NULL, path, SIGKILL);
@@ -300,9 +300,9 @@ char *file_read(const char *path, size_t *bytes)
 void file_write(const char *path, const void *bytes, size_t count)
 {
     FILE *f = fopen(path, "w");
-    ck_assert_msg(f != NULL, "%s: %s", path, strerror(errno));
-    ck_assert_uint_eq(fwrite(bytes, 1, count, f), count);
-    ck_assert_int_eq(fclose(f), 0);
+    REQUIRE(f != NULL, "%s: %s", path, strerror(errno));
+    bool written = fwrite(bytes, 1, count, f) == count;
+    REQUIRE(fclose(f) == 0 && written, "%s: %s", path, strerror(errno));
 }
 
 static int remove_one(const char *path, const struct stat *s, int type, struct FTW *ftw)
@@ -530,7 +530,7 @@ int status_of(const char *url, const char *method, const char *path, const char 
 int raw_connect(int port)
 {
     int fd = socket_on(port, false);
-    ck_assert_msg(fd >= 0, "connect to port %d: %s", port, strerror(errno));
+    REQUIRE(fd >= 0, "connect to port %d: %s", port, strerror(errno));
     return fd;
 }
 
@@ -551,7 +551,7 @@ void raw_print(int fd, const char *format, ...)
     va_list arguments;
     va_start(arguments, format);
     char *s;
-    ck_assert_int_ge(vasprintf(&s, format, arguments), 0);
+    REQUIRE(vasprintf(&s, format, arguments) >= 0, "no memory");
     va_end(arguments);
     raw_send(fd, s, strlen(s));
     free(s);
@@ -911,9 +911,9 @@ static struct proxy *proxy_start(struct cluster *c, int to)
     p->to = to;
     p->port = free_port();
     p->listening = socket_on(p->port, true);
-    ck_assert_int_ge(p->listening, 0);
+    REQUIRE(p->listening >= 0, "listen: %s", strerror(errno));
     pthread_t thread;
-    ck_assert_int_eq(pthread_create(&thread, NULL, proxy_run, p), 0);
+    REQUIRE(pthread_create(&thread, NULL, proxy_run, p) == 0, "no thread");
     pthread_detach(thread);
     return p;
 }
@@ -936,7 +936,7 @@ struct cluster *cluster_new(const char *const *extra_options, bool proxied)
 {
     struct cluster *c = calloc(1, sizeof *c);
     char *folder = in_folder(folder_of_all, "cluster-XXXXXX");
-    ck_assert_msg(mkdtemp(folder) != NULL, "%s: %s", folder, strerror(errno));
+    REQUIRE(mkdtemp(folder) != NULL, "%s: %s", folder, strerror(errno));
     chmod(folder, 0755);
     c->folder = folder;
     c->options = extra_options;
@@ -946,7 +946,7 @@ struct cluster *cluster_new(const char *const *extra_options, bool proxied)
 
 int cluster_add(struct cluster *c)
 {
-    ck_assert_int_lt(c->count, NODES_MAX);
+    REQUIRE(c->count < NODES_MAX, "too many nodes");
     struct node *n = &c->nodes[c->count];
     n->port = free_port();
     if (c->proxied)
@@ -954,7 +954,7 @@ int cluster_add(struct cluster *c)
     snprintf(n->url, sizeof n->url, "http%s://127.0.0.1:%d", http_authority ? "s" : "", n->port);
     snprintf(n->address, sizeof n->address, "127.0.0.1:%d", n->proxy ? n->proxy->port : n->port);
     n->folder = in_folder(c->folder, "node-%d", c->count);
-    n->log = text("%s.log", n->folder);
+    n->log = text("%s.stderr", n->folder);
     mkdir(n->folder, 0755);
     return c->count++;
 }
@@ -986,7 +986,7 @@ static char *join_list(const struct cluster *c, int i)
 void node_start(struct cluster *c, int i)
 {
     struct node *n = &c->nodes[i];
-    ck_assert_int_eq(n->pid, 0);
+    REQUIRE(n->pid == 0, "node %d runs already", i);
     const char *binary = getenv("ESTORAJE_BIN");
     const char *argv[64] = {binary ? binary : "./estoraje", "--listen"};
     char *data = in_folder(n->folder, "data");
@@ -1012,14 +1012,15 @@ void node_start(struct cluster *c, int i)
 
 void node_signal(struct cluster *c, int i, int signal)
 {
-    ck_assert_int_gt(c->nodes[i].pid, 0);
-    ck_assert_int_eq(kill(c->nodes[i].pid, signal), 0);
+    pid_t pid = c->nodes[i].pid;
+    REQUIRE(pid > 0 && kill(pid, signal) == 0, "node %d is not running", i);
 }
 
 void node_kill(struct cluster *c, int i)
 {
     node_signal(c, i, SIGKILL);
-    ck_assert_int_eq(process_wait(c->nodes[i].pid, 30), 1000 + SIGKILL);
+    int status = process_wait(c->nodes[i].pid, 30);
+    REQUIRE(status == 1000 + SIGKILL, "killed, node %d ended with %d", i, status);
     c->nodes[i].pid = 0;
 }
 
@@ -1140,7 +1141,7 @@ static void log_check(const char *path)
                                              "Assertion"};
     char *log = file_read(path, NULL);
     for (size_t i = 0; log && i < sizeof complaints / sizeof *complaints; i++)
-        ck_assert_msg(!strstr(log, complaints[i]), "%s: %.2000s", path, strstr(log, complaints[i]));
+        REQUIRE(!strstr(log, complaints[i]), "%s: %.2000s", path, strstr(log, complaints[i]));
     free(log);
 }
 
@@ -1157,7 +1158,7 @@ void cluster_stop(struct cluster *c)
     for (int i = 0; i < c->count; i++) {
         if (c->nodes[i].pid) {
             int status = process_wait(c->nodes[i].pid, 15);
-            ck_assert_msg(status == 0, "node %d told to stop ended with %d", i, status);
+            REQUIRE(status == 0, "node %d told to stop ended with %d", i, status);
             c->nodes[i].pid = 0;
         }
         log_check(c->nodes[i].log);
@@ -1170,9 +1171,9 @@ static void nginx_configure(const struct cluster *c)
 {
     const char *source = getenv("ESTORAJE_NGINX_CONF");
     char *from = file_read(source ? source : "nginx.conf", NULL), *save = NULL;
-    ck_assert_msg(from != NULL, "nginx.conf is not there");
+    REQUIRE(from != NULL, "nginx.conf is not there");
     FILE *to = fopen(in_folder(c->folder, "nginx.conf"), "w");
-    ck_assert_ptr_nonnull(to);
+    REQUIRE(to != NULL, "nginx.conf cannot be written");
     for (char *line = strtok_r(from, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         char *at = strstr(line, "127.0.0.1:800");
         if (!at || line[strspn(line, " ")] == '#') {
@@ -1185,7 +1186,7 @@ static void nginx_configure(const struct cluster *c)
                         at + strlen("127.0.0.1:8001"));
         }
     }
-    ck_assert_int_eq(fclose(to), 0);
+    REQUIRE(fclose(to) == 0, "nginx.conf cannot be written");
 }
 
 void cluster_nginx(struct cluster *c)
@@ -1200,7 +1201,7 @@ void cluster_nginx(struct cluster *c)
     cluster_nginx_stop(c);
     const char *argv[] = {"nginx",  "-p", in_folder(c->folder, "nginx"), "-c", in_folder(c->folder, "nginx.conf"), "-e",
                     "stderr", NULL};
-    c->nginx = process_start(argv, NULL, in_folder(c->folder, "nginx.log"), SIGTERM);
+    c->nginx = process_start(argv, NULL, in_folder(c->folder, "nginx.stderr"), SIGTERM);
     AWAIT(status_of(c->nginx_url, "GET", "/_health", NULL, NULL) != 0, 10);
 }
 
@@ -1393,7 +1394,7 @@ struct load *load_start(const struct load_plan *plan)
         client->seed = (unsigned)i + 1;
         client->keys = calloc((size_t)plan->keys, sizeof *client->keys);
         pthread_mutex_init(&client->lock, NULL);
-        ck_assert_int_eq(pthread_create(&client->thread, NULL, load_run, client), 0);
+        REQUIRE(pthread_create(&client->thread, NULL, load_run, client) == 0, "no thread");
     }
     return l;
 }

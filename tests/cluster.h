@@ -35,11 +35,18 @@ double now(void); /* s, monotonic */
 void pause_ms(int ms);
 double slowness(void); /* ESTORAJE_TEST_SLOW: by how much all bounds are wider, for sanitizers */
 
+/* As ck_assert_msg, but may stand where no test runs, and in any thread: it speaks to Check only when it fails. */
+#define REQUIRE(condition, ...)                                                                    \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            ck_abort_msg(__VA_ARGS__);                                                             \
+    } while (0)
+
 #define AWAIT(condition, seconds)                                                                  \
     do {                                                                                           \
         double await_end = now() + (seconds) * slowness();                                         \
         while (!(condition)) {                                                                     \
-            ck_assert_msg(now() < await_end, "not within %g s: %s", (double)(seconds), #condition); \
+            REQUIRE(now() < await_end, "not within %g s: %s", (double)(seconds), #condition);      \
             pause_ms(10);                                                                          \
         }                                                                                          \
     } while (0)

@@ -710,7 +710,7 @@ struct search {
     uint64_t set[2];
     uint64_t *used; /* bits, of items from must_count on */
     uint32_t *order;
-    size_t order_count, order_max;
+    size_t order_count;
 
     struct memo memo;
     uint64_t row_max; /* S6 */
@@ -928,7 +928,7 @@ static bool search_through_may(struct search *search, const struct state *now,
             state_same(now, &after) || state_is_awaited(search, now, item->etag_observed) ||
             may_was_no_use(search, before_may, item, &after))
             continue;
-        if (now->row == search->row_max || search->order_count == search->order_max) {
+        if (now->row == search->row_max || search->order_count >= 2 * search->known.count) {
             search->cut = true;
             return false;
         }
@@ -1129,9 +1129,9 @@ static void search_start(struct search *search, const struct knowledge *known)
     search->class_next = memory_new(count, sizeof *search->class_next);
     search->class_end = memory_new(count, sizeof *search->class_end);
     search->expiring = memory_new(count, sizeof *search->expiring);
-    search->order_max = 2 * count; /* between two expiries there is a write; see also S7 */
-    search->order = memory_new(search->order_max, sizeof *search->order);
-    search->best_order = memory_new(search->order_max, sizeof *search->best_order);
+    size_t order_max = 4 * count; /* each write may expire, and see search_through_may */
+    search->order = memory_new(order_max, sizeof *search->order);
+    search->best_order = memory_new(order_max, sizeof *search->best_order);
     search_add_items(search);
     search_add_links(search);
     search_add_classes(search);
@@ -1161,14 +1161,15 @@ static const struct {
     bool reuse;
     uint32_t configurations_max;
 } searches[] = {
-    {.row_max = 1, .configurations_max = 40000},
-    {.row_max = 8, .configurations_max = 40000, .reuse = true},
-    {.row_max = 2, .configurations_max = 40000},
-    {.row_max = 4, .configurations_max = 40000},
-    {.row_max = ROW_ANY, .configurations_max = 40000},
-    {.row_max = 1, .configurations_max = 400000},
-    {.row_max = 2, .configurations_max = 400000},
-    {.row_max = 4, .configurations_max = 400000},
+    {.row_max = 1, .configurations_max = 10000},
+    {.row_max = ROW_ANY, .configurations_max = 30000, .reuse = true},
+    {.row_max = 1, .configurations_max = 60000},
+    {.row_max = 2, .configurations_max = 60000},
+    {.row_max = 4, .configurations_max = 60000},
+    {.row_max = ROW_ANY, .configurations_max = 60000},
+    {.row_max = 1, .configurations_max = 600000},
+    {.row_max = 2, .configurations_max = 600000},
+    {.row_max = 4, .configurations_max = 600000},
     {.row_max = ROW_ANY, .configurations_max = HISTORY_CONFIGURATIONS_MAX},
 };
 

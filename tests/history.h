@@ -24,7 +24,7 @@
 #include <stdint.h>
 
 enum {
-    HISTORY_OPS_MAX = 10000,              /* operations in one history; more is a failed assert */
+    HISTORY_OPS_MAX = 5000,               /* operations in one history; more is a failed assert */
     HISTORY_CONFIGURATIONS_MAX = 4000000, /* tried before giving up: some 300 MB, some seconds */
     HISTORY_WHY_BYTES = 8192,             /* a `why` of this size holds any message whole */
 };

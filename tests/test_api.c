@@ -49,6 +49,19 @@ static void shared_setup(void)
     }
 }
 
+static void shared_end(struct cluster *c)
+{
+    bool well = c != NULL;
+    for (int i = 0; c && i < c->count; i++)
+        well &= node_stop(c, i) == 0;
+    if (c)
+        cluster_nginx_stop(c);
+    if (well)
+        folder_remove(c->folder);
+    else if (c)
+        printf("not all nodes of a shared cluster stopped as asked: %s\n", c->folder);
+}
+
 /* The address to ask next: each request of a test on three nodes goes to another one. */
 static const char *at(int target)
 {
@@ -2437,13 +2450,7 @@ int main(void)
     }
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
-    if (three)
-        cluster_nginx_stop(three);
-    for (int i = 0; i < 2; i++) {
-        struct cluster *c = i ? three : alone;
-        for (int n = 0; c && n < c->count; n++)
-            if (c->nodes[n].pid && node_stop(c, n))
-                printf("node %d of a shared cluster did not stop as asked: %s\n", n, c->nodes[n].log);
-    }
+    shared_end(alone);
+    shared_end(three);
     return harness_end(runner);
 }

@@ -549,7 +549,7 @@ static void atomic_apply(const struct load *load, struct atomic_register *at, st
         tell_etag(load, op, at->etag);
 }
 
-enum { GENERATED_MAX = 10000 };
+enum { GENERATED_MAX = 5000 };
 
 /* Fills `ops`, which is linearizable by construction, and returns the count. */
 static size_t generate(const struct load *load, struct history_op *ops)

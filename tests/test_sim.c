@@ -108,7 +108,7 @@ static void ring_place(struct ring *ring, const struct member *members, size_t m
 
 /* === 2 The world ============================================================================== */
 
-enum event_type { TICKS, MAIL, DISK_DONE, FETCHED, CLIENT, TIMEOUT, RETRY, FAULT, UP, FAULTS_END };
+enum event_type { TICKS, MAIL, DISK_DONE, FETCHED, ARRIVE, CLIENT, TIMEOUT, RETRY, FAULT, UP };
 
 struct event {
     uint64_t time, sequence;
@@ -190,8 +190,9 @@ struct key {
     size_t ops_count, ops_capacity;
     uint64_t etag[2]; /* the last that anyone saw */
     uint64_t acked;   /* ONE: the highest `modified` that was acknowledged */
-    uint64_t made_at, gone_at; /* LISTED: it surely exists from, to; 0: not (yet) */
-    bool touched;              /* LISTED: a write was tried */
+    bool acked_put;   /* and it was a PUT */
+    uint64_t made_at; /* LISTED: it surely exists since then, 0: not yet */
+    bool touched;     /* LISTED: a write was tried */
 };
 
 struct world {
@@ -208,6 +209,7 @@ struct world {
     struct client *clients;
     unsigned clients_busy;
     bool healed, over;
+    uint64_t last_reads; /* that are to be made when all is over */
     uint64_t next_value;
     uint64_t clock_error_max;
     bool lost_a_disk;
@@ -393,7 +395,7 @@ static void on_abort(int number)
 
 static void host_settle(struct host *h);
 
-static void disk_reach(struct host *h, uint64_t end)
+static void drive_reach(struct host *h, uint64_t end)
 {
     end = (end + SEGMENT - 1) / SEGMENT * SEGMENT;
     if (end <= h->disk_bytes)
@@ -408,7 +410,7 @@ static void disk_reach(struct host *h, uint64_t end)
     h->disk_bytes = end;
 }
 
-static void disk_clear(struct host *h)
+static void drive_clear(struct host *h)
 {
     free(h->disk);
     h->disk = NULL;
@@ -417,18 +419,18 @@ static void disk_clear(struct host *h)
 }
 
 /* Writes the node's next batch, if there is one and none is under way. */
-static void disk_submit(struct host *h)
+static void drive_submit(struct host *h)
 {
     const struct bytes *batch = log_flush(h->node);
     if (!batch)
         return;
-    disk_reach(h, h->node->log.flight_lsn + batch->count);
+    drive_reach(h, h->node->log.flight_lsn + batch->count);
     uint64_t start = max_u64(w.now, h->stalled_until);
     uint64_t time = 1 + below(w.plan.sync_time) + (chance(20) ? below(20 * MS) : 0);
     event_at(start + time, DISK_DONE, h, NULL, 0);
 }
 
-static void disk_done(struct host *h)
+static void drive_done(struct host *h)
 {
     struct log *log = &h->node->log;
     memcpy(h->disk + log->flight_lsn, log->flight.data, log->flight.count);
@@ -440,7 +442,7 @@ static void disk_done(struct host *h)
 
 /* A crash in the middle of a write: it is there, or not, or in part: its first bytes, or any of its
  * sectors, or other bytes. It was not synced, and may be lost in the next crash all the same. */
-static void disk_tear(struct host *h)
+static void drive_tear(struct host *h)
 {
     const struct log *log = &h->node->log;
     const struct bytes *flight = &log->flight;
@@ -449,7 +451,7 @@ static void disk_tear(struct host *h)
     uint64_t whole = below(4);
     size_t kept = whole == 0 ? flight->count : whole == 1 ? 0 : below(flight->count);
     uint64_t end = log->flight_lsn + flight->count;
-    disk_reach(h, end);
+    drive_reach(h, end);
     for (uint64_t i = max_u64(h->disk_synced, log->flight_lsn); whole % 2 && i < end; i++)
         h->disk[i] = (uint8_t)i;
     memcpy(h->disk + log->flight_lsn, flight->data, kept);
@@ -459,7 +461,7 @@ static void disk_tear(struct host *h)
     trace(h, "its batch of %zu bytes is torn after %zu", flight->count, kept);
 }
 
-static void disk_trim(struct host *h)
+static void drive_trim(struct host *h)
 {
     uint64_t first = h->node->log.first / SEGMENT * SEGMENT;
     if (first <= h->disk_start)
@@ -468,7 +470,7 @@ static void disk_trim(struct host *h)
     h->disk_start = first;
 }
 
-static bool disk_is_warm(const struct host *h, uint64_t lsn, size_t bytes)
+static bool drive_is_warm(const struct host *h, uint64_t lsn, size_t bytes)
 {
     for (int i = 0; i < WARM_MAX; i++)
         if (lsn >= h->warm[i].lsn && lsn + bytes <= h->warm[i].lsn + h->warm[i].bytes)
@@ -480,7 +482,7 @@ static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
 {
     struct host *h = n->world;
     ck_assert_msg(lsn >= h->disk_start, "bytes are read that were cleaned away");
-    if (!wait && chance(w.plan.cold) && !disk_is_warm(h, lsn, bytes))
+    if (!wait && chance(w.plan.cold) && !drive_is_warm(h, lsn, bytes))
         return false;
     size_t there = lsn < h->disk_bytes ? min_u64(bytes, h->disk_bytes - lsn) : 0;
     memcpy(to, h->disk + lsn, there);
@@ -489,7 +491,7 @@ static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
 }
 
 /* What is fetched: the bytes' place, then the message that waits for them. */
-struct fetch {
+struct cold {
     uint64_t lsn, bytes;
     struct bytes again;
 };
@@ -497,19 +499,19 @@ struct fetch {
 static void hook_log_fetch(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again)
 {
     struct host *h = n->world;
-    struct fetch *f = allocate(sizeof *f);
-    *f = (struct fetch){lsn, bytes, *again};
+    struct cold *f = allocate(sizeof *f);
+    *f = (struct cold){lsn, bytes, *again};
     *again = (struct bytes){0};
     event_at(w.now + 1 + below(10 * MS), FETCHED, h, f, 0);
 }
 
-static void fetch_free(struct fetch *f)
+static void cold_free(struct cold *f)
 {
     bytes_free(&f->again);
     free(f);
 }
 
-static void disk_fetched(struct host *h, struct fetch *f)
+static void drive_fetched(struct host *h, struct cold *f)
 {
     h->warm[h->warm_next].lsn = f->lsn;
     h->warm[h->warm_next].bytes = f->bytes;
@@ -562,7 +564,7 @@ static void host_seeds(struct host *h)
 /* A node with a new id and an empty log. It keeps the views, if there are any. */
 static void host_begin(struct host *h, const struct node *before)
 {
-    disk_clear(h);
+    drive_clear(h);
     h->id = !RULE(17) && h->id ? h->id : chance_u64();
     h->used = true;
     host_node(h);
@@ -622,7 +624,7 @@ static void host_crash(struct host *h)
     if (!h->node)
         return;
     trace(h, "crashes");
-    disk_tear(h);
+    drive_tear(h);
     struct node *n = h->node;
     h->node = NULL; /* so that no reply is heard */
     h->boot++;
@@ -635,7 +637,7 @@ static void host_wipe(struct host *h)
 {
     host_crash(h);
     trace(h, "its disk is lost");
-    disk_clear(h);
+    drive_clear(h);
     if (RULE(17))
         h->id = 0;
     else
@@ -711,8 +713,8 @@ static void host_settle(struct host *h)
             host_settle(h);
         return;
     }
-    disk_submit(h);
-    disk_trim(h);
+    drive_submit(h);
+    drive_trim(h);
     for (size_t i = 0; i < n->peers_count && h->serves; i++)
         for (int which = 0; which < 2; which++)
             if (n->peers[i] != n->self_peer && mail_take(n, n->peers[i], which, &batch))
@@ -740,6 +742,7 @@ static void mail_deliver(struct host *h, const struct event *e)
 
 struct client {
     uint64_t name;
+    uint64_t serial; /* counts what it began or learned: an event of an older one is void */
     struct op *op;
 };
 
@@ -759,11 +762,12 @@ struct op {
 };
 
 struct try {
-    struct try *next; /* of its host */
+    struct try *next; /* of its host, once it is there */
     struct op *op;    /* null: nobody listens any more */
-    struct host *host;
-    uint64_t deadline, paused_time;
-    bool repeat;
+    struct message m;
+    char key[24], value[24];
+    uint64_t deadline, paused_time, wait, limit;
+    struct bytes after;
 };
 
 static struct history_op *history_add(struct key *k)
@@ -775,10 +779,15 @@ static struct history_op *history_add(struct key *k)
     return &k->ops[k->ops_count++];
 }
 
-static void client_next(struct client *c)
+static void client_wakes(struct client *c, uint64_t time, enum event_type type)
 {
-    c->op = NULL;
-    event_at(w.now + 1 + below(w.plan.think), CLIENT, NULL, c, 0);
+    event_at(time, type, NULL, c, ++c->serial);
+}
+
+static void try_free(struct try *t)
+{
+    bytes_free(&t->after);
+    free(t);
 }
 
 static void op_free(struct op *op)
@@ -799,7 +808,8 @@ static void op_end(struct op *op, bool known)
         *history_add(op->key) = op->told;
     }
     op_free(op);
-    client_next(c);
+    c->op = NULL;
+    client_wakes(c, w.now + 1 + below(w.plan.think), CLIENT);
 }
 
 static bool op_writes(const struct op *op)
@@ -828,7 +838,7 @@ static void op_open(struct op *op)
         return;
     }
     uint64_t later = chance(100) ? below(w.plan.late_repeat) : below(200 * MS);
-    event_at(w.now + 1 + later, RETRY, NULL, op, 0);
+    client_wakes(op->client, w.now + 1 + later, RETRY);
 }
 
 static uint64_t value_parse(const struct op *op, const struct message *m, const struct body *b)
@@ -888,12 +898,12 @@ static void op_write_answered(struct op *op, const struct message *m)
             op->told.value = m->number;
         else if (op->m.function == DO_PUT)
             op_told_etag(op, m);
-        if (k->kind == ONE)
-            k->acked = max_u64(k->acked, m->modified);
-        if (k->kind == LISTED && op->m.function == DO_PUT)
+        if (k->kind == ONE && m->modified > k->acked) {
+            k->acked = m->modified;
+            k->acked_put = op->m.function == DO_PUT;
+        }
+        if (k->kind == LISTED)
             k->made_at = w.now;
-        if (k->kind == LISTED && op->m.function == DO_DELETE)
-            k->gone_at = w.now;
         break;
     case 404:
     case 409:
@@ -951,9 +961,9 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
     if (t->op) {
         struct op *op = t->op;
         op->try = NULL;
-        op_answered(op, m, t->repeat);
+        op_answered(op, m, t->m.flags & FLAG_REPEAT);
     }
-    free(t);
+    try_free(t);
 }
 
 static void tries_broken(struct host *h)
@@ -962,7 +972,7 @@ static void tries_broken(struct host *h)
         struct try *t = h->tries;
         h->tries = t->next;
         struct op *op = t->op;
-        free(t);
+        try_free(t);
         if (op) {
             op->try = NULL;
             op_open(op);
@@ -998,48 +1008,1002 @@ static void op_expires(struct op *op, uint64_t expiry)
     op->told.gone_by = max_u64(op->told.gone_by, due + error);
 }
 
-static void op_try(struct op *op, struct host *h)
-{
-    struct try *t = op->try = allocate(sizeof *t);
-    uint64_t most = op->listing ? 20 * SECOND + REQUEST_TIME : REQUEST_TIME;
-    *t = (struct try){h->tries, op, h, w.now + most + op->wait + 100 * MS, h->paused_time, false};
-    h->tries = t;
-    op->tries++;
-    w.operations++;
-    if (h->paused_until > w.now)
-        t->deadline += h->paused_until - w.now;
-    struct message m = op->m;
-    if (op->ttl) {
-        m.expiry = host_wall(h) + op->ttl;
-        op_expires(op, m.expiry);
-    }
-    if (op->fresh) {
-        m.flags |= FLAG_FRESH;
-        m.version = node_random(h->node);
-        m.dropped = clock_tick(h->node);
-    }
-    if (op->sent)
-        m.flags |= FLAG_REPEAT;
-    t->repeat = m.flags & FLAG_REPEAT;
-    op->sent = true;
-    uint64_t patience = w.plan.patient ? 10 * SECOND : below(2 * SECOND);
-    event_at(w.now + patience + op->wait + (op->listing ? 10 * SECOND : 0), TIMEOUT, NULL, op,
-             op->tries);
-}
-
-/* A request reaches its node: `data` is the try's host at that time. */
+/* Sends it to a random host, where it arrives a little later, or when that is no longer paused. */
 static void op_send(struct op *op)
 {
     struct host *h = random_host();
-    if (!h || h->paused_until > w.now || (h->far && w.now < h->up_at)) {
+    if (!h || (op_writes(op) && !op->fresh && op->m.dropped > host_wall(h) + MADE_AHEAD_MAX)) {
+        op_open(op); /* nobody is there, or it is told 400 */
+        return;
+    }
+    struct try *t = op->try = allocate(sizeof *t);
+    t->op = op;
+    t->m = op->m;
+    t->wait = op->wait;
+    t->limit = between(1, 6);
+    bytes_append(&t->after, op->after.data, op->after.count);
+    memcpy(t->key, op->key->name, sizeof t->key);
+    memcpy(t->value, op->value, sizeof t->value);
+    if (op->ttl) {
+        t->m.expiry = host_wall(h) + op->ttl;
+        op_expires(op, t->m.expiry);
+    }
+    if (op->fresh)
+        t->m.flags |= FLAG_FRESH;
+    else if (op->sent)
+        t->m.flags |= FLAG_REPEAT;
+    op->sent = true;
+    op->tries++;
+    uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
+    event_at(w.now + 20 + below(200), ARRIVE, h, t, 0);
+    client_wakes(op->client, w.now + patience + op->wait + op->listing * 20 * SECOND, TIMEOUT);
+}
+
+/* The request is there. */
+static void try_arrive(struct host *h, struct try *t)
+{
+    struct node *n = h->node;
+    uint64_t time = t->m.type == M_LIST ? 20 * SECOND + REQUEST_TIME : REQUEST_TIME;
+    t->deadline = w.now + time + t->wait + 100 * MS;
+    t->paused_time = h->paused_time;
+    t->next = h->tries;
+    h->tries = t;
+    w.operations++;
+    trace(h, "is asked by client %" PRIu64 ": %s %s%s%s", t->op ? t->op->client->name : 99,
+          (const char *[]){"GET", "PUT", "DELETE", "ADD"}[t->m.function], t->key,
+          t->m.flags & FLAG_REPEAT ? ", a repeat" : "",
+          (const char *[]){"", ", if-match", ", if it exists", ", if absent"}[t->m.condition]);
+    if (t->m.type == M_LIST) {
+        node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit);
+        return;
+    }
+    if (t->m.flags & FLAG_FRESH) {
+        t->m.version = node_random(n);
+        t->m.dropped = clock_tick(n);
+    }
+    char *value = allocate(t->m.value_bytes + 1);
+    memset(value, ':', t->m.value_bytes);
+    memcpy(value, t->value, min_u64(strlen(t->value), t->m.value_bytes));
+    struct message m = t->m;
+    node_request(n, t, &m, &(struct body){.key = t->key, .value = value}, t->wait);
+    free(value);
+}
+
+/* The host went down before it came. */
+static void try_lost(struct try *t)
+{
+    struct op *op = t->op;
+    try_free(t);
+    if (op) {
+        op->try = NULL;
         op_open(op);
+    }
+}
+
+/* --- what clients do --- */
+
+static void op_etag(struct op *op)
+{
+    op->m.condition = IF_MATCH;
+    op->m.ballot.time = op->told.etag_expected[0] = op->key->etag[0];
+    op->m.ballot.node = op->told.etag_expected[1] = op->key->etag[1];
+}
+
+static void op_value(struct op *op, bool number)
+{
+    uint64_t value = number ? below(1000) : ++w.next_value;
+    snprintf(op->value, sizeof op->value, "%" PRIu64, value);
+    op->m.value_bytes = (uint32_t)strlen(op->value);
+    if (!number)
+        op->m.value_bytes += (uint32_t)(chance(w.plan.large) ? below(3 * PARCEL_BYTES) : below(30));
+    op->m.flags |= FLAG_WHOLE;
+    op->told.value = value;
+    op->told.number = number;
+}
+
+static void op_choose_condition(struct op *op)
+{
+    uint64_t dice = below(10);
+    if (dice < 3 && op->key->etag[0])
+        op_etag(op);
+    else if (dice < 5)
+        op->m.condition = IF_ABSENT;
+    else if (dice < 6)
+        op->m.condition = IF_EXISTS;
+    op->told.condition = (const enum history_condition[]){
+        HISTORY_ALWAYS, HISTORY_IF_ETAG, HISTORY_IF_PRESENT, HISTORY_IF_ABSENT}[op->m.condition];
+}
+
+static void op_choose_write(struct op *op)
+{
+    enum key_kind kind = op->key->kind;
+    bool deletes = chance(kind == COUNTER ? 50 : 250);
+    op->m.function = deletes ? DO_DELETE : kind == COUNTER ? DO_ADD : DO_PUT;
+    op->told.kind = deletes ? HISTORY_DELETE : kind == COUNTER ? HISTORY_ADD : HISTORY_PUT;
+    if (kind == COUNTER && !deletes) {
+        op->told.delta = (int64_t)below(100) - 30;
+        op->m.number = (uint64_t)op->told.delta;
+        op->told.number = true;
         return;
     }
-    uint64_t wall = host_wall(h);
-    if (op_writes(op) && !op->fresh && op->m.dropped > wall + MADE_AHEAD_MAX) {
-        op_open(op); /* 400: nothing was done by this try */
+    if (op->m.function == DO_PUT)
+        op_value(op, kind == COUNTER);
+    if (kind == MORTAL && !deletes)
+        op->ttl = between(200 * MS, 4 * SECOND);
+    if (kind == ONE)
+        op->m.flags |= FLAG_ONE;
+    else
+        op_choose_condition(op);
+    if (chance(100) && kind != ONE)
+        op->m.flags |= FLAG_ALL;
+}
+
+static void op_choose_read(struct op *op)
+{
+    op->m.function = DO_READ;
+    op->told.kind = HISTORY_GET;
+    op->told.number = op->key->kind == COUNTER;
+    if (op->key->kind == ONE) {
+        op->m.flags |= FLAG_ONE;
+    } else if (op->key->kind == REGISTER && chance(60)) {
+        op->wait = between(1, 3 * SECOND);
+        op->m.flags |= FLAG_WATCH;
+        if (op->key->etag[0] && chance(700)) {
+            op->m.condition = IF_MATCH;
+            op->m.ballot = (struct ballot){0, op->key->etag[0], op->key->etag[1]};
+        } else {
+            op->m.condition = IF_ABSENT;
+        }
+    }
+}
+
+static void client_begins(struct client *c)
+{
+    if (w.over && !w.last_reads) {
+        w.clients_busy--;
         return;
     }
-    (void)wall;
-    op_try(op, h);
+    struct op *op = c->op = allocate(sizeof *op);
+    op->client = c;
+    op->key = &w.keys[w.over ? --w.last_reads % w.keys_count : below(w.keys_count)];
+    op->told.start = w.now;
+    op->told.client = c->name;
+    op->m.type = M_FORWARD;
+    op->fresh = chance(200);
+    if (op->key->kind == LISTED && (op->key->touched || w.over || w.now < SECOND)) {
+        op->listing = true;
+        op->m.type = M_LIST;
+    } else if (op->key->kind == LISTED) {
+        /* Made once and for all, so that what a listing must tell is known. */
+        op->key->touched = true;
+        op->told.kind = HISTORY_PUT;
+        op->m.function = DO_PUT;
+        op_value(op, false);
+    } else if (!w.over && op->key->ops_count < OPS_MAX && chance(550)) {
+        op_choose_write(op);
+    } else {
+        op_choose_read(op);
+    }
+    op->m.key_bytes = (uint16_t)strlen(op->key->name);
+    op->m.partition = key_partition(op->key->name, op->m.key_bytes);
+    op->m.version = chance_u64();
+    op->m.dropped = WALL_AT_START + w.now; /* its proxy's clock is right */
+    op->fresh |= op->m.flags & FLAG_ONE;
+    op_send(op);
+}
+
+/* Pages until there are no more; then all keys that were there the whole time must be there once,
+ * in order, and none that was gone before. */
+static void listing_answered(struct op *op, const struct message *m)
+{
+    if (m->status != 200) {
+        op_end(op, false);
+        return;
+    }
+    struct body body = message_body(m);
+    struct bytes list = {(uint8_t *)body.value, m->value_bytes, 0};
+    const struct listed *l;
+    for (size_t at = 0; at < list.count && (l = listed_at(&list, at)); at += listed_bytes(l)) {
+        char name[24] = "";
+        memcpy(name, l->key, min_u64(l->key_bytes, sizeof name - 1));
+        if (op->found.count &&
+            strcmp((char *)op->found.data + op->found.count - sizeof name, name) >= 0)
+            violation("a listing told %s out of order", name);
+        bytes_append(&op->found, name, sizeof name);
+    }
+    if (m->flags & FLAG_WATCH) {
+        op->after.count = 0;
+        bytes_append(&op->after, body.key, m->key_bytes);
+        op_send(op);
+        return;
+    }
+    for (unsigned i = 0; i < w.keys_count; i++) {
+        const struct key *k = &w.keys[i];
+        bool listed = false;
+        for (size_t at = 0; at < op->found.count; at += 24)
+            listed |= strcmp((char *)op->found.data + at, k->name) == 0;
+        if (k->kind == LISTED && !listed && k->made_at && k->made_at < op->told.start)
+            violation("a listing did not tell %s, which is there since %.6f", k->name,
+                      (double)k->made_at / 1e6);
+    }
+    op_end(op, false);
+}
+
+static void client_event(const struct event *e)
+{
+    struct client *c = e->data;
+    if (e->bytes != c->serial)
+        return;
+    if (e->type == CLIENT)
+        client_begins(c);
+    else if (e->type == RETRY)
+        op_send(c->op);
+    else
+        op_open(c->op); /* TIMEOUT */
+}
+
+/* === 8 Faults ================================================================================= */
+
+static struct host *host_with(bool up)
+{
+    unsigned start = (unsigned)below(w.hosts_count);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        struct host *h = &w.hosts[(start + i) % w.hosts_count];
+        if (h->used && !h->off && !h->far && (h->node != NULL) == up)
+            return h;
+    }
+    return NULL;
+}
+
+static const struct view *newest_view(void)
+{
+    return w.views_count ? w.views[w.views_count - 1] : NULL;
+}
+
+/* Whether another disk may be lost: never two at once, of the members of one view. */
+static bool may_lose_a_disk(void)
+{
+    const struct view *v = newest_view();
+    if (!v || !view_is_settled(v) || v->members_count < 3 || w.plan.replicas < 3)
+        return false;
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].disk_flipped || w.hosts[i].far)
+            return false;
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        bool there = false;
+        for (unsigned j = 0; j < w.hosts_count; j++)
+            there |= w.hosts[j].id == v->members[i].id;
+        if (!there)
+            return false;
+    }
+    return true;
+}
+
+static void fault_cut(void)
+{
+    unsigned a = (unsigned)below(w.hosts_count), b = (unsigned)below(w.hosts_count);
+    uint64_t until = w.now + below(3 * w.plan.lease);
+    if (chance(300)) { /* one side from the other */
+        uint64_t side = chance_u64();
+        for (unsigned i = 0; i < w.hosts_count; i++)
+            for (unsigned j = 0; j < w.hosts_count; j++)
+                if ((side >> i & 1) != (side >> j & 1))
+                    w.cut_until[i][j] = until;
+        trace(NULL, "the network is split: %" PRIx64, side % (1u << w.hosts_count));
+        return;
+    }
+    bool both = chance(500);
+    w.cut_until[a][b] = until;
+    if (both)
+        w.cut_until[b][a] = until;
+    trace(NULL, "cut from h%u to h%u%s", a, b, both ? " and back" : "");
+    for (int i = 0; i < 2; i++) {
+        struct host *h = &w.hosts[i ? b : a];
+        struct peer *p = h->node ? peer_find(h->node, w.hosts[i ? a : b].id) : NULL;
+        if (p && h->serves && h->paused_until <= w.now) {
+            host_time(h);
+            forwards_due(h->node, p);
+            host_settle(h);
+        }
+    }
+}
+
+static void host_down(struct host *h, uint64_t time)
+{
+    host_crash(h);
+    event_at(w.now + time, UP, h, NULL, 0);
+}
+
+/* Flips a bit of a live record, but not in the last batch: that would count as torn. */
+static void fault_flip(struct host *h)
+{
+    for (int tries = 0; tries < 40; tries++) {
+        const struct partition *p = &h->node->partitions[below(PARTITIONS)];
+        const struct entry *e = p->count ? p->entries[below(p->count)] : NULL;
+        if (!e || !entry_is_live(e) || e->lsn + e->record_bytes > h->disk_last)
+            continue;
+        uint64_t at = e->lsn + below(e->record_bytes);
+        h->disk[at] ^= (uint8_t)(1 << below(8));
+        h->disk_flipped = true;
+        trace(h, "a bit of the record of %.*s is flipped", e->key_bytes, (const char *)e->key);
+        return;
+    }
+}
+
+static void fault_drain(struct host *by)
+{
+    const struct view *v = by->node->view;
+    if (!v || by->node->self < 0)
+        return;
+    int index = (int)below(v->members_count);
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].id == v->members[index].id) {
+            host_time(by);
+            if (!node_drain(by->node, index))
+                return;
+            w.hosts[i].leaves = v->members_count > w.plan.replicas && chance(500);
+            trace(by, "is told to drain h%u", i);
+            host_settle(by);
+            return;
+        }
+}
+
+static void fault_clock(struct host *h, bool far)
+{
+    int64_t most = (int64_t)w.plan.skew;
+    h->clock_error = (int64_t)below(2 * w.plan.skew + 1) - most;
+    if (far) {
+        h->clock_error = (int64_t)(between(12, 60) * SECOND) * (chance(700) ? 1 : -1);
+        h->far = true;
+    }
+    trace(h, "its clock is now %.3f s wrong", (double)h->clock_error / 1e6);
+}
+
+static void fault_join(void)
+{
+    for (uint64_t count = 1 + below(2); count && w.hosts_count < HOSTS_MAX; count--) {
+        struct host *h = &w.hosts[w.hosts_count++];
+        host_start(h);
+    }
+}
+
+static void fault_happens(enum fault fault)
+{
+    struct host *h = host_with(true);
+    if (!h || !h->serves)
+        return;
+    uint64_t lease = w.plan.lease;
+    switch (fault) {
+    case CRASH:
+        host_down(h, 10 * MS + below(2 * lease));
+        break;
+    case PAUSE: {
+        uint64_t time = below(3 * lease);
+        h->paused_until = w.now + time;
+        h->paused_time += time;
+        trace(h, "stops for %.3f s", (double)time / 1e6);
+        break;
+    }
+    case CUT:
+        fault_cut();
+        break;
+    case DEAF:
+        h->deaf_until = w.now + below(5 * lease);
+        trace(h, "is deaf");
+        break;
+    case STALL:
+        h->stalled_until = w.now + below(2 * lease);
+        trace(h, "its disk stalls");
+        break;
+    case CLOCK:
+        fault_clock(h, false);
+        break;
+    case FAR_CLOCK:
+        for (unsigned i = 0; i < w.hosts_count; i++)
+            if (w.hosts[i].far)
+                return;
+        fault_clock(h, true);
+        break;
+    case JOIN:
+        fault_join();
+        break;
+    case DRAIN:
+        fault_drain(h);
+        break;
+    case AWAY:
+        host_down(h, w.plan.evict_after + below(w.plan.evict_after) + 2 * lease);
+        break;
+    case WIPE:
+        if (may_lose_a_disk()) {
+            host_wipe(h);
+            event_at(w.now + below(4 * lease), UP, h, NULL, 0);
+        }
+        break;
+    case FLIP:
+        if (may_lose_a_disk())
+            fault_flip(h);
+        break;
+    case BLACKOUT:
+        for (unsigned i = 0; i < w.hosts_count; i++)
+            if (w.hosts[i].node)
+                host_down(&w.hosts[i], 10 * MS + below(lease));
+        break;
+    case SLOW:
+        h->slow_until = w.now + below(4 * lease);
+        trace(h, "its network is slow");
+        break;
+    default:
+        break;
+    }
+}
+
+static void fault_event(void)
+{
+    if (w.now >= w.faults_until)
+        return;
+    unsigned all = 0;
+    for (int i = 0; i < FAULT_KINDS; i++)
+        all += w.plan.weight[i];
+    uint64_t dice = below(all);
+    for (int i = 0; all && i < FAULT_KINDS; i++) {
+        if (dice < w.plan.weight[i]) {
+            fault_happens((enum fault)i);
+            break;
+        }
+        dice -= w.plan.weight[i];
+    }
+    event_at(w.now + 1 + below(2 * w.plan.fault_pause), FAULT, NULL, NULL, 0);
+}
+
+/* All faults end. A clock that was far ahead leaves its node ahead for good: it loses its disk. */
+static void heal(void)
+{
+    trace(NULL, "all faults end");
+    w.healed = true;
+    w.plan.loss = w.plan.twice = 0;
+    w.plan.late = 0;
+    memset(w.cut_until, 0, sizeof w.cut_until);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        struct host *h = &w.hosts[i];
+        h->deaf_until = h->slow_until = h->stalled_until = 0;
+        if (h->far) {
+            h->clock_error = 0;
+            host_wipe(h);
+            h->far = false;
+        }
+        if (h->used && !h->off && !h->node)
+            host_start(h);
+    }
+}
+
+/* === 9 Judgement ============================================================================== */
+
+static const char *unsettled_host(const struct host *h, char why[200])
+{
+    const struct node *n = h->node;
+    const struct view *v = newest_view();
+    unsigned rounds = 0, syncs = 0;
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        for (const struct round *r = n->by_op[i]; r; r = r->next_by_op)
+            rounds++;
+    for (int i = 0; i < SYNCS_MAX; i++)
+        syncs += n->syncs[i].busy;
+    const char *what = NULL;
+    if (!n->view || n->view->epoch != v->epoch)
+        what = "has an old view";
+    else if (n->self < 0)
+        what = "is no member";
+    else if (!n->settled)
+        what = "is in a transition";
+    else if (!n->has_lease)
+        what = "has no lease";
+    else if (rounds && w.over)
+        what = "has rounds";
+    else if (n->forwards && w.over)
+        what = "has forwards";
+    else if (n->listings && w.over)
+        what = "has listings";
+    else if (syncs && w.over)
+        what = "has syncs";
+    else if (n->repairs && w.over)
+        what = "has repairs";
+    else if (n->view_proposed || n->view_chosen.count)
+        what = "proposes a view";
+    else if (h->tries && w.over)
+        what = "has requests";
+    if (!what)
+        return NULL;
+    snprintf(why, 200, "h%d %s", h->index, what);
+    return why;
+}
+
+static struct host *host_of(uint64_t id)
+{
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].id == id && w.hosts[i].node)
+            return &w.hosts[i];
+    return NULL;
+}
+
+/* The next live entry of a partition. */
+static const struct entry *live_entry(const struct partition *p, uint32_t *i)
+{
+    while (*i < p->count && !entry_is_live(p->entries[*i]))
+        ++*i;
+    return *i < p->count ? p->entries[(*i)++] : NULL;
+}
+
+static const char *unequal(const struct host *a, const struct host *b, unsigned partition,
+                           char why[200])
+{
+    const struct partition *p = &a->node->partitions[partition];
+    const struct partition *q = &b->node->partitions[partition];
+    uint32_t i = 0, j = 0;
+    const struct entry *e, *f;
+    do {
+        e = live_entry(p, &i);
+        f = live_entry(q, &j);
+        if (!e != !f || (e && (key_compare(e->key, e->key_bytes, f->key, f->key_bytes) != 0 ||
+                               !ballot_equal(e->accepted, f->accepted)))) {
+            snprintf(why, 200, "h%d and h%d differ in %.*s (partition %u)", a->index, b->index,
+                     e ? e->key_bytes : f->key_bytes, (const char *)(e ? e->key : f->key), partition);
+            return why;
+        }
+    } while (e);
+    if (p->digest != q->digest) {
+        snprintf(why, 200, "h%d and h%d have different digests of equal partitions", a->index,
+                 b->index);
+        return why;
+    }
+    return NULL;
+}
+
+/* Why the cluster has not come to rest, or null. */
+static const char *unsettled(char why[200])
+{
+    const struct view *v = newest_view();
+    const char *found = NULL;
+    struct node *any = NULL;
+    for (unsigned i = 0; i < w.hosts_count && !found; i++)
+        if (w.hosts[i].node)
+            found = unsettled_host(&w.hosts[i], why), any = w.hosts[i].node;
+    for (uint32_t i = 0; i < v->members_count && !found; i++)
+        if (!host_of(v->members[i].id)) {
+            snprintf(why, 200, "a member of the view is no more");
+            found = why;
+        }
+    for (unsigned p = 0; p < PARTITIONS && !found && w.over; p++) {
+        const struct host *first = NULL;
+        for (uint32_t i = 0; i < v->members_count && !found; i++) {
+            const struct host *h = host_of(v->members[i].id);
+            bool owner = partition_owners(any, (uint16_t)p) >> i & 1;
+            if (owner && first)
+                found = unequal(first, h, p, why);
+            else if (owner)
+                first = h;
+            uint32_t at = 0;
+            if (!owner && live_entry(&h->node->partitions[p], &at)) {
+                snprintf(why, 200, "h%d holds partition %u and is no owner", h->index, p);
+                found = why;
+            }
+        }
+    }
+    return found;
+}
+
+static void judge_digests(const struct host *h)
+{
+    uint64_t keys = 0;
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        uint64_t digest = 0;
+        uint32_t i = 0;
+        const struct entry *e;
+        while ((e = live_entry(&h->node->partitions[p], &i))) {
+            uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
+            digest ^= XXH3_64bits_withSeed(e->key, e->key_bytes, XXH3_64bits(of, sizeof of));
+            keys++;
+        }
+        if (digest != h->node->partitions[p].digest)
+            violation("h%d: a digest is not that of its keys", h->index);
+    }
+    if (keys != h->node->keys)
+        violation("h%d counts %" PRIu64 " keys, and has %" PRIu64, h->index, h->node->keys, keys);
+}
+
+static void judge_log(const struct host *h)
+{
+    const struct log *log = &h->node->log;
+    uint64_t bytes = log->pending_lsn - log->first;
+    if (bytes > 3 * log->live_bytes + 4 * CLEAN_SLACK_BYTES && !h->disk_flipped)
+        violation("h%d: its log is not cleaned: %" PRIu64 " bytes, %" PRIu64 " of them live",
+                  h->index, bytes, log->live_bytes);
+}
+
+/* A key of consistency=one: nothing acknowledged may be lost, while no member and no disk was. */
+static void judge_one(const struct key *k)
+{
+    if (!k->acked || w.views_count > 1 || w.lost_a_disk)
+        return;
+    const struct view *v = newest_view();
+    uint16_t partition = key_partition(k->name, strlen(k->name));
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        const struct node *n = host_of(v->members[i].id)->node;
+        if (!(partition_owners(n, partition) >> i & 1))
+            continue;
+        const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
+        if (e ? e->modified < k->acked : k->acked_put)
+            violation("%s: a write of consistency=one was acknowledged and is lost", k->name);
+    }
+}
+
+static void judge(void)
+{
+    char why[HISTORY_WHY_BYTES];
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].node) {
+            judge_digests(&w.hosts[i]);
+            judge_log(&w.hosts[i]);
+        }
+    for (unsigned i = 0; i < w.keys_count; i++) {
+        struct key *k = &w.keys[i];
+        if (k->kind == ONE)
+            judge_one(k);
+        enum history_verdict verdict = history_check(k->ops, k->ops_count, why, sizeof why);
+        if (verdict == HISTORY_VIOLATED)
+            violation("the history of %s is not linearizable\n%s", k->name, why);
+        if (verdict == HISTORY_GAVE_UP && tracing)
+            printf("the history of %s was too much to check\n", k->name);
+    }
+}
+
+/* === 10 One run =============================================================================== */
+
+struct mix {
+    const char *name;
+    unsigned weight[FAULT_KINDS];
+};
+
+static const struct mix mixes[] = {
+    {"calm", {0}},
+    {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}},
+    {"network", {[CUT] = 5, [DEAF] = 1, [SLOW] = 2, [PAUSE] = 1, [CRASH] = 1}},
+    {"moves", {[JOIN] = 3, [DRAIN] = 3, [CRASH] = 2, [CUT] = 2, [PAUSE] = 1, [STALL] = 1}},
+    {"deaths", {[AWAY] = 3, [WIPE] = 3, [JOIN] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1}},
+    {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}},
+    {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [BLACKOUT] = 1, [CUT] = 1}},
+    {"all",
+     {[CRASH] = 4, [PAUSE] = 3, [CUT] = 4, [DEAF] = 1, [STALL] = 2, [CLOCK] = 2, [JOIN] = 2,
+      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FAR_CLOCK] = 1}},
+};
+enum { MIXES = sizeof mixes / sizeof *mixes };
+
+static void plan_make(const struct mix *mix)
+{
+    struct plan *p = &w.plan;
+    bool calm = mix == &mixes[0];
+    memcpy(p->weight, mix->weight, sizeof p->weight);
+    p->hosts = (unsigned)between(3, chance(200) ? 7 : 5);
+    p->replicas = chance(800) ? 3 : chance(500) ? 5 : (unsigned)between(1, 2);
+    p->clients = (unsigned)between(3, CLIENTS_MAX);
+    p->keys = (unsigned)between(2, chance(300) ? 16 : 6);
+    p->one_keys = (unsigned)below(3);
+    p->fault_time = between(3, 10) * SECOND;
+    p->fault_pause = between(50, 600) * MS;
+    p->loss = calm || chance(400) ? 0 : (unsigned)below(80);
+    p->twice = calm ? 0 : (unsigned)below(60);
+    p->late = calm ? 0 : (unsigned)below(100);
+    p->delay = below(3 * MS);
+    p->delay_far = below(chance(500) ? 100 * MS : 2 * SECOND);
+    p->sync_time = below(5 * MS);
+    p->lease = between(300, 1500) * MS;
+    p->evict_after = between(2, 6) * p->lease;
+    p->cold = chance(500) ? 0 : (unsigned)below(300);
+    p->skew = p->weight[CLOCK] ? below(4 * SECOND) : below(100 * MS);
+    p->think = between(1, 60) * MS;
+    p->late_repeat = chance(500) ? SECOND : 10 * SECOND;
+    p->large = chance(300) ? 100 : 0;
+    p->built_by_joins = chance(300);
+    p->zones = chance(200);
+    p->patient = chance(400);
+    sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
+    w.clock_error_max = p->skew + MS + p->fault_time;
+}
+
+static void keys_make(void)
+{
+    static const char names[] = "rrrctrcolt";
+    for (unsigned i = 0; i < w.plan.keys; i++) {
+        struct key *k = &w.keys[w.keys_count++];
+        char letter = names[below(sizeof names - 1)];
+        k->kind = letter == 'r' ? REGISTER : letter == 'c' ? COUNTER : letter == 'o' ? ONE
+                  : letter == 't' ? MORTAL : LISTED;
+        if (k->kind == MORTAL && w.plan.weight[FAR_CLOCK])
+            k->kind = REGISTER;
+        snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", i);
+    }
+}
+
+/* The first view has all hosts, or one, and the others join it. */
+static void cluster_begin(void)
+{
+    struct {
+        struct view view;
+        struct member members[HOSTS_MAX];
+    } first = {{1, chance_u64(), w.plan.replicas, w.plan.hosts}, {{0}}};
+    w.hosts_count = w.plan.built_by_joins ? 1 : w.plan.hosts;
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        host_start(&w.hosts[i]);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct node *n = w.hosts[i].node;
+        first.members[i] = (struct member){.id = n->id, .weight = 1, .state = MEMBER_UP};
+        memcpy(first.members[i].address, n->address, sizeof n->address);
+        memcpy(first.members[i].zone, n->zone, sizeof n->zone);
+    }
+    if (w.plan.built_by_joins) {
+        node_bootstrap(w.hosts[0].node, w.plan.replicas);
+        for (w.hosts_count = 1; w.hosts_count < w.plan.hosts;)
+            host_start(&w.hosts[w.hosts_count++]);
+        host_settle(&w.hosts[0]);
+        return;
+    }
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        view_adopt(w.hosts[i].node, &first.view);
+        host_settle(&w.hosts[i]);
+    }
+}
+
+static void event_free(const struct event *e)
+{
+    if (e->type == FETCHED)
+        cold_free(e->data);
+    else if (e->type == ARRIVE)
+        try_lost(e->data);
+    else if (e->type == MAIL)
+        free(e->data);
+}
+
+static void host_event(struct host *h, const struct event *e)
+{
+    host_time(h);
+    switch (e->type) {
+    case TICKS:
+        tries_check(h);
+        event_at(w.now + TICK / 2 + below(TICK), TICKS, h, NULL, 0);
+        if (h->serves)
+            node_tick(h->node, h->node->now, h->node->wall);
+        break;
+    case DISK_DONE:
+        drive_done(h);
+        break;
+    case FETCHED:
+        drive_fetched(h, e->data);
+        cold_free(e->data);
+        break;
+    case ARRIVE:
+        if (h->serves)
+            try_arrive(h, e->data);
+        else
+            try_lost(e->data);
+        break;
+    default:
+        break;
+    }
+    if (h->node)
+        host_settle(h);
+}
+
+static void event_handle(struct event *e)
+{
+    struct host *h = e->host < 0 ? NULL : &w.hosts[e->host];
+    w.events++;
+    if (e->type == UP) {
+        if (!h->node && !h->off)
+            host_start(h);
+    } else if (e->type == FAULT) {
+        fault_event();
+    } else if (!h) {
+        client_event(e);
+    } else if (!h->node || (e->type != MAIL && e->boot != h->boot)) {
+        event_free(e);
+    } else if (h->paused_until > w.now) {
+        e->time = h->paused_until + 1;
+        event_push(*e);
+    } else if (e->type == MAIL) {
+        mail_deliver(h, e);
+        free(e->data);
+    } else {
+        host_event(h, e);
+    }
+}
+
+static void run_until(uint64_t time)
+{
+    while (w.heap_count && w.heap[0].time <= time) {
+        struct event e = event_pop();
+        w.now = e.time;
+        event_handle(&e);
+    }
+    w.now = time;
+}
+
+static void clients_start(struct client *clients)
+{
+    w.clients_busy = w.plan.clients;
+    for (unsigned i = 0; i < w.plan.clients; i++)
+        client_wakes(&clients[i], w.now + 1 + below(w.plan.think), CLIENT);
+}
+
+/* Runs on until clients are done and all is at rest, at most for `most`. */
+static void rest(uint64_t most)
+{
+    char why[200];
+    const char *found = "clients are busy";
+    for (uint64_t end = w.now + most; found && w.now < end;) {
+        run_until(w.now + 100 * MS);
+        found = w.clients_busy ? "clients are busy" : unsettled(why);
+    }
+    if (found)
+        violation("%.0f s after all faults ended: %s", (double)most / 1e6, found);
+}
+
+static void world_free(void)
+{
+    while (w.heap_count) {
+        struct event e = event_pop();
+        event_free(&e);
+    }
+    for (unsigned i = 0; i < HOSTS_MAX; i++) {
+        struct node *n = w.hosts[i].node;
+        w.hosts[i].node = NULL;
+        if (n)
+            node_free(n);
+        tries_broken(&w.hosts[i]);
+        free(w.hosts[i].disk);
+    }
+    for (unsigned i = 0; i < w.keys_count; i++)
+        free(w.keys[i].ops);
+    for (size_t i = 0; i < w.views_count; i++)
+        free(w.views[i]);
+    free(w.views);
+    free(w.heap);
+}
+
+static const struct mix *mix_find(const char *name)
+{
+    for (int i = 0; i < MIXES; i++)
+        if (name && strcmp(mixes[i].name, name) == 0)
+            return &mixes[i];
+    return NULL;
+}
+
+static void simulate(uint64_t seed, const struct mix *mix)
+{
+    struct client clients[CLIENTS_MAX] = {{0}};
+    mix = mix ? mix : &mixes[seed % MIXES];
+    w = (struct world){.seed = seed, .mix = mix->name};
+    w.random = XXH3_64bits(&seed, sizeof seed) | 1;
+    plan_make(mix);
+    for (int i = 0; i < HOSTS_MAX; i++) {
+        w.hosts[i].index = i;
+        snprintf(w.hosts[i].address, sizeof w.hosts[i].address, "h%d", i);
+        w.hosts[i].clock_error = (int64_t)below(2 * w.plan.skew + 1) - (int64_t)w.plan.skew;
+        w.hosts[i].clock_drift = (double)below(200) / 1e6 - 1e-4;
+    }
+    for (unsigned i = 0; i < w.plan.clients; i++)
+        clients[i].name = i;
+    w.faults_until = w.plan.fault_time;
+    keys_make();
+    cluster_begin();
+    clients_start(clients);
+    event_at(SECOND, FAULT, NULL, NULL, 0);
+    run_until(w.plan.fault_time);
+    heal();
+    run_until(w.now + SECOND);
+    w.over = true;
+    rest(120 * SECOND);
+    w.last_reads = 3 * w.keys_count;
+    clients_start(clients);
+    rest(30 * SECOND);
+    judge();
+    trace(NULL, "well: %" PRIu64 " events, %" PRIu64 " operations, %" PRIu64 " unknown", w.events,
+          w.operations, w.unknown);
+    world_free();
+}
+
+/* === 11 Many runs ============================================================================= */
+
+static uint64_t number_from(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text && *text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+struct totals {
+    uint64_t seeds, operations, answered, unknown, events, views, failed_seed;
+};
+
+static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals)
+{
+    alarm(60);
+    simulate(seed, mix);
+    alarm(0);
+    totals->seeds++;
+    totals->operations += w.operations;
+    totals->answered += w.answered_ok;
+    totals->unknown += w.unknown;
+    totals->events += w.events;
+    totals->views += w.views_count;
+}
+
+/* Runs seeds in two workers until one fails, or all are done. Returns the exit status. */
+static int workers_run(uint64_t first, uint64_t count, const struct mix *mix, struct totals *sum)
+{
+    enum { WORKERS = 2 };
+    struct totals *totals = mmap(NULL, WORKERS * sizeof *totals, PROT_READ | PROT_WRITE,
+                                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t workers[WORKERS];
+    fflush(stdout);
+    for (unsigned i = 0; i < WORKERS; i++) {
+        workers[i] = fork();
+        if (workers[i] != 0)
+            continue;
+        signal(SIGABRT, on_abort);
+        signal(SIGSEGV, on_abort);
+        signal(SIGALRM, on_abort);
+        for (uint64_t seed = first + i; seed < first + count; seed += WORKERS)
+            seed_run(seed, mix, &totals[i]);
+        exit(0);
+    }
+    int bad = 0;
+    for (int left = WORKERS; left; left--) {
+        int status;
+        pid_t done = wait(&status);
+        if (status == 0 || bad)
+            continue;
+        bad = 1;
+        for (unsigned i = 0; i < WORKERS; i++)
+            if (workers[i] != done)
+                kill(workers[i], SIGKILL);
+    }
+    for (unsigned i = 0; i < WORKERS; i++)
+        for (size_t j = 0; j < sizeof *sum / sizeof(uint64_t); j++)
+            ((uint64_t *)sum)[j] += ((uint64_t *)&totals[i])[j];
+    munmap(totals, WORKERS * sizeof *totals);
+    return bad;
+}
+
+START_TEST(test_no_seed_finds_a_violation)
+{
+    struct totals sum = {0};
+    const struct mix *mix = mix_find(getenv("MIX"));
+    broken_rule = (unsigned)number_from("RULE", 0);
+    if (getenv("SEED")) {
+        signal(SIGABRT, on_abort);
+        signal(SIGSEGV, on_abort);
+        tracing = (int)number_from("TRACE", 0);
+        seed_run(number_from("SEED", 1), mix, &sum);
+        return;
+    }
+    ck_assert_msg(!workers_run(number_from("FIRST", 1), number_from("SEEDS", 300), mix, &sum),
+                  "a run failed: see above");
+    printf("simulated: %" PRIu64 " runs, %" PRIu64 " requests, %" PRIu64 " answered, %" PRIu64
+           " unknown, %" PRIu64 " events, %" PRIu64 " views\n",
+           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views);
+}
+END_TEST
+
+int main(void)
+{
+    log_level = LEVEL_ERROR;
+    Suite *suite = suite_create("sim");
+    TCase *cases = tcase_create("sim");
+    tcase_set_timeout(cases, 1000);
+    tcase_add_test(cases, test_no_seed_finds_a_violation);
+    suite_add_tcase(suite, cases);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
 }
