@@ -99,11 +99,12 @@ enum {
     ROUND_BUCKETS = 4096,
     VIEWS_PARTITION = PARTITIONS,   /* the registers of the views; acceptors: the voters */
     VIEWS_TOLD_MAX = 16,            /* views told to a node that is behind, at a time */
+    BYTES_PER_US = 16,              /* a large value gets time on top of that for a small one */
 };
 #define MS UINT64_C(1000)
 #define SECOND (1000 * MS)
-#define RESERVE_AHEAD (250 * MS)
-#define RESERVE_MARGIN (60 * MS)
+#define RESERVE_AHEAD (500 * MS)
+#define RESERVE_MARGIN (300 * MS) /* a disk may stall that long, and reads do not notice */
 #define CLOCK_AHEAD_MAX (10 * SECOND)   /* a message from further ahead is a clock fault */
 #define MEMORY_OF_ANSWERS (60 * SECOND) /* how long a repeat finds its answer */
 #define MADE_AHEAD_MAX (5 * SECOND)
@@ -813,10 +814,8 @@ static bool entry_is_live(const struct entry *e)
  * a node that forgot one would differ for ever. */
 static void entry_count(struct node *n, struct partition *p, const struct entry *e, int sign)
 {
-    if (!entry_is_live(e))
-        return;
     n->log.live_bytes += (uint64_t)((int64_t)e->record_bytes * sign);
-    if (p == &n->partitions[VIEWS_PARTITION])
+    if (!entry_is_live(e) || p == &n->partitions[VIEWS_PARTITION])
         return;
     uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
     p->digest ^= XXH3_64bits_withSeed(e->key, e->key_bytes, XXH3_64bits(of, sizeof of));
@@ -1128,7 +1127,8 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         return;
     }
     uint64_t gate = e->lsn + e->record_bytes;
-    bool answers = type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock;
+    bool answers = type == M_ACCEPT ||
+                   (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
     if (!answers && (!whole || e->flags & FLAG_TOMBSTONE)) {
         head.flags = e->flags;
         head.ballot = e->accepted;
@@ -1361,6 +1361,7 @@ static void views_keep(struct node *n, const struct view *v)
     }
     if (n->views[v->epoch - 1])
         return;
+    n->log.live_bytes += view_bytes(v);
     n->views[v->epoch - 1] = allocate(view_bytes(v));
     memcpy(n->views[v->epoch - 1], v, view_bytes(v));
 }
@@ -1923,7 +1924,7 @@ static void round_accept(struct node *n, struct round *r, uint64_t members)
     const struct message *m = (const struct message *)r->record.data;
     struct body body = message_body(m);
     mail_members(n, members, m, &body);
-    r->due = n->now + STEP_TIME;
+    r->due = n->now + STEP_TIME + m->value_bytes / BYTES_PER_US;
 }
 
 /* Step 4: the draft is the record that all owners are asked to accept. */
@@ -2040,6 +2041,8 @@ static void round_finish(struct node *n, struct round *r)
             requests_push(&r->taken, q);
         else if (is_write(q))
             write_answer(n, q);
+        else if (q->m->flags & FLAG_WATCH && n->now + REQUEST_TIME < q->deadline)
+            q->sent_to = NULL, request_admit(n, q); /* the owners agree now: wait for a change */
         else
             read_answer(n, q, &r->record);
     }
@@ -2348,7 +2351,7 @@ static struct request *request_make(struct node *n, const struct message *m, con
     struct request *q = allocate(sizeof *q);
     struct bytes copy = {0};
     q->m = message_append(&copy, m, body);
-    q->deadline = n->now + REQUEST_TIME;
+    q->deadline = n->now + REQUEST_TIME + m->value_bytes / BYTES_PER_US;
     return q;
 }
 
@@ -2404,6 +2407,15 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
     q->origin = from->id;
     q->origin_op = m->op;
     request_admit(n, q);
+}
+
+/* The client of a wait has left: the request ends as if its time were over. */
+static void node_hurry(struct node *n, const void *client)
+{
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        for (struct round *r = n->by_op[i]; r; r = r->next_by_op)
+            if (r->taken && r->taken->client == client)
+                r->taken->deadline = n->now;
 }
 
 /* What the forward's owner says counts only until the write is taken back (R12). */
@@ -2976,9 +2988,9 @@ static bool sync_is_needed(const struct node *n, uint16_t partition)
 
 static void sync_tick(struct node *n)
 {
-    for (int i = 0; i < SYNCS_MAX; i++) {
+    for (int i = 0, tries = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        for (int tries = 0; !s->busy && tries < PARTITIONS; tries++) {
+        for (; !s->busy && tries < PARTITIONS; tries++) {
             n->sync_next = (uint16_t)((n->sync_next + 1) % PARTITIONS);
             if (!sync_is_needed(n, n->sync_next))
                 continue;
@@ -2986,7 +2998,7 @@ static void sync_tick(struct node *n)
             sync_next(n, s);
         }
         if (!s->busy)
-            return;
+            continue;
         if (s->tries > 10 || !(live_members(n) >> s->source & 1))
             sync_end(s); /* it begins again, with another source perhaps */
         else if (s->op == 0)
@@ -3526,6 +3538,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     }
     if (b->epoch < node_epoch(n) && *from->address)
         views_tell(n, from, b->epoch);
+    else if (b->epoch > node_epoch(n)) /* asks for its views, by the epoch of the batch */
+        mail(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
 }
@@ -4104,7 +4118,7 @@ struct server {
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records;
-    uint64_t next_tick;
+    uint64_t next_tick, ticks;
 };
 
 struct link {
@@ -5002,8 +5016,10 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
         }
         at += b->bytes;
     }
-    memmove(c->body.data, c->body.data + at, c->body.count - at);
-    c->body.count -= at;
+    if (at) { /* seldom, or a parcel would be moved with each piece of it */
+        memmove(c->body.data, c->body.data + at, c->body.count - at);
+        c->body.count -= at;
+    }
     return MHD_YES;
 }
 
@@ -5746,8 +5762,7 @@ static void server_listen(struct server *s)
         MHD_OPTION_EXTERNAL_LOGGER, ignore_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, http_uri, s,
         MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u, MHD_OPTION_LISTENING_ADDRESS_REUSE,
-        1u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (!s->daemon)
         die("cannot listen: is the port taken?");
 }
@@ -5781,14 +5796,26 @@ static void notify(const char *state)
         close(file);
 }
 
+/* A suspended connection does not notice that its client left: those that wait long are looked at. */
+static void calls_check(struct server *s)
+{
+    uint8_t byte;
+    for (struct call *c = s->calls; c; c = c->next) {
+        int file = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        if (c->wait && recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+            node_hurry(s->node, c);
+    }
+}
+
 /* One turn of the loop: wait, take what came, and let out what came of it. */
 static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
                                    {s->wake, CURL_WAIT_POLLIN, 0}};
-    int wait_ms = s->node->rounds_resting ? 2 : TICK_MS;
-    curl_multi_poll(s->multi, files, 2, s->resumed ? 0 : wait_ms, NULL);
+    MHD_UNSIGNED_LONG_LONG ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
+    bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
+    curl_multi_poll(s->multi, files, 2, ready ? 0 : s->node->rounds_resting ? 2 : TICK_MS, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
     s->resumed = false;
@@ -5798,6 +5825,8 @@ static void server_turn(struct server *s)
         s->next_tick = s->node->now + TICK_MS * MS;
         node_tick(s->node, s->node->now, s->node->wall);
         links_check(s);
+        if (s->ticks++ % (1000 / TICK_MS) == 0)
+            calls_check(s);
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves) {

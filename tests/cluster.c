@@ -98,6 +98,12 @@ static void environment_clean(void)
     }
 }
 
+bool harness_wants(const TTest *test)
+{
+    const char *only = getenv("ESTORAJE_TEST_ONLY");
+    return !only || strstr(test->name, only);
+}
+
 void harness_begin(const char *name)
 {
     const char *base = getenv("TMPDIR");
@@ -501,6 +507,7 @@ struct response http(const char *url, const char *method, const char *path, cons
     head_parse(&r);
     if (code != CURLE_OK) {
         r.status = 0;
+        r.refused = code == CURLE_COULDNT_CONNECT;
         if (!*r.error)
             snprintf(r.error, sizeof r.error, "%s", curl_easy_strerror(code));
     }
@@ -1062,16 +1069,28 @@ double node_metric(const struct node *n, const char *name)
     return value;
 }
 
-/* What one node thinks: the epoch, if that many members are there and UP, else -1. */
-static double settled_epoch(const char *status, int members)
+static int running(const struct cluster *c)
+{
+    int count = 0;
+    for (int i = 0; i < c->count; i++)
+        count += c->nodes[i].pid != 0;
+    return count;
+}
+
+/* What one node thinks: the epoch, if that many members are there and UP, and so many of them live; else -1. */
+static double settled_epoch(const char *status, int members, int live)
 {
     if (json_count(status, "members") != members)
         return -1;
-    for (int m = 0; m < members; m++)
-        if (strcasecmp(json_string(status, text("members.%d.state", m)), "up"))
+    for (int m = 0; m < members; m++) {
+        char *state = json_string(status, text("members.%d.state", m));
+        char *lives = json_string(status, text("members.%d.live", m));
+        live -= !strcmp(lives, "true");
+        if (strcmp(state, "up"))
             return -1;
+    }
     double epoch = json_number(status, "epoch");
-    return isnan(epoch) ? -1 : epoch;
+    return isnan(epoch) || live > 0 ? -1 : epoch;
 }
 
 bool cluster_settled(const struct cluster *c, int members)
@@ -1083,7 +1102,7 @@ bool cluster_settled(const struct cluster *c, int members)
         if (!c->nodes[i].pid)
             continue;
         struct response r = get(c->nodes[i].url, "/_status");
-        double seen = r.status == 200 ? settled_epoch(r.body, members) : -1;
+        double seen = r.status == 200 ? settled_epoch(r.body, members, running(c)) : -1;
         settled = seen >= 0 && (epoch < 0 || seen == epoch) && node_healthy(&c->nodes[i]);
         epoch = seen;
         response_free(&r);
@@ -1295,7 +1314,8 @@ static bool load_right(const struct load *l, int client, int key, const struct r
     return right;
 }
 
-static void load_record(struct load_client *client, const struct response *r, const char *method, const char *path,
+/* Was it a good one? */
+static bool load_record(struct load_client *client, const struct response *r, const char *method, const char *path,
                         const char *url, double start, bool right)
 {
     struct load_report *report = &client->report;
@@ -1322,9 +1342,10 @@ static void load_record(struct load_client *client, const struct response *r, co
         client->records[client->record_count++].seconds = (float)r->seconds;
     }
     pthread_mutex_unlock(&client->lock);
+    return answered;
 }
 
-static void load_put(struct load_client *client, int key, const char *url)
+static bool load_put(struct load_client *client, int key, const char *url)
 {
     struct load *l = client->load;
     struct load_key *k = &client->keys[key];
@@ -1337,25 +1358,27 @@ static void load_put(struct load_client *client, int key, const char *url)
     if (r.status == 200 || r.status == 201 || r.status == 204) {
         k->acknowledged = number;
         client->report.acknowledged++;
-    } else if (r.status == 0 || header(&r, "Estoraje-Outcome")) {
+    } else if ((r.status == 0 && !r.refused) || header(&r, "Estoraje-Outcome")) {
         client->report.unknown++;
         k->unknown[k->unknown_count++ % UNKNOWN_MAX] = number;
     }
     pthread_mutex_unlock(&client->lock);
-    load_record(client, &r, "PUT", path, url, start, r.status != 404);
+    bool good = load_record(client, &r, "PUT", path, url, start, r.status != 404);
     response_free(&r);
     free(value);
     free(path);
+    return good;
 }
 
-static void load_get(struct load_client *client, int key, const char *url)
+static bool load_get(struct load_client *client, int key, const char *url)
 {
     char *path = load_path(client->load, client->index, key, true);
     double start = now();
     struct response r = get(url, path);
-    load_record(client, &r, "GET", path, url, start, load_right(client->load, client->index, key, &r));
+    bool good = load_record(client, &r, "GET", path, url, start, load_right(client->load, client->index, key, &r));
     response_free(&r);
     free(path);
+    return good;
 }
 
 static void *load_run(void *argument)
@@ -1366,12 +1389,10 @@ static void *load_run(void *argument)
     for (int turn = client->index; !__atomic_load_n(&l->stop, __ATOMIC_SEQ_CST); turn++) {
         const char *url = l->plan.urls[turn % l->url_count];
         int key = (int)((unsigned)rand_r(&client->seed) % (unsigned)l->plan.keys);
-        if (rand_r(&client->seed) % 100 < l->plan.put_percent)
-            load_put(client, key, url);
-        else
-            load_get(client, key, url);
-        if (l->plan.pause_ms)
-            pause_ms(l->plan.pause_ms);
+        bool puts = rand_r(&client->seed) % 100 < l->plan.put_percent;
+        bool good = puts ? load_put(client, key, url) : load_get(client, key, url);
+        if (!good || l->plan.pause_ms)
+            pause_ms(good ? l->plan.pause_ms : 20);
     }
     http_forget();
     return NULL;

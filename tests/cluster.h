@@ -26,6 +26,8 @@ enum { NODES_MAX = 8, HEADERS_MAX = 48 };
 /* To be called by main before and after all tests; the second one shows the ends of what was left of failed tests. */
 void harness_begin(const char *name);
 int harness_end(SRunner *runner);
+/* ESTORAJE_TEST_ONLY=words runs the tests with these in their names. */
+bool harness_wants(const TTest *test);
 const char *harness_folder(void);
 /* A path below the folder, as printf would make it. */
 char *in_folder(const char *folder, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -82,6 +84,7 @@ struct response {
         const char *name, *value;
     } headers[HEADERS_MAX];
     int header_count;
+    bool refused; /* there was no connection, so nothing can have happened */
     char error[256];
 };
 
@@ -156,7 +159,8 @@ bool node_healthy(const struct node *n);
 char *node_id(const struct node *n); /* from _status */
 double node_metric(const struct node *n, const char *name); /* with its labels, if it has some; NAN: none */
 
-bool cluster_settled(const struct cluster *c, int members); /* all that run are well and see that many, all UP, in one epoch */
+/* All that run are well, hear each other and see that many members, all UP, in one epoch. */
+bool cluster_settled(const struct cluster *c, int members);
 void cluster_await(const struct cluster *c, int members, double seconds);
 /* Cut: what `from` sends to `to` stays in the wire until it is healed. */
 void cluster_cut(struct cluster *c, int from, int to, bool cut);
@@ -182,7 +186,7 @@ struct load_plan {
 struct load_report {
     long requests, acknowledged; /* acknowledged: writes */
     long failed;                 /* no answer, or one that is none of 200, 201, 204, 404 */
-    long unknown;                /* of these, writes that may have been applied */
+    long unknown;                /* of these, writes that may have been applied: no answer, or told so */
     long wrong;                  /* reads of what cannot be there */
     double slowest;              /* s */
     char slowest_what[128], first_failure[256], first_wrong[256];

@@ -12,7 +12,7 @@
  *
  * The search is Wing and Gong (1993): take away one operation that nothing still waiting precedes,
  * do it on the register, go on from there; step back when none fits. A configuration is the set of
- * operations taken and the register's state; with Lowe (2017) none is searched twice. Seven thoughts
+ * operations taken and the register's state; with Lowe (2017) none is searched twice. Seven ideas
  * keep the number of configurations near the number of operations:
  *
  * (S1) An operation that changes nothing and fits now is taken at once, with no way back: wherever
@@ -40,7 +40,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- 1. Words ---------------------------------------------------------------------------- */
+/* ---- 1. Words ----------------------------------------------------------------------------- */
 
 /* Where a message grows; what does not fit is cut. */
 struct text {
@@ -162,7 +162,7 @@ struct value {
 struct etag {
     uint64_t parts[2];
     const struct history_op *teller; /* of the value it names, or NULL */
-    bool owned;          /* it is known which write got it: no other state can turn out to have it */
+    bool owned;          /* its write is known: no other state can turn out to have it */
     bool observed;       /* somebody but its own write tells it or asks for it */
     uint32_t seen;       /* observations in this configuration: it belongs to a state already */
     uint32_t left;       /* observations still to come */
@@ -576,8 +576,8 @@ static bool register_step(const struct knowledge *known, bool expiring, const st
 /* ---- 5. Memory ---------------------------------------------------------------------------- */
 
 /* The set of operations taken is not kept, only a 128-bit sum of random numbers (Zobrist 1970), one
- * for each, mixed with the state. That two configurations of four million share one has a chance of
- * 2^-85. The unknown writes used (S4) are no part of it: they are compared bit by bit. */
+ * for each, mixed with the state. That two configurations of two million share one has a chance of
+ * 2^-87. The unknown writes used (S4) are no part of it: they are compared bit by bit. */
 struct memo {
     struct memo_entry {
         uint64_t key[2];
@@ -1170,7 +1170,7 @@ static const struct {
     {.row_max = 1, .configurations_max = 600000},
     {.row_max = 2, .configurations_max = 600000},
     {.row_max = 4, .configurations_max = 600000},
-    {.row_max = ROW_ANY, .configurations_max = HISTORY_CONFIGURATIONS_MAX},
+    {.row_max = ROW_ANY, .configurations_max = HISTORY_CONFIGURATIONS_MAX}, /* the last word */
 };
 
 static enum history_verdict search_run(struct search *search)
@@ -1309,7 +1309,7 @@ enum history_verdict history_check(const struct history_op *ops, size_t count, c
         search_start(&search, &known);
         verdict = search_run(&search);
         if (verdict == HISTORY_GAVE_UP)
-            text_add(&text, "Gave up after %d configurations. ", HISTORY_CONFIGURATIONS_MAX);
+            text_add(&text, "Gave up: too many configurations to try. ");
         if (verdict == HISTORY_VIOLATED)
             text_add(&text, "Not linearizable. ");
         if (verdict != HISTORY_LINEARIZABLE)

@@ -24,8 +24,8 @@
 #include <stdint.h>
 
 enum {
-    HISTORY_OPS_MAX = 5000,               /* operations in one history; more is a failed assert */
-    HISTORY_CONFIGURATIONS_MAX = 4000000, /* tried before giving up: some 300 MB, some seconds */
+    HISTORY_OPS_MAX = 10000,              /* operations in one history; more is a failed assert */
+    HISTORY_CONFIGURATIONS_MAX = 2000000, /* tried before giving up: some 200 MB, some seconds */
     HISTORY_WHY_BYTES = 8192,             /* a `why` of this size holds any message whole */
 };
 
@@ -77,8 +77,8 @@ struct history_op {
     enum history_existed existed;
     uint64_t start;            /* when it was asked */
     uint64_t end;              /* when it was answered; not looked at if UNKNOWN */
-    uint64_t value;            /* names the bytes: not 0, and no two writes of a history have the same;
-                                  but if `number`, or an ADD, it is the int64_t, and need not differ */
+    uint64_t value;            /* names the bytes: not 0, and each PUT of a history has its own; but
+                                  if `number`, or of an ADD, it is the int64_t, and need not differ */
     bool number;               /* the bytes are a decimal 64-bit integer, which an ADD can add to */
     int64_t delta;
     uint64_t etag_expected[2]; /* if HISTORY_IF_ETAG */

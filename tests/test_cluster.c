@@ -1,0 +1,1536 @@
+/*
+ * test_cluster.c - whole clusters of real processes, mostly behind real nginx, and what they must survive.
+ *
+ * Times are asserted only as bounds far above what is measured on a machine at rest, which is printed. More of it all:
+ *   ESTORAJE_TEST_FILES=n   of how many files of /usr/include and /usr/share/doc the main job consists (2000)
+ *   ESTORAJE_TEST_KEYS=n    how many keys are moved about (2000)
+ *   ESTORAJE_TEST_PAUSE=s   how long a stopped node stays stopped (5)
+ */
+#include "cluster.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ================================ Helpers ================================ */
+
+static int setting(const char *name, int otherwise)
+{
+    const char *s = getenv(name);
+    return s ? atoi(s) : otherwise;
+}
+
+static void wait_seconds(double seconds)
+{
+    pause_ms((int)(seconds * 1000));
+}
+
+/* Three nodes behind nginx, or more. */
+static struct cluster *behind_nginx(int nodes, const char *const *options)
+{
+    struct cluster *c = cluster_start(nodes, options);
+    cluster_nginx(c);
+    return c;
+}
+
+static struct load *load_through(const char *url, const char *prefix, int clients)
+{
+    return load_start(&(struct load_plan){
+        .urls = {url}, .prefix = prefix, .clients = clients, .keys = 40, .value_bytes = 100, .pause_ms = 2});
+}
+
+/* Until that many more requests were answered: so the load is in full swing, however slow the machine is. */
+static void load_goes_on(struct load *l, long requests)
+{
+    long from = load_requests(l);
+    AWAIT(load_requests(l) >= from + requests, 60);
+}
+
+static struct load_report load_end(struct load *l, const char *what)
+{
+    struct load_report r = load_stop(l);
+    printf("%s: %ld requests, %ld failed, slowest: %s\n", what, r.requests, r.failed, r.slowest_what);
+    ck_assert_msg(r.wrong == 0, "%ld wrong, the first: %s", r.wrong, r.first_wrong);
+    return r;
+}
+
+static void load_end_without_failure(struct load *l, const char *what)
+{
+    struct load_report r = load_end(l, what);
+    ck_assert_msg(r.failed == 0, "%ld of %ld failed, the first: %s", r.failed, r.requests, r.first_failure);
+}
+
+/* All that was acknowledged is there, through each node that runs. */
+static void load_is_there(struct load *l, const struct cluster *c)
+{
+    for (int i = 0; i < c->count; i++)
+        if (c->nodes[i].pid)
+            ck_assert_msg(load_check(l, c->nodes[i].url) == 0, "through node %d", i);
+}
+
+static double slowest_allowed(double seconds)
+{
+    return seconds * slowness();
+}
+
+static char *key_of(int i)
+{
+    return text("/keys/%d/%d", i % 7, i);
+}
+
+static char *value_of(int i)
+{
+    return text("the value of %d is%*d", i, 50 + i % 90, i);
+}
+
+struct many {
+    const char *urls[NODES_MAX];
+    int count, next, failed;
+    const char *method;
+    char *first;
+};
+
+static void *many_run(void *argument)
+{
+    struct many *m = argument;
+    int urls = 0;
+    while (m->urls[urls])
+        urls++;
+    for (int i; (i = __atomic_fetch_add(&m->next, 1, __ATOMIC_SEQ_CST)) < m->count;) {
+        char *key = key_of(i), *value = value_of(i);
+        bool puts = !strcmp(m->method, "PUT"), gets = !strcmp(m->method, "GET");
+        struct response r = http(m->urls[i % urls], m->method, key, NULL, puts ? value : NULL, puts ? strlen(value) : 0);
+        bool good = gets ? r.status == 200 && body_is(&r, value, strlen(value)) : r.status / 100 == 2;
+        if (!good && !__atomic_fetch_add(&m->failed, 1, __ATOMIC_SEQ_CST))
+            m->first = text("%s %s: %d %.100s%s", m->method, key, r.status, r.body, r.error);
+        response_free(&r);
+        free(key);
+        free(value);
+    }
+    return NULL;
+}
+
+/* PUT, GET (and compare) or DELETE the keys 0 to count - 1, by four clients; none may fail. */
+static void keys_do(const char *method, int count, const char *const *urls)
+{
+    struct many m = {.count = count, .method = method};
+    for (int i = 0; urls[i] && i < NODES_MAX - 1; i++)
+        m.urls[i] = urls[i];
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, many_run, &m), 0);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    ck_assert_msg(m.failed == 0, "%d of %d failed, the first: %s", m.failed, count, m.first);
+}
+
+static void keys_on(const char *method, int count, const char *url)
+{
+    keys_do(method, count, (const char *const[]){url, NULL});
+}
+
+static void keys_are_everywhere(int count, const struct cluster *c)
+{
+    for (int i = 0; i < c->count; i++)
+        if (c->nodes[i].pid)
+            keys_on("GET", count, c->nodes[i].url);
+}
+
+static double status_number(const struct node *n, const char *path)
+{
+    struct response r = get(n->url, "/_status");
+    double number = r.status == 200 ? json_number(r.body, path) : NAN;
+    response_free(&r);
+    return number;
+}
+
+/* What all that run hold together, by their own account. */
+static double copies(const struct cluster *c)
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++)
+        if (c->nodes[i].pid)
+            sum += status_number(&c->nodes[i], "keys");
+    return sum;
+}
+
+/* Each key at its owners and nowhere else: there are count keys in all. */
+static void await_copies(const struct cluster *c, int count, int replicas)
+{
+    double end = now() + 60 * slowness();
+    while (copies(c) != (double)count * replicas) {
+        ck_assert_msg(now() < end, "%g copies of %d keys", copies(c), count);
+        pause_ms(100);
+    }
+}
+
+static int members(const struct node *n)
+{
+    struct response r = get(n->url, "/_status");
+    int count = r.status == 200 ? json_count(r.body, "members") : -1;
+    response_free(&r);
+    return count;
+}
+
+static char *member_state(const struct node *n, const char *id)
+{
+    struct response r = get(n->url, "/_status");
+    char *state = strdup("none");
+    for (int m = 0; m < json_count(r.body, "members"); m++)
+        if (!strcmp(json_string(r.body, text("members.%d.id", m)), id))
+            state = json_string(r.body, text("members.%d.state", m));
+    response_free(&r);
+    return state;
+}
+
+static int other_than(const struct cluster *c, int i)
+{
+    for (int other = 0; other < c->count; other++)
+        if (other != i && c->nodes[other].pid)
+            return other;
+    ck_abort_msg("no other node runs");
+}
+
+/* The coordinator is the live voter with the smallest id. */
+static int coordinator(const struct cluster *c)
+{
+    int smallest = -1;
+    for (int i = 0; i < c->count; i++)
+        if (c->nodes[i].pid && (smallest < 0 || strcmp(node_id(&c->nodes[i]), node_id(&c->nodes[smallest])) < 0))
+            smallest = i;
+    return smallest;
+}
+
+static void drain(struct cluster *c, int i)
+{
+    struct response r = http(c->nodes[other_than(c, i)].url, "DELETE", text("/_nodes/%s", node_id(&c->nodes[i])), NULL,
+                             NULL, 0);
+    ck_assert_msg(r.status == 202, "%d %s", r.status, r.body);
+}
+
+/* What became of a member that is gone: it is stopped, and its folder is left alone. */
+static void bury(struct cluster *c, int i)
+{
+    if (c->nodes[i].pid)
+        node_kill(c, i);
+}
+
+/* ================================ files ================================ */
+
+struct file {
+    char *path;
+    size_t bytes;
+};
+
+static struct {
+    struct file *all;
+    int count, next, failed;
+    const char *url, *method;
+    char *first;
+} files;
+
+static bool file_add(const char *path, size_t bytes, void *context)
+{
+    (void)context;
+    if (bytes > 64 << 20)
+        return true;
+    if (!(files.count & (files.count - 1)))
+        files.all = realloc(files.all, (size_t)(files.count * 2 + 1) * sizeof *files.all);
+    files.all[files.count++] = (struct file){strdup(path), bytes};
+    return files.count < 100000;
+}
+
+/* Evenly picked; the empty and the large ones all stay. */
+static void files_thin_out(int wanted)
+{
+    int kept = 0, every = files.count / wanted + 1;
+    for (int i = 0; i < files.count; i++)
+        if (i % every == 0 || files.all[i].bytes == 0)
+            files.all[kept++] = files.all[i];
+    files.count = kept;
+}
+
+static char *path_encoded(const char *path)
+{
+    char *encoded = calloc(3, strlen(path) + 1), *to = encoded;
+    for (const char *c = path; *c; c++)
+        if (strchr("/.-_~", *c) || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z'))
+            *to++ = *c;
+        else
+            to += sprintf(to, "%%%02X", (unsigned char)*c);
+    return encoded;
+}
+
+static void *files_run(void *argument)
+{
+    (void)argument;
+    for (int i; (i = __atomic_fetch_add(&files.next, 1, __ATOMIC_SEQ_CST)) < files.count;) {
+        size_t bytes = 0;
+        char *content = file_read(files.all[i].path, &bytes), *path = path_encoded(files.all[i].path);
+        bool puts = !strcmp(files.method, "PUT");
+        struct response r = http(files.url, files.method, path, NULL, puts ? content : NULL, puts ? bytes : 0);
+        bool good = puts ? r.status == 201 || r.status == 204 : r.status == 200 && body_is(&r, content, bytes);
+        if (!good && !__atomic_fetch_add(&files.failed, 1, __ATOMIC_SEQ_CST))
+            files.first = text("%s %s%s: %d, %zu bytes of %zu, %.100s%s", files.method, files.url, path, r.status,
+                               r.body_bytes, bytes, r.status == 200 ? "" : r.body, r.error);
+        response_free(&r);
+        free(path);
+        free(content);
+    }
+    return NULL;
+}
+
+static void files_begin(const char *method, const char *url, pthread_t *threads, int count)
+{
+    files.method = method;
+    files.url = url;
+    files.next = files.failed = 0;
+    for (int i = 0; i < count; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, files_run, NULL), 0);
+}
+
+static void files_end(pthread_t *threads, int count)
+{
+    for (int i = 0; i < count; i++)
+        pthread_join(threads[i], NULL);
+    ck_assert_msg(files.failed == 0, "%d of %d failed, the first: %s", files.failed, files.count, files.first);
+}
+
+static void files_await(double share)
+{
+    AWAIT(__atomic_load_n(&files.next, __ATOMIC_SEQ_CST) >= share * files.count, 200);
+}
+
+START_TEST(test_every_file_put_through_nginx_reads_back_from_every_node)
+{
+    enum { CLIENTS = 4 };
+    folder_walk("/usr/include", file_add, NULL);
+    folder_walk("/usr/share/doc", file_add, NULL);
+    files_thin_out(setting("ESTORAJE_TEST_FILES", 2000));
+    struct cluster *c = behind_nginx(3, NULL);
+    pthread_t threads[CLIENTS];
+    double start = now();
+    files_begin("PUT", c->nginx_url, threads, CLIENTS);
+    files_await(.25);
+    node_kill(c, 1);
+    files_await(.5);
+    node_start(c, 1);
+    files_await(.6);
+    node_start(c, cluster_add(c));
+    files_end(threads, CLIENTS);
+    printf("%d files put in %.1f s\n", files.count, now() - start);
+    cluster_await(c, 4, 120);
+    for (int i = 0; i < c->count; i++) {
+        files_begin("GET", c->nodes[i].url, threads, CLIENTS);
+        files_end(threads, CLIENTS);
+    }
+    files_begin("GET", c->nginx_url, threads, CLIENTS);
+    files_end(threads, CLIENTS);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ failures ================================ */
+
+START_TEST(test_a_killed_node_costs_no_request_and_no_stall)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    struct load *l = load_through(c->nginx_url, "/load", 6);
+    for (int i = 0; i < 3; i++) {
+        load_goes_on(l, 300);
+        double killed = now();
+        node_kill(c, i);
+        load_goes_on(l, 600);
+        double slowest = load_slowest(l, killed - 1, now());
+        printf("node %d killed: the slowest request around it took %.3f s\n", i, slowest);
+        ck_assert_msg(slowest < slowest_allowed(1.5), "%.3f s", slowest);
+        node_start(c, i);
+        cluster_await(c, 3, 40);
+    }
+    load_end_without_failure(l, "three nodes killed in turn");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_stopped_node_costs_no_request)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    const struct load_plan direct = {.urls = {c->nodes[1].url, c->nodes[2].url}, .prefix = "/direct", .clients = 3,
+                                     .keys = 40, .pause_ms = 2};
+    struct load *through = load_through(c->nginx_url, "/nginx", 4), *others = load_start(&direct);
+    load_goes_on(others, 300);
+    node_signal(c, 0, SIGSTOP);
+    wait_seconds(setting("ESTORAJE_TEST_PAUSE", 5));
+    node_signal(c, 0, SIGCONT);
+    cluster_await(c, 3, 40);
+    load_goes_on(through, 100);
+    struct load_report r = load_stop(others);
+    load_end_without_failure(others, "a node stopped, the others asked");
+    ck_assert_msg(r.slowest < slowest_allowed(2.5), "%s", r.slowest_what);
+    r = load_stop(through);
+    load_end_without_failure(through, "a node stopped, through nginx");
+    ck_assert_msg(r.slowest < slowest_allowed(6), "%s", r.slowest_what);
+    load_is_there(others, c);
+    load_is_there(through, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_cut_off_costs_no_request_through_nginx)
+{
+    struct cluster *c = cluster_start_proxied(3, NULL);
+    cluster_nginx(c);
+    struct load *l = load_through(c->nginx_url, "/load", 6);
+    for (int i = 0; i < 2; i++) {
+        load_goes_on(l, 300);
+        cluster_isolate(c, i, true);
+        AWAIT(!node_healthy(&c->nodes[i]), 15);
+        struct response r = put(c->nodes[i].url, "/cut-off", "v");
+        ck_assert_int_eq(r.status, 503);
+        ck_assert_ptr_nonnull(header(&r, "Retry-After"));
+        ck_assert_msg(r.seconds < slowest_allowed(2), "without a lease 503 comes at once, not after %.2f s", r.seconds);
+        ck_assert_int_eq(status_of(c->nodes[i].url, "GET", "/cut-off", NULL, NULL), 503);
+        load_goes_on(l, 300);
+        cluster_isolate(c, i, false);
+        cluster_await(c, 3, 40);
+    }
+    struct load_report r = load_stop(l);
+    load_end_without_failure(l, "two nodes cut off in turn");
+    ck_assert_msg(r.slowest < slowest_allowed(6), "%s", r.slowest_what);
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_link_cut_one_way_costs_no_request_through_nginx)
+{
+    struct cluster *c = cluster_start_proxied(3, NULL);
+    cluster_nginx(c);
+    struct load *l = load_through(c->nginx_url, "/load", 6);
+    for (int i = 0; i < 3; i++) {
+        load_goes_on(l, 200);
+        cluster_cut(c, i, (i + 1) % 3, true);
+        wait_seconds(3.5);
+        cluster_cut(c, i, (i + 1) % 3, false);
+        cluster_await(c, 3, 40);
+    }
+    load_end_without_failure(l, "each link cut one way");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_all_killed_at_once_lose_nothing_acknowledged)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    const struct load_plan plan = {.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url}, .prefix = "/load",
+                                   .clients = 8, .keys = 25, .put_percent = 80};
+    for (int round = 0; round < 4; round++) {
+        struct load_plan p = plan;
+        p.prefix = text("/load%d", round);
+        struct load *l = load_start(&p);
+        load_goes_on(l, 800 + 300 * round);
+        for (int i = 0; i < 3; i++)
+            node_signal(c, i, SIGKILL);
+        for (int i = 0; i < 3; i++) {
+            process_wait(c->nodes[i].pid, 20);
+            c->nodes[i].pid = 0;
+        }
+        struct load_report r = load_stop(l);
+        ck_assert_msg(r.wrong == 0, "%s", r.first_wrong);
+        for (int i = 0; i < 3; i++)
+            node_start(c, i);
+        cluster_await(c, 3, 40);
+        printf("killed all: %ld writes acknowledged, %ld unknown, %d keys\n", r.acknowledged, r.unknown, load_keys(l));
+        load_is_there(l, c);
+        ck_assert_int_ge(load_keys(l), 1);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", 100, c->nodes[0].url);
+    node_kill(c, 1);
+    node_kill(c, 2);
+    const char *url = c->nodes[0].url;
+    AWAIT(!node_healthy(&c->nodes[0]), 15);
+    static const char *const methods[] = {"PUT", "GET", "DELETE", "POST"};
+    for (int i = 0; i < 4; i++) {
+        struct response r = http(url, methods[i], "/keys/0/0", NULL, i % 2 ? NULL : "v", i % 2 ? 0 : 1);
+        if (!strcmp(methods[i], "GET"))
+            r = get(url, "/keys/0/0");
+        ck_assert_msg(r.status == 503, "%s: %d", methods[i], r.status);
+        ck_assert_ptr_nonnull(header(&r, "Retry-After"));
+        ck_assert_ptr_null(header(&r, "Estoraje-Outcome"));
+        ck_assert_msg(r.seconds < slowest_allowed(2), "%.2f s", r.seconds);
+    }
+    for (int i = 0; i < 100; i++) {
+        struct response r = get(url, text("%s?consistency=one", key_of(i)));
+        ck_assert_msg(r.status == 200 || r.status == 404, "%d", r.status);
+    }
+    struct response r = put(url, "/lonely?consistency=one", "still taken");
+    ck_assert_int_eq(r.status, 200);
+    node_start(c, 1);
+    node_start(c, 2);
+    cluster_await(c, 3, 40);
+    keys_are_everywhere(100, c);
+    AWAIT((r = get(c->nodes[1].url, "/lonely")).status == 200 && body_is(&r, "still taken", 11), 20);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_rolling_restart_costs_no_request)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    struct load *l = load_through(c->nginx_url, "/load", 6);
+    for (int i = 0; i < 3; i++) {
+        load_goes_on(l, 200);
+        int status = node_stop(c, i);
+        ck_assert_int_eq(status, 0);
+        node_start(c, i);
+        cluster_await(c, 3, 40);
+    }
+    load_end_without_failure(l, "restarted in turn");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_that_was_away_catches_up)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", count / 2, c->nodes[0].url);
+    for (int i = 0; i < 10; i++)
+        ck_assert_int_eq(put(c->nodes[0].url, text("/deleted/%d", i), "v").status, 201);
+    node_kill(c, 2);
+    keys_on("PUT", count, c->nodes[0].url);
+    for (int i = 0; i < 10; i++)
+        ck_assert_int_eq(status_of(c->nodes[1].url, "DELETE", text("/deleted/%d", i), NULL, NULL), 200);
+    node_start(c, 2);
+    cluster_await(c, 3, 40);
+    double start = now();
+    await_copies(c, count, 3);
+    printf("caught up on %d writes in %.1f s\n", count / 2, now() - start);
+    node_kill(c, 0); /* so that what it caught up on is needed */
+    keys_on("GET", count, c->nodes[2].url);
+    for (int i = 0; i < 10; i++)
+        ck_assert_int_eq(status_of(c->nodes[2].url, "GET", text("/deleted/%d", i), NULL, NULL), 404);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_deleted_keys_stay_deleted_whoever_was_away)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", 150, c->nodes[0].url);
+    for (int i = 0; i < 3; i++) {
+        node_kill(c, i);
+        for (int k = i; k < 150; k += 3)
+            ck_assert_int_eq(status_of(c->nodes[(i + 1) % 3].url, "DELETE", key_of(k), NULL, NULL), 200);
+        node_start(c, i);
+        cluster_await(c, 3, 40);
+    }
+    await_copies(c, 0, 3);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 150; k++)
+            ck_assert_int_eq(status_of(c->nodes[i].url, "GET", key_of(k), NULL, NULL), 404);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ moves ================================ */
+
+START_TEST(test_a_joiner_takes_its_share_while_clients_run)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = behind_nginx(3, NULL);
+    keys_on("PUT", count, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 200);
+    node_start(c, cluster_add(c));
+    cluster_await(c, 4, 60);
+    load_goes_on(l, 200);
+    load_end_without_failure(l, "a fourth joined");
+    keys_are_everywhere(count, c);
+    load_is_there(l, c);
+    AWAIT(copies(c) == status_number(&c->nodes[0], "keys") + status_number(&c->nodes[1], "keys") +
+                           status_number(&c->nodes[2], "keys") + status_number(&c->nodes[3], "keys"),
+          10);
+    double share = status_number(&c->nodes[3], "keys") / copies(c);
+    ck_assert_msg(share > .15 && share < .35, "the fourth holds %.2f of all copies", share);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_two_can_join_at_once)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    keys_on("PUT", 500, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    node_start(c, cluster_add(c));
+    node_start(c, cluster_add(c));
+    cluster_await(c, 5, 90);
+    load_end_without_failure(l, "two joined");
+    keys_are_everywhere(500, c);
+    await_copies(c, 500 + load_keys(l), 3);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_drained_member_leaves_and_its_data_stays)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = behind_nginx(4, NULL);
+    keys_on("PUT", count, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 100);
+    char *id = node_id(&c->nodes[1]);
+    drain(c, 1);
+    struct response again = http(c->nodes[0].url, "DELETE", text("/_nodes/%s", id), NULL, NULL, 0);
+    ck_assert_msg(again.status == 202 || again.status == 404 || again.status == 409, "%d", again.status);
+    AWAIT(members(&c->nodes[0]) == 3, 60);
+    bury(c, 1);
+    cluster_await(c, 3, 40);
+    ck_assert_str_eq(member_state(&c->nodes[0], id), "none");
+    load_goes_on(l, 100);
+    load_end_without_failure(l, "one drained");
+    keys_are_everywhere(count, c);
+    load_is_there(l, c);
+    await_copies(c, count + load_keys(l), 3);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_dead_member_is_evicted_and_joins_anew)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = behind_nginx(4, (const char *const[]){"--evict-after", "3", NULL});
+    keys_on("PUT", count, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    char *id = node_id(&c->nodes[2]);
+    node_kill(c, 2);
+    AWAIT(members(&c->nodes[0]) == 3, 60);
+    cluster_await(c, 3, 40);
+    await_copies(c, count + load_keys(l), 3);
+    node_start(c, 2);
+    cluster_await(c, 4, 90);
+    ck_assert_str_ne(node_id(&c->nodes[2]), id);
+    load_end_without_failure(l, "one evicted and joined anew");
+    keys_are_everywhere(count, c);
+    load_is_there(l, c);
+    await_copies(c, count + load_keys(l), 3);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_nobody_is_evicted_when_too_few_would_remain)
+{
+    struct cluster *c = cluster_start(3, (const char *const[]){"--evict-after", "1", NULL});
+    node_kill(c, 2);
+    wait_seconds(5);
+    ck_assert_int_eq(members(&c->nodes[0]), 3);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201);
+    node_start(c, 2);
+    cluster_await(c, 3, 40);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_join_is_called_off_when_the_joiner_dies)
+{
+    struct cluster *c = cluster_start(3, (const char *const[]){"--evict-after", "3", NULL});
+    keys_on("PUT", 1000, c->nodes[0].url);
+    double epoch = status_number(&c->nodes[0], "epoch");
+    int joiner = cluster_add(c);
+    node_start(c, joiner);
+    AWAIT(status_number(&c->nodes[0], "epoch") > epoch, 30);
+    node_kill(c, joiner);
+    if (members(&c->nodes[0]) == 4)
+        printf("the joiner was killed as a member or on its way\n");
+    AWAIT(members(&c->nodes[0]) == 3, 60);
+    cluster_await(c, 3, 40);
+    keys_are_everywhere(1000, c);
+    node_start(c, joiner);
+    cluster_await(c, 4, 60);
+    keys_are_everywhere(1000, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_change_goes_on_when_the_coordinator_dies)
+{
+    struct cluster *c = behind_nginx(4, NULL);
+    keys_on("PUT", 1000, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    int chief = coordinator(c), leaver = other_than(c, chief);
+    double epoch = status_number(&c->nodes[leaver], "epoch");
+    drain(c, leaver);
+    int witness = 0;
+    while (witness == chief || witness == leaver)
+        witness++;
+    AWAIT(status_number(&c->nodes[witness], "epoch") > epoch, 30);
+    node_kill(c, chief);
+    wait_seconds(1);
+    node_start(c, chief);
+    AWAIT(members(&c->nodes[witness]) == 3, 90);
+    bury(c, leaver);
+    cluster_await(c, 3, 40);
+    load_end_without_failure(l, "the coordinator died in a drain");
+    keys_are_everywhere(1000, c);
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_that_missed_many_views_follows_them)
+{
+    struct cluster *c = cluster_start(4, NULL);
+    keys_on("PUT", 500, c->nodes[0].url);
+    node_kill(c, 1);
+    node_start(c, cluster_add(c));
+    AWAIT(members(&c->nodes[0]) == 5 && !strcmp(member_state(&c->nodes[0], node_id(&c->nodes[4])), "up"), 60);
+    drain(c, 3);
+    AWAIT(members(&c->nodes[0]) == 4, 60);
+    bury(c, 3);
+    keys_on("PUT", 800, c->nodes[0].url);
+    node_start(c, 1);
+    cluster_await(c, 4, 60);
+    keys_are_everywhere(800, c);
+    await_copies(c, 800, 3);
+    cluster_stop(c);
+}
+END_TEST
+
+/* Follows the pages of a listing and counts the keys, which must come in order. */
+static int listing_count(const char *url, const char *path)
+{
+    int count = 0;
+    char *last = strdup("");
+    char *next = strdup(path);
+    for (int pages = 0; next && pages < 1000; pages++) {
+        struct response r = get(url, next);
+        ck_assert_msg(r.status == 200 || r.status == 503, "%s%s: %d %s", url, next, r.status, r.body);
+        if (r.status == 503)
+            return -1;
+        char *save = NULL;
+        for (char *line = strtok_r(r.body, "\n", &save); line; line = strtok_r(NULL, "\n", &save), count++) {
+            ck_assert_msg(strcmp(line, last) > 0, "%s after %s", line, last);
+            free(last);
+            last = strdup(line);
+        }
+        const char *link = header(&r, "Link");
+        next = link ? strndup(link + 1, strcspn(link + 1, ">")) : NULL;
+        response_free(&r);
+    }
+    free(last);
+    return count;
+}
+
+START_TEST(test_a_listing_is_complete_while_data_moves)
+{
+    enum { COUNT = 1200 };
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", COUNT, c->nodes[0].url);
+    int listed = 0, refused = 0;
+    node_start(c, cluster_add(c));
+    for (int round = 0; round < 200 && (round < 10 || !cluster_settled(c, 4)); round++) {
+        int count = listing_count(c->nodes[round % 3].url, "/keys/?limit=333");
+        refused += count < 0;
+        listed += count >= 0;
+        ck_assert_msg(count < 0 || count == COUNT, "%d keys of %d", count, COUNT);
+    }
+    ck_assert_msg(listed > 3 * refused, "%d listings, %d refused", listed, refused);
+    cluster_await(c, 4, 60);
+    for (int i = 0; i < 4; i++)
+        ck_assert_int_eq(listing_count(c->nodes[i].url, "/keys/"), COUNT);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_five_nodes_live_through_everything)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = cluster_start_proxied(5, (const char *const[]){"--evict-after", "4", NULL});
+    cluster_nginx(c);
+    keys_on("PUT", count, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 200);
+    node_kill(c, 0);
+    AWAIT(members(&c->nodes[1]) == 4, 60);
+    cluster_await(c, 4, 40);
+    printf("killed and evicted\n");
+    node_start(c, cluster_add(c));
+    cluster_await(c, 5, 60);
+    printf("a new one joined\n");
+    drain(c, 1);
+    AWAIT(members(&c->nodes[2]) == 4, 60);
+    bury(c, 1);
+    cluster_await(c, 4, 40);
+    printf("drained\n");
+    node_signal(c, 2, SIGSTOP);
+    wait_seconds(3);
+    node_signal(c, 2, SIGCONT);
+    cluster_await(c, 4, 40);
+    printf("stopped for longer than its lease\n");
+    for (int cut = 1; cut >= 0; cut--) {
+        for (int other = 4; other <= 5; other++) {
+            cluster_cut(c, 3, other, cut);
+            cluster_cut(c, other, 3, cut);
+        }
+        if (cut)
+            wait_seconds(3);
+    }
+    cluster_await(c, 4, 40);
+    printf("cut off from two\n");
+    struct load_report r = load_end(l, "five nodes");
+    ck_assert_msg(r.unknown == 0, "%ld of unknown outcome, the first failure: %s", r.unknown, r.first_failure);
+    ck_assert_msg(r.failed * 200 <= r.requests, "%ld of %ld: %s", r.failed, r.requests, r.first_failure);
+    keys_are_everywhere(count, c);
+    load_is_there(l, c);
+    await_copies(c, count + load_keys(l), 3);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ disks ================================ */
+
+struct search {
+    const char *what;
+    size_t bytes;
+    char *path; /* where it was found first */
+    long at;
+    bool last; /* the last place, not the first */
+    long found;
+};
+
+static bool search_in(const char *path, size_t bytes, void *context)
+{
+    struct search *s = context;
+    size_t count;
+    char *content = bytes ? file_read(path, &count) : NULL;
+    for (char *at = content; at && (at = memmem(at, count - (size_t)(at - content), s->what, s->bytes)); at++) {
+        s->found++;
+        if (!s->path || s->last) {
+            s->path = strdup(path);
+            s->at = at - content;
+        }
+    }
+    free(content);
+    return true;
+}
+
+static struct search search(const char *folder, const char *what)
+{
+    struct search s = {.what = what, .bytes = strlen(what)};
+    folder_walk(folder, search_in, &s);
+    return s;
+}
+
+static void flip_bit(const char *path, long at)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    unsigned char c;
+    ck_assert_int_eq(pread(fd, &c, 1, at), 1);
+    c ^= 4;
+    ck_assert_int_eq(pwrite(fd, &c, 1, at), 1);
+    close(fd);
+}
+
+static char *marked(int i)
+{
+    return text("the marked value number %05d, which is long enough not to lie in the index of any node at all", i);
+}
+
+START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    for (int i = 0; i < 30; i++)
+        ck_assert_int_eq(put(c->nodes[0].url, text("/k%d", i), marked(i)).status, 201);
+    for (int i = 0; i < 30; i += 3) {
+        AWAIT(search(c->nodes[1].folder, marked(i)).found > 0, 20);
+        struct search s = search(c->nodes[1].folder, marked(i));
+        flip_bit(s.path, s.at + 20);
+    }
+    for (int round = 0; round < 3; round++)
+        for (int n = 0; n < 3; n++)
+            for (int i = 0; i < 30; i++) {
+                struct response r = get(c->nodes[n].url, text("/k%d", i));
+                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+                r = get(c->nodes[n].url, text("/k%d?consistency=one", i));
+                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+            }
+    for (int i = 0; i < 30; i++) /* whole again on its own disk */
+        AWAIT(search(c->nodes[1].folder, marked(i)).found > 0, 40);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
+{
+    enum { COUNT = 600 };
+    struct cluster *c = behind_nginx(3, NULL);
+    for (int i = 0; i < 20; i++)
+        ck_assert_int_eq(put(c->nodes[0].url, text("/m%d", i), marked(i)).status, 201);
+    keys_on("PUT", COUNT, c->nginx_url);
+    for (int kind = 0; kind < 2; kind++) {
+        char *id = node_id(&c->nodes[1]);
+        AWAIT(search(c->nodes[1].folder, marked(7)).found > 0, 20);
+        node_kill(c, 1);
+        struct search s = search(c->nodes[1].folder, marked(7));
+        if (kind)
+            ck_assert_int_eq(truncate(s.path, s.at + 10), 0);
+        else
+            flip_bit(s.path, s.at + 10);
+        struct load *l = load_through(c->nginx_url, text("/load%d", kind), 3);
+        node_start(c, 1);
+        cluster_await(c, 3, 60);
+        load_end_without_failure(l, kind ? "a segment cut short" : "a bit flipped below what was durable");
+        ck_assert_msg(strcmp(node_id(&c->nodes[1]), id), "the damaged node is still %s", id);
+        keys_are_everywhere(COUNT, c);
+        for (int i = 0; i < 20; i++) {
+            struct response r = get(c->nodes[1].url, text("/m%d", i));
+            ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+        }
+        node_kill(c, kind ? 2 : 0); /* what it has is needed now */
+        keys_on("GET", COUNT, c->nodes[1].url);
+        node_start(c, kind ? 2 : 0);
+        cluster_await(c, 3, 60);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_lone_node_with_a_damaged_log_says_so_and_stops)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    for (int i = 0; i < 100; i++)
+        ck_assert_int_eq(put(c->nodes[0].url, text("/k%d", i), marked(i)).status, 201);
+    node_kill(c, 0);
+    struct search s = search(c->nodes[0].folder, marked(50));
+    ck_assert_int_ge(s.found, 1);
+    flip_bit(s.path, s.at + 10);
+    node_start(c, 0);
+    int status = process_wait(c->nodes[0].pid, 30);
+    ck_assert_int_eq(status, 1);
+    c->nodes[0].pid = 0;
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "level=error"));
+    flip_bit(s.path, s.at + 10); /* and it destroyed nothing: put right again, all is there */
+    node_start(c, 0);
+    AWAIT(node_healthy(&c->nodes[0]), 20);
+    for (int i = 0; i < 100; i++)
+        ck_assert_int_eq(status_of(c->nodes[0].url, "GET", text("/k%d", i), NULL, NULL), 200);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_torn_tail_is_dropped)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    for (int round = 0; round < 6; round++) {
+        for (int i = 0; i < 20; i++)
+            ck_assert_int_eq(put(c->nodes[0].url, text("/%d/%d", round, i), marked(i)).status, 201);
+        put(c->nodes[0].url, text("/torn/%d", round), text("torn %d %s", round, marked(99)));
+        node_kill(c, 0);
+        struct search s = search(c->nodes[0].folder, text("torn %d", round));
+        ck_assert_int_ge(s.found, 1);
+        flip_bit(s.path, s.at + round); /* as if the last write had not reached the disk whole */
+        node_start(c, 0);
+        AWAIT(node_healthy(&c->nodes[0]), 20);
+        for (int i = 0; i < 20; i++)
+            ck_assert_int_eq(status_of(c->nodes[0].url, "GET", text("/%d/%d", round, i), NULL, NULL), 200);
+        struct response r = get(c->nodes[0].url, text("/torn/%d", round));
+        ck_assert_msg(r.status == 404, "%d %s", r.status, r.body);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+/* A small disk for a node's data, which goes with this process. False: we may not. */
+static bool small_disk(const struct node *n, int mib)
+{
+    static bool own;
+    if (!own && (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL)))
+        return false;
+    own = true;
+    mkdir(in_folder(n->folder, "data"), 0755);
+    return mount("none", in_folder(n->folder, "data"), "tmpfs", 0, text("size=%dm", mib)) == 0;
+}
+
+START_TEST(test_a_full_disk_refuses_writes_and_recovers)
+{
+    enum { SIZE = 1 << 20, DISK_MIB = 280, FILLER_MIB = 60 };
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    const struct node *n = &c->nodes[0];
+    if (!small_disk(n, DISK_MIB)) {
+        printf("left out: only root can mount a small disk\n");
+        return;
+    }
+    node_start(c, 0);
+    AWAIT(node_healthy(n), 20);
+    char *filler = in_folder(n->folder, "data/filler"), *value = malloc(SIZE + 1);
+    int fd = open(filler, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    ck_assert_int_eq(posix_fallocate(fd, 0, FILLER_MIB << 20), 0);
+    close(fd);
+    int stored = 0;
+    struct response r = {0};
+    for (int i = 0; i < DISK_MIB; i++) {
+        memset(value, 'a' + i % 26, SIZE);
+        r = http(n->url, "PUT", text("/k%d", i), NULL, value, SIZE);
+        if (r.status != 201)
+            break;
+        stored++;
+        response_free(&r);
+    }
+    printf("%d values of 1 MiB fit into %d MiB\n", stored, DISK_MIB - FILLER_MIB);
+    ck_assert_msg(r.status == 507, "%d %s", r.status, r.body);
+    ck_assert_ptr_null(header(&r, "Estoraje-Outcome"));
+    ck_assert_int_ge(stored, 30);
+    for (int i = 0; i < stored; i++) {
+        memset(value, 'a' + i % 26, SIZE);
+        r = get(n->url, text("/k%d", i));
+        ck_assert_msg(r.status == 200 && body_is(&r, value, SIZE), "%d", r.status);
+        response_free(&r);
+    }
+    ck_assert_int_eq(unlink(filler), 0);
+    AWAIT(http(n->url, "PUT", "/after", NULL, value, SIZE).status / 100 == 2, 30);
+    node_kill(c, 0);
+    node_start(c, 0);
+    AWAIT(node_healthy(n), 30);
+    for (int i = 0; i < stored; i++)
+        ck_assert_int_eq(status_of(n->url, "HEAD", text("/k%d", i), NULL, NULL), 200);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_full_disk_of_one_node_stops_nobody)
+{
+    enum { SIZE = 1 << 20, DISK_MIB = 160, COUNT = 150 };
+    struct cluster *c = cluster_new(NULL, false);
+    for (int i = 0; i < 3; i++)
+        cluster_add(c);
+    if (!small_disk(&c->nodes[2], DISK_MIB)) {
+        printf("left out: only root can mount a small disk\n");
+        return;
+    }
+    for (int i = 0; i < 3; i++) {
+        node_start(c, i);
+        AWAIT(i || node_healthy(&c->nodes[0]), 20);
+    }
+    cluster_await(c, 3, 40);
+    char *value = malloc(SIZE + 1);
+    for (int i = 0; i < COUNT; i++) {
+        memset(value, 'a' + i % 26, SIZE);
+        struct response r = http(c->nodes[i % 2].url, "PUT", text("/k%d", i), NULL, value, SIZE);
+        ck_assert_msg(r.status == 201, "%d: %d %s", i, r.status, r.body);
+        response_free(&r);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        struct response r = get(c->nodes[2].url, text("/k%d", i));
+        memset(value, 'a' + i % 26, SIZE);
+        ck_assert_msg(r.status == 200 && body_is(&r, value, SIZE), "%d: %d", i, r.status);
+        response_free(&r);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+/* A library that lets fdatasync fail once a file is there. */
+static char *failing_library(const char *folder)
+{
+    static const char source[] =
+        "#include <dlfcn.h>\n#include <errno.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
+        "int fdatasync(int fd)\n{\n"
+        "    static int (*real)(int);\n"
+        "    if (!real)\n        real = (int (*)(int))dlsym(RTLD_NEXT, \"fdatasync\");\n"
+        "    if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n        return -1;\n    }\n"
+        "    return real(fd);\n}\n";
+    char *path = in_folder(folder, "fail.c"), *library = in_folder(folder, "fail.so");
+    file_write(path, source, sizeof source - 1);
+    struct output o = run(60, "cc -D_GNU_SOURCE -shared -fPIC -o %s %s -ldl", library, path);
+    ck_assert_msg(o.status == 0, "%s", o.text);
+    return library;
+}
+
+START_TEST(test_a_failing_fdatasync_ends_the_process_and_loses_nothing)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    for (int i = 0; i < 3; i++)
+        cluster_add(c);
+    char *when = in_folder(c->folder, "fail");
+    c->nodes[1].environment[0] = text("LD_PRELOAD=%s", failing_library(c->folder));
+    c->nodes[1].environment[1] = text("FAIL_WHEN=%s", when);
+    c->nodes[1].environment[2] = "ASAN_OPTIONS=verify_asan_link_order=0";
+    for (int i = 0; i < 3; i++) {
+        node_start(c, i);
+        AWAIT(i || node_healthy(&c->nodes[0]), 20);
+    }
+    cluster_await(c, 3, 40);
+    cluster_nginx(c);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 200);
+    file_write(when, "", 0);
+    ck_assert_int_eq(process_wait(c->nodes[1].pid, 20), 1);
+    c->nodes[1].pid = 0;
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[1].log, NULL), "level=error"));
+    load_goes_on(l, 200);
+    unlink(when);
+    node_start(c, 1);
+    cluster_await(c, 3, 40);
+    load_end_without_failure(l, "fdatasync failed");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_the_log_does_not_grow_without_bound)
+{
+    enum { KEYS = 24, SIZE = 1 << 20, ROUNDS = 16 };
+    struct cluster *c = cluster_start(1, NULL);
+    const struct node *n = &c->nodes[0];
+    char *value = malloc(SIZE);
+    for (int i = 0; i < 20; i++)
+        ck_assert_int_eq(put(n->url, text("/gone%d", i), "v").status, 201);
+    for (int i = 0; i < 20; i++)
+        ck_assert_int_eq(status_of(n->url, "DELETE", text("/gone%d", i), NULL, NULL), 200);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < KEYS; i++) {
+            memset(value, 'a' + (round + i) % 26, SIZE);
+            struct response r = http(n->url, "PUT", text("/k%d", i), NULL, value, SIZE);
+            ck_assert_msg(r.status / 100 == 2, "%d %s", r.status, r.body);
+            response_free(&r);
+        }
+        if (round == ROUNDS / 2) { /* in the middle of cleaning, most likely */
+            node_kill(c, 0);
+            node_start(c, 0);
+            AWAIT(node_healthy(n), 30);
+        }
+    }
+    double segment = 64 << 20;
+    AWAIT(node_metric(n, "estoraje_log_garbage_bytes") <= node_metric(n, "estoraje_log_bytes") / 2 + segment / 2, 60);
+    printf("%d MiB written, %.0f MiB of log, %.0f MiB of it garbage\n", KEYS * ROUNDS,
+           node_metric(n, "estoraje_log_bytes") / (1 << 20), node_metric(n, "estoraje_log_garbage_bytes") / (1 << 20));
+    AWAIT(node_metric(n, "estoraje_log_bytes") <= 4 * segment, 60);
+    for (int again = 0; again < 2; again++) {
+        for (int i = 0; i < KEYS; i++) {
+            memset(value, 'a' + (ROUNDS - 1 + i) % 26, SIZE);
+            struct response r = get(n->url, text("/k%d", i));
+            ck_assert_msg(r.status == 200 && body_is(&r, value, SIZE), "%d", r.status);
+            response_free(&r);
+        }
+        for (int i = 0; i < 20; i++)
+            ck_assert_int_eq(status_of(n->url, "GET", text("/gone%d", i), NULL, NULL), 404);
+        node_kill(c, 0);
+        node_start(c, 0);
+        AWAIT(node_healthy(n), 30);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ retries ================================ */
+
+struct tries {
+    const char *url;
+    const char *kind;
+    int clients, each, good, bad, stop;
+    char *first;
+};
+
+/* One client's writes, each with one true answer, if it is applied once. */
+static void *tries_run(void *argument)
+{
+    struct tries *t = argument;
+    int client = __atomic_fetch_add(&t->clients, 1, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < t->each && !__atomic_load_n(&t->stop, __ATOMIC_SEQ_CST); i++) {
+        char *path = text("/%s/%d/%d", t->kind, client, i);
+        int status = 0, wanted = 0;
+        if (!strcmp(t->kind, "create")) {
+            status = status_of(t->url, "PUT", path, "If-None-Match: *", path);
+            wanted = 201;
+        } else if (!strcmp(t->kind, "delete")) {
+            status = status_of(t->url, "DELETE", path, NULL, NULL);
+            wanted = 200;
+        } else if (!strcmp(t->kind, "match")) {
+            struct response r = get(t->url, path);
+            status = r.status != 200 ? r.status
+                                     : status_of(t->url, "PUT", path, text("If-Match: %s", header(&r, "ETag")), "new");
+            wanted = 204;
+        } else {
+            status = status_of(t->url, "POST", "/counter?op=add&by=1", NULL, NULL);
+            wanted = 200;
+        }
+        if (status == wanted)
+            __atomic_add_fetch(&t->good, 1, __ATOMIC_SEQ_CST);
+        else if (!__atomic_fetch_add(&t->bad, 1, __ATOMIC_SEQ_CST))
+            t->first = text("%s %s: %d, not %d", t->kind, path, status, wanted);
+        free(path);
+    }
+    return NULL;
+}
+
+enum { TRIERS = 3, KINDS = 4 };
+static const char *const kinds[KINDS] = {"create", "delete", "match", "add"};
+
+static void tries_prepare(const char *url, int each)
+{
+    for (int client = 0; client < TRIERS; client++)
+        for (int i = 0; i < each; i++) {
+            ck_assert_int_eq(put(url, text("/delete/%d/%d", client, i), "v").status, 201);
+            ck_assert_int_eq(put(url, text("/match/%d/%d", client, i), "v").status, 201);
+        }
+}
+
+static void tries_start(struct tries *all, pthread_t *threads, const char *url, int each)
+{
+    for (int k = 0; k < KINDS; k++) {
+        all[k] = (struct tries){.url = url, .kind = kinds[k], .each = each};
+        for (int i = 0; i < TRIERS; i++)
+            ck_assert_int_eq(pthread_create(&threads[k * TRIERS + i], NULL, tries_run, &all[k]), 0);
+    }
+}
+
+static int tries_good(const struct tries *all)
+{
+    int good = 0;
+    for (int k = 0; k < KINDS; k++)
+        good += __atomic_load_n(&all[k].good, __ATOMIC_SEQ_CST) + __atomic_load_n(&all[k].bad, __ATOMIC_SEQ_CST);
+    return good;
+}
+
+static void tries_end(struct tries *all, pthread_t *threads)
+{
+    for (int i = 0; i < KINDS * TRIERS; i++)
+        pthread_join(threads[i], NULL);
+    for (int k = 0; k < KINDS; k++)
+        ck_assert_msg(all[k].bad == 0, "%d of %d, the first: %s", all[k].bad, all[k].good + all[k].bad, all[k].first);
+}
+
+static void counter_is(const struct cluster *c, int number)
+{
+    for (int i = 0; i < c->count; i++) {
+        struct response r = get(c->nodes[i].url, "/counter");
+        ck_assert_msg(r.status == 200 && atoi(r.body) == number, "%d %s, not %d", r.status, r.body, number);
+    }
+}
+
+START_TEST(test_writes_whose_node_is_killed_get_their_true_answer_once)
+{
+    enum { EACH = 250 };
+    struct cluster *c = behind_nginx(3, NULL);
+    tries_prepare(c->nginx_url, EACH);
+    struct tries all[KINDS];
+    pthread_t threads[KINDS * TRIERS];
+    tries_start(all, threads, c->nginx_url, EACH);
+    for (int i = 0; i < 3; i++) {
+        AWAIT(tries_good(all) >= (i + 1) * KINDS * TRIERS * EACH / 5, 120);
+        node_kill(c, i);
+        node_start(c, i);
+        cluster_await(c, 3, 40);
+    }
+    tries_end(all, threads);
+    counter_is(c, all[3].good);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_writes_whose_node_is_stopped_get_their_true_answer_once)
+{
+    enum { EACH = 60 };
+    struct cluster *c = behind_nginx(3, NULL);
+    tries_prepare(c->nginx_url, EACH);
+    struct tries all[KINDS];
+    pthread_t threads[KINDS * TRIERS];
+    tries_start(all, threads, c->nginx_url, EACH);
+    AWAIT(tries_good(all) >= KINDS * TRIERS * EACH / 4, 60);
+    node_signal(c, 1, SIGSTOP);
+    wait_seconds(setting("ESTORAJE_TEST_PAUSE", 5));
+    node_signal(c, 1, SIGCONT); /* and what it had begun goes on */
+    tries_end(all, threads);
+    cluster_await(c, 3, 40);
+    for (int again = 0; again < 3; again++) {
+        counter_is(c, all[3].good);
+        wait_seconds(.5); /* whatever comes late has come */
+    }
+    for (int client = 0; client < TRIERS; client++)
+        for (int i = 0; i < EACH; i++)
+            ck_assert_int_eq(status_of(c->nodes[i % 3].url, "GET", text("/delete/%d/%d", client, i), NULL, NULL), 404);
+    cluster_stop(c);
+}
+END_TEST
+
+struct adders {
+    const struct cluster *c;
+    int next, acknowledged, unknown;
+};
+
+static void *adder_run(void *argument)
+{
+    struct adders *a = argument;
+    int turn = __atomic_fetch_add(&a->next, 1, __ATOMIC_SEQ_CST);
+    http_fresh = true; /* libcurl must not repeat any */
+    for (int i = 0; i < 100; i++) {
+        struct response r = http(a->c->nodes[(turn + i) % 3].url, "POST", "/counter?op=add&by=1", NULL, NULL, 0);
+        if (r.status == 200)
+            __atomic_add_fetch(&a->acknowledged, 1, __ATOMIC_SEQ_CST);
+        else if ((r.status == 0 && !r.refused) || header(&r, "Estoraje-Outcome"))
+            __atomic_add_fetch(&a->unknown, 1, __ATOMIC_SEQ_CST);
+        response_free(&r);
+    }
+    return NULL;
+}
+
+START_TEST(test_a_counter_ends_at_what_its_clients_were_told)
+{
+    enum { ADDERS = 24 };
+    struct cluster *c = cluster_start(3, NULL);
+    struct adders a = {.c = c};
+    pthread_t threads[ADDERS];
+    for (int i = 0; i < ADDERS; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, adder_run, &a), 0);
+    for (int i = 0; i < 2; i++) {
+        AWAIT(__atomic_load_n(&a.acknowledged, __ATOMIC_SEQ_CST) >= (i + 1) * ADDERS * 25, 60);
+        node_kill(c, i);
+        node_start(c, i);
+        cluster_await(c, 3, 40);
+    }
+    for (int i = 0; i < ADDERS; i++)
+        pthread_join(threads[i], NULL);
+    struct response r = get(c->nodes[0].url, "/counter");
+    int number = atoi(r.body);
+    printf("counted %d, of %d acknowledged and %d unknown\n", number, a.acknowledged, a.unknown);
+    ck_assert_int_ge(number, a.acknowledged);
+    ck_assert_int_le(number, a.acknowledged + a.unknown);
+    counter_is(c, number);
+    cluster_stop(c);
+}
+END_TEST
+
+static void *holder_run(void *argument)
+{
+    const struct cluster *c = argument;
+    struct response r = http(c->nodes[1].url, "GET", "/lock?wait=60s", NULL, NULL, 0); /* it is there: the first answer */
+    char *etag = text("If-None-Match: %s", header(&r, "ETag"));
+    r = http(c->nodes[2].url, "GET", "/lock?wait=60s", etag, NULL, 0);
+    ck_assert_int_eq(r.status, 404); /* it expired: its holder is dead */
+    r = http(c->nodes[2].url, "PUT", "/lock?ttl=30s", "If-None-Match: *", "second", 6);
+    return (void *)(intptr_t)r.status;
+}
+
+START_TEST(test_a_dead_holders_lock_goes_to_the_one_who_waits)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    struct response first = http(c->nodes[0].url, "PUT", "/lock?ttl=4s", "If-None-Match: *", "first", 5);
+    ck_assert_int_eq(first.status, 201);
+    pthread_t waiter;
+    void *status;
+    ck_assert_int_eq(pthread_create(&waiter, NULL, holder_run, c), 0);
+    node_kill(c, 0);
+    ck_assert_int_eq(pthread_join(waiter, &status), 0);
+    ck_assert_int_eq((intptr_t)status, 201);
+    struct response r = get(c->nodes[1].url, "/lock");
+    ck_assert(body_is(&r, "second", 6));
+    ck_assert_str_gt(header(&r, "ETag"), header(&first, "ETag"));
+    char *renew = text("If-Match: %s", header(&first, "ETag"));
+    ck_assert_int_eq(status_of(c->nodes[1].url, "PUT", "/lock?ttl=4s", renew, "first"), 412);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ others ================================ */
+
+/* A command in the background: its status and output when it has ended. */
+struct command {
+    pid_t pid;
+    char *output;
+};
+
+static struct command command_start(const char *line)
+{
+    static int count;
+    struct command c = {.output = in_folder(harness_folder(), "command-%d-%d", (int)getpid(), count++)};
+    c.pid = process_start((const char *const[]){"sh", "-c", line, NULL}, NULL, c.output, SIGKILL);
+    return c;
+}
+
+static void command_end(struct command *c, double seconds, const char *what)
+{
+    int status = process_wait(c->pid, seconds);
+    ck_assert_msg(status == 0, "%s: %d %.1500s", what, status, file_read(c->output, NULL));
+}
+
+static void do_command(double seconds, const char *line)
+{
+    struct command c = command_start(line);
+    command_end(&c, seconds, line);
+}
+
+START_TEST(test_restic_backs_up_and_restores_with_a_node_killed)
+{
+    if (!installed("restic"))
+        return;
+    struct cluster *c = behind_nginx(3, NULL);
+    setenv("RESTIC_REPOSITORY", text("rest:%s/backup/", c->nginx_url), 1);
+    setenv("RESTIC_PASSWORD", "secret", 1);
+    setenv("RESTIC_CACHE_DIR", in_folder(c->folder, "cache"), 1);
+    char *target = in_folder(c->folder, "restored");
+    do_command(60, "restic init");
+    struct command backup = command_start("restic backup /usr/include/linux /usr/share/doc/nginx* /usr/bin/gdb /bin");
+    AWAIT(node_metric(&c->nodes[0], "estoraje_keys") >= 4, 60);
+    node_kill(c, 1);
+    command_end(&backup, 120, "backup");
+    do_command(120, "restic backup /usr/include/linux /usr/include/x86_64-linux-gnu");
+    node_start(c, 1);
+    do_command(120, "restic check --read-data");
+    node_kill(c, 2);
+    do_command(120, text("restic restore latest --target %s && diff -r --no-dereference /usr/include/linux %s/usr/include/linux",
+                         target, target));
+    do_command(120, "restic forget --keep-last 1 --prune");
+    node_start(c, 2);
+    cluster_await(c, 3, 60);
+    do_command(120, "restic check --read-data");
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_ccache_finds_what_it_stored_with_a_node_killed)
+{
+    if (!installed("ccache"))
+        return;
+    struct cluster *c = behind_nginx(3, NULL);
+    char *sources = in_folder(c->folder, "sources");
+    mkdir(sources, 0755);
+    for (int i = 0; i < 6; i++) {
+        char *code = text("#include <stdio.h>\n#include <stdlib.h>\nint f%d(int x) { return printf(\"%%d\", x + %d); }\n", i, i);
+        file_write(in_folder(sources, "f%d.c", i), code, strlen(code));
+    }
+    setenv("CCACHE_REMOTE_STORAGE", text("%s/ccache", c->nginx_url), 1);
+    setenv("CCACHE_SECONDARY_STORAGE", text("%s/ccache", c->nginx_url), 1); /* its name before version 4.7 */
+    const char *compile = "cd %s && export CCACHE_DIR=%s && for f in f*.c; do ccache cc -O1 -c $f -o $f.o || exit 1; done "
+                          "&& ccache --print-stats";
+    char *first = text(compile, sources, in_folder(c->folder, "one")), *second = text(compile, sources, in_folder(c->folder, "two"));
+    do_command(90, first);
+    node_kill(c, 0);
+    struct output o = run(90, "%s", second);
+    ck_assert_msg(o.status == 0, "%s", o.text);
+    const char *hits = strstr(o.text, "remote_storage_hit\t");
+    hits = hits ? hits : strstr(o.text, "secondary_storage_hit\t");
+    ck_assert_msg(hits && atoi(strchr(hits, '\t')) >= 6, "%s", o.text);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_prometheus_scrapes_three_nodes)
+{
+    if (!installed("prometheus"))
+        return;
+    struct cluster *c = cluster_start(3, NULL);
+    char *configuration = in_folder(c->folder, "prometheus.yml");
+    char *yaml = text("global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n- job_name: estoraje\n"
+                      "  metrics_path: /_metrics\n  static_configs:\n  - targets: ['%s', '%s', '%s']\n",
+                      c->nodes[0].address, c->nodes[1].address, c->nodes[2].address);
+    file_write(configuration, yaml, strlen(yaml));
+    int port = free_port();
+    const char *argv[] = {"prometheus", text("--config.file=%s", configuration),
+                          text("--web.listen-address=127.0.0.1:%d", port),
+                          text("--storage.tsdb.path=%s/prometheus", c->folder), NULL};
+    pid_t pid = process_start(argv, NULL, in_folder(c->folder, "prometheus.stderr"), SIGKILL);
+    char *url = text("http://127.0.0.1:%d", port);
+    AWAIT(get(url, "/-/ready").status == 200, 60);
+    struct load *l = load_start(&(struct load_plan){.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url},
+                                                    .prefix = "/load", .clients = 3, .keys = 10, .pause_ms = 5});
+    const char *rate = "/api/v1/query?query=sum(rate(estoraje_http_requests_total%5B10s%5D))by(instance)";
+    struct response r = {0};
+    AWAIT((r = get(url, rate)).status == 200 && json_count(r.body, "data.result") == 3, 60);
+    for (int i = 0; i < 3; i++)
+        AWAIT(atof(json_string(get(url, rate).body, text("data.result.%d.value.1", i))) > 0, 30);
+    AWAIT(json_count(get(url, "/api/v1/query?query=up%7Bjob=%22estoraje%22%7D==1").body, "data.result") == 3, 30);
+    r = get(url, "/api/v1/query?query=sum(estoraje_peer_up)");
+    ck_assert_double_eq(atof(json_string(r.body, "data.result.0.value.1")), 6);
+    load_end_without_failure(l, "scraped");
+    kill(pid, SIGTERM);
+    process_wait(pid, 20);
+    cluster_stop(c);
+}
+END_TEST
+
+/* ================================ The list ================================ */
+
+struct entry {
+    const char *kind;
+    const TTest *test;
+};
+
+int main(void)
+{
+    const struct entry all[] = {
+        {"files", test_every_file_put_through_nginx_reads_back_from_every_node},
+        {"failures", test_a_killed_node_costs_no_request_and_no_stall},
+        {"failures", test_a_stopped_node_costs_no_request},
+        {"failures", test_a_node_cut_off_costs_no_request_through_nginx},
+        {"failures", test_a_link_cut_one_way_costs_no_request_through_nginx},
+        {"failures", test_all_killed_at_once_lose_nothing_acknowledged},
+        {"failures", test_a_minority_says_503_at_once_and_keeps_what_it_has},
+        {"failures", test_a_rolling_restart_costs_no_request},
+        {"failures", test_a_node_that_was_away_catches_up},
+        {"failures", test_deleted_keys_stay_deleted_whoever_was_away},
+        {"moves", test_a_joiner_takes_its_share_while_clients_run},
+        {"moves", test_two_can_join_at_once},
+        {"moves", test_a_drained_member_leaves_and_its_data_stays},
+        {"moves", test_a_dead_member_is_evicted_and_joins_anew},
+        {"moves", test_nobody_is_evicted_when_too_few_would_remain},
+        {"moves", test_a_join_is_called_off_when_the_joiner_dies},
+        {"moves", test_a_change_goes_on_when_the_coordinator_dies},
+        {"moves", test_a_node_that_missed_many_views_follows_them},
+        {"moves", test_a_listing_is_complete_while_data_moves},
+        {"moves", test_five_nodes_live_through_everything},
+        {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},
+        {"disks", test_damage_found_at_start_makes_a_node_join_anew},
+        {"disks", test_a_lone_node_with_a_damaged_log_says_so_and_stops},
+        {"disks", test_a_torn_tail_is_dropped},
+        {"disks", test_a_full_disk_refuses_writes_and_recovers},
+        {"disks", test_a_full_disk_of_one_node_stops_nobody},
+        {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
+        {"disks", test_the_log_does_not_grow_without_bound},
+        {"retries", test_writes_whose_node_is_killed_get_their_true_answer_once},
+        {"retries", test_writes_whose_node_is_stopped_get_their_true_answer_once},
+        {"retries", test_a_counter_ends_at_what_its_clients_were_told},
+        {"retries", test_a_dead_holders_lock_goes_to_the_one_who_waits},
+        {"others", test_restic_backs_up_and_restores_with_a_node_killed},
+        {"others", test_ccache_finds_what_it_stored_with_a_node_killed},
+        {"others", test_prometheus_scrapes_three_nodes},
+    };
+    harness_begin("cluster");
+    Suite *suite = suite_create("cluster");
+    TCase *kind = NULL;
+    const char *last = "";
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (!harness_wants(all[i].test))
+            continue;
+        if (strcmp(all[i].kind, last)) {
+            kind = tcase_create(last = all[i].kind);
+            tcase_set_timeout(kind, 240);
+            suite_add_tcase(suite, kind);
+        }
+        tcase_add_test(kind, all[i].test);
+    }
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    return harness_end(runner);
+}
