@@ -24,8 +24,8 @@
  *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
  *  18  The disk               segments, the log thread, the reader thread
  *  19  The wire               one endless POST to each peer
- *  20  HTTP                   what a user meets
- *  21  Reports                status, metrics
+ *  20  Reports                status, metrics
+ *  21  HTTP                   what a user meets
  *  22  The program            options, the loop, main
  *
  * Chapters 3 to 17 are the core: deterministic, without I/O, a lock or a clock of their own, so that
@@ -40,7 +40,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <getopt.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <microhttpd.h>
@@ -230,7 +232,7 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
  * the answer to a client. A record is an accept message; the log holds accepts as they came, and to
  * send a record again is to copy it. Little-endian, as the machine is.
  *
- *    0 check        XXH3 of bytes 16 to the end; set and tested for records only
+ *    0 check        halves of XXH3 of bytes 16 to the value, and of the rest; of records only
  *    8 op           the proposer's name for its operation, echoed in answers; 0: a pull's accept
  *   16 bytes        of the whole message, a multiple of 8
  *   20 type, flags, partition (u8, u8, u16)
@@ -394,9 +396,11 @@ static struct message *message_append(struct bytes *to, const struct message *he
     return m;
 }
 
-static uint64_t message_check(const struct message *m)
+static uint64_t message_check(const struct message *m, bool whole)
 {
-    return XXH3_64bits((const uint8_t *)m + 16, m->bytes - 16);
+    const uint8_t *start = (const uint8_t *)m, *value = message_body(m).value;
+    uint64_t head = (uint32_t)XXH3_64bits(start + 16, (size_t)(value - start) - 16);
+    return whole ? head | XXH3_64bits(value, (size_t)(start + m->bytes - value)) << 32 : head;
 }
 
 static uint16_t key_partition(const void *key, size_t bytes)
@@ -698,7 +702,7 @@ static uint64_t log_append(struct node *n, const struct message *head, const str
     uint64_t lsn = log->pending_lsn + log->pending.count;
     struct message *m = message_append(&log->pending, head, body);
     if (m->type == M_ACCEPT)
-        m->check = message_check(m);
+        m->check = message_check(m, true);
     return lsn;
 }
 
@@ -1108,7 +1112,7 @@ static enum record_state record_read(struct node *n, const struct entry *e, bool
     bool whose = m->bytes == e->record_bytes && m->bytes == message_bytes(m) &&
                  m->type == M_ACCEPT && m->key_bytes == e->key_bytes &&
                  ballot_equal(m->ballot, e->accepted);
-    if (!whose || (whole && m->check != message_check(m)))
+    if (!whose || message_check(m, whole) != (whole ? m->check : (uint32_t)m->check))
         return RECORD_DAMAGED;
     return RECORD_READ;
 }
@@ -3370,7 +3374,7 @@ static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
         e = entry_find(p, body.key, m->key_bytes);
         if (!e || e->lsn != lsn || !(e->flags & FLAG_RECORD))
             break;
-        if (m->check != message_check(m)) {
+        if (m->check != message_check(m, true)) {
             pull_damaged(n, m->partition, e);
             return false;
         }
@@ -4095,13 +4099,15 @@ enum {
     CALLS_MAX = 20000,
     TICK_MS = 20,
     METHODS = 6,
-    CODES = 21,
+    CODES = 600,
+    BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
 };
 
 struct options {
     const char *listen, *advertise, *data, *join, *zone, *secret_file;
-    const char *tls_cert, *tls_key, *tls_ca, *log_level, *sync;
+    const char *tls_cert, *tls_key, *tls_ca;
     bool bootstrap, help, version;
+    uint64_t sync, log_level; /* places among their choices, from 1 on */
     uint64_t replicas, weight, lease, evict_after, max_value, memory;
 };
 
@@ -4289,67 +4295,344 @@ static void links_close(struct server *s)
     }
 }
 
-/* === 20 HTTP ====================================================================================
+/* === 20 Reports =================================================================================
+ * What _status, _nodes, _ring and _metrics tell. They print, and know nothing of HTTP. */
+
+static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
+enum { GET, HEAD, PUT, POST, DELETE, OTHER };
+
+enum { KEY_TEXT_BYTES = 3 * KEY_BYTES_MAX + 1 };
+
+/* A key as paths, lists and JSON tell it. */
+static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size_t bytes)
+{
+    const uint8_t *from = key;
+    char *at = to;
+    for (size_t i = 0; i < bytes; i++)
+        if (isalnum(from[i]) || (from[i] && strchr("-._~/", from[i])))
+            *at++ = (char)from[i];
+        else
+            at += sprintf(at, "%%%02X", from[i]);
+    *at = 0;
+    return to;
+}
+
+static void print_owners(struct bytes *out, const struct node *n, const char *name, int which,
+                         uint16_t partition)
+{
+    bytes_print(out, ",\"%s\":[", name);
+    for (unsigned i = 0; i < n->rings[which].owners_count; i++) {
+        uint8_t owner = n->rings[which].owners[partition][i];
+        bytes_print(out, "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\"}", i ? "," : "",
+                    n->view->members[owner].id, n->member_peer[owner]->address);
+    }
+    bytes_print(out, "]");
+}
+
+/* Which members hold a key. */
+static void print_place(struct bytes *out, const struct node *n, const void *key, size_t bytes)
+{
+    char text[KEY_TEXT_BYTES];
+    uint16_t partition = key_partition(key, bytes);
+    bytes_print(out, "{\"key\":\"%s\",\"hash\":\"%016" PRIx64 "\",\"partition\":%u",
+                percent_encode(text, key, bytes), XXH3_64bits(key, bytes), partition);
+    print_owners(out, n, "owners", 0, partition);
+    if (n->owners[0][partition] != n->owners[1][partition])
+        print_owners(out, n, "owners_new", 1, partition);
+    bytes_print(out, "}\n");
+}
+
+static void print_ring(struct bytes *out, const struct node *n, const char *name, int which)
+{
+    bytes_print(out, ",\"%s\":[", name);
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        bytes_print(out, p ? ",[" : "[");
+        for (unsigned i = 0; i < n->rings[which].owners_count; i++)
+            bytes_print(out, "%s%u", i ? "," : "", n->rings[which].owners[p][i]);
+        bytes_print(out, "]");
+    }
+    bytes_print(out, "]");
+}
+
+static uint32_t members_count(const struct node *n)
+{
+    return n->view ? n->view->members_count : 0;
+}
+
+/* How long a member's lease still runs, in milliseconds. */
+static uint64_t lease_left(const struct node *n, const struct peer *p)
+{
+    if (p == n->self_peer)
+        return n->lease / MS;
+    return peer_is_live(n, p) ? (p->heard_at + n->lease - n->now) / MS : 0;
+}
+
+static void print_members(struct bytes *out, struct node *n)
+{
+    static const char *const states[] = {"joining", "up", "leaving"};
+    n->self_peer->keys = n->keys;
+    n->self_peer->value_bytes = n->value_bytes;
+    n->self_peer->requests = n->requests;
+    for (uint32_t i = 0; i < members_count(n); i++) {
+        const struct member *m = &n->view->members[i];
+        const struct peer *p = n->member_peer[i];
+        bytes_print(out,
+                    "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\",\"zone\":\"%s\",\"weight\":%u,"
+                    "\"state\":\"%s\",\"live\":%s,\"lease_ms\":%" PRIu64 ",\"keys\":%" PRIu64
+                    ",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
+                    i ? "," : "", m->id, p->address, m->zone, m->weight, states[m->state],
+                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->keys,
+                    p->value_bytes, p->requests);
+    }
+}
+
+static void print_status(struct bytes *out, const struct server *s)
+{
+    struct node *n = s->node;
+    unsigned complete = 0, changing = 0;
+    int64_t offset = 0;
+    if (n->view)
+        transition_progress(n, &complete, &changing);
+    for (uint32_t i = 0; i < members_count(n); i++)
+        if (llabs(n->member_peer[i]->clock_offset) > llabs(offset))
+            offset = n->member_peer[i]->clock_offset;
+    bytes_print(out,
+                "{\"node\":\"%016" PRIx64 "\",\"version\":\"" VERSION "\",\"cluster\":\"%016" PRIx64
+                "\",\"epoch\":%" PRIu64 ",\"replicas\":%u,\"lease_ms\":%" PRIu64 ",\"members\":[",
+                n->id, n->cluster, node_epoch(n), n->view ? n->view->replicas : 0, n->lease / MS);
+    print_members(out, n);
+    bytes_print(out,
+                "],\"keys\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"log_bytes\":%" PRIu64
+                ",\"garbage_bytes\":%" PRIu64
+                ",\"transition\":{\"complete\":%u,\"to_do\":%u},\"clock_offset_ms\":%.3f",
+                n->keys, n->value_bytes, log_end(n) - n->log.first,
+                log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
+                (double)offset / 1e3);
+    if (n->view)
+        print_ring(out, n, "ring", 0);
+    if (n->view && !n->settled)
+        print_ring(out, n, "ring_new", 1);
+    bytes_print(out, "}\n");
+}
+
+static void print_nodes(struct bytes *out, const struct server *s)
+{
+    for (uint32_t i = 0; i < members_count(s->node); i++)
+        if (s->node->view->members[i].state == MEMBER_UP)
+            bytes_print(out, "%s\n", s->node->member_peer[i]->address);
+}
+
+extern const char ring_html_start[], ring_html_end[];
+
+static void print_page(struct bytes *out, const struct server *s)
+{
+    (void)s;
+    bytes_append(out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
+}
+
+/* A name's first sample is led in by what it means. What is called a total is a counter. */
+static void print_sample(struct bytes *out, const char *name, const char *labels, const char *help,
+                         double value)
+{
+    const char *type = strstr(name, "_total") ? "counter" : "gauge";
+    if (help)
+        bytes_print(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+    bytes_print(out, "%s%s %.15g\n", name, labels, value);
+}
+
+/* `unit`: what one of the histogram's seconds stands for. */
+static void print_histogram(struct bytes *out, const char *name, const char *label,
+                            const char *help, double unit, const struct histogram *h)
+{
+    uint64_t count = 0;
+    const char *comma = *label ? "," : "", *left = *label ? "{" : "", *right = *label ? "}" : "";
+    if (help)
+        bytes_print(out, "# HELP %s %s\n# TYPE %s histogram\n", name, help, name);
+    for (int i = 0; i < HISTOGRAM_BOUNDS; i++) {
+        count += h->buckets[i];
+        bytes_print(out, "%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma,
+                    histogram_bounds[i] * unit, count);
+    }
+    bytes_print(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, h->count);
+    bytes_print(out, "%s_sum%s%s%s %.15g\n", name, left, label, right, h->sum * unit);
+    bytes_print(out, "%s_count%s%s%s %" PRIu64 "\n", name, left, label, right, h->count);
+}
+
+static void print_requests(struct bytes *out, const struct server *s)
+{
+    const char *help = "Requests answered.",
+               *wait = "From a request's headers to its answer's end.";
+    char labels[64];
+    for (int m = 0; m < METHODS; m++)
+        for (int code = 0; code < CODES; code++)
+            if (s->answers[m][code]) {
+                snprintf(labels, sizeof labels, "{method=\"%s\",code=\"%d\"}", methods[m], code);
+                print_sample(out, "estoraje_http_requests_total", labels, help,
+                             s->answers[m][code]);
+                help = NULL;
+            }
+    for (int m = 0; m < METHODS; m++) {
+        snprintf(labels, sizeof labels, "method=\"%s\"", methods[m]);
+        print_histogram(out, "estoraje_http_request_duration_seconds", labels, m ? NULL : wait, 1,
+                        &s->seconds[m]);
+    }
+}
+
+static void print_peers(struct bytes *out, const struct node *n)
+{
+    static const struct {
+        const char *name, *more, *help;
+    } rows[] = {
+        {"estoraje_peer_up", "", "Whether the peer is live: heard, and hears us."},
+        {"estoraje_clock_offset_seconds", "", "The peer's clock less ours."},
+        {"estoraje_peer_messages_total", ",direction=\"in\"", "Messages from and to the peer."},
+        {"estoraje_peer_messages_total", ",direction=\"out\"", NULL},
+    };
+    for (int row = 0; row < 4; row++) {
+        const char *help = rows[row].help;
+        for (uint32_t i = 0; i < members_count(n); i++) {
+            const struct peer *p = n->member_peer[i];
+            double values[] = {peer_is_live(n, p), (double)p->clock_offset / 1e6, p->messages_in,
+                               p->messages_out};
+            char labels[128];
+            if (p == n->self_peer)
+                continue;
+            snprintf(labels, sizeof labels, "{peer=\"%s\"%s}", p->address, rows[row].more);
+            print_sample(out, rows[row].name, labels, help, values[row]);
+            help = NULL;
+        }
+    }
+}
+
+/* Resident memory in bytes, and open files. */
+static void process_measure(double *memory, double *files)
+{
+    unsigned long pages = 0;
+    glob_t found = {0};
+    FILE *statm = fopen("/proc/self/statm", "r");
+    if (statm && fscanf(statm, "%*u %lu", &pages) != 1)
+        pages = 0;
+    if (statm)
+        fclose(statm);
+    *memory = (double)pages * (double)sysconf(_SC_PAGESIZE);
+    *files = glob("/proc/self/fd/[0-9]*", GLOB_NOSORT, NULL, &found) == 0
+                 ? (double)found.gl_pathc - 1
+                 : 0;
+    globfree(&found);
+}
+
+static void print_metrics(struct bytes *out, const struct server *s)
+{
+    const struct node *n = s->node;
+    const struct counters *k = &n->counters;
+    unsigned owned = 0, incomplete = 0;
+    double memory, files, log_bytes = (double)(log_end(n) - n->log.first);
+    process_measure(&memory, &files);
+    for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++) {
+        owned += (partition_owners(n, p) & self_bit(n)) != 0;
+        incomplete += (n->owners[1][p] & self_bit(n)) && !n->partitions[p].complete;
+    }
+    const struct {
+        const char *name, *labels, *help;
+        double value;
+    } rows[] = {
+        {"estoraje_http_requests_in_flight", "", "Requests under way.", s->calls_count},
+        {"estoraje_keys", "", "Live keys on this node.", n->keys},
+        {"estoraje_data_bytes", "", "Bytes of their values.", n->value_bytes},
+        {"estoraje_log_bytes", "", "Bytes of the log.", log_bytes},
+        {"estoraje_log_garbage_bytes", "", "Those not needed.", log_bytes - n->log.live_bytes},
+        {"estoraje_lease_expirations_total", "", "Leases that ran out.", k->lease_expirations},
+        {"estoraje_epoch", "", "Of the membership.", node_epoch(n)},
+        {"estoraje_partitions_owned", "", "Partitions held here.", owned},
+        {"estoraje_partitions_incomplete", "", "Those on their way here.", incomplete},
+        {"estoraje_proposals_total", "{outcome=\"ok\"}", "Writes.", k->proposals_ok},
+        {"estoraje_proposals_total", "{outcome=\"unknown\"}", NULL, k->proposals_unknown},
+        {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_refused},
+        {"estoraje_proposals_total", "{outcome=\"forwarded\"}", NULL, k->forwards},
+        {"estoraje_repairs_total", "{reason=\"damage\"}", "Repairs.", k->repairs_damage},
+        {"estoraje_repairs_total", "{reason=\"promise\"}", NULL, k->repairs_pull},
+        {"estoraje_repairs_total", "{reason=\"read\"}", NULL, k->repairs_read},
+        {"estoraje_repairs_total", "{reason=\"pulled\"}", NULL, k->pulled},
+        {"estoraje_build_info", "{version=\"" VERSION "\"}", "What this node runs.", 1},
+        {"process_cpu_seconds_total", "", "CPU time used.",
+         (double)clock_us(CLOCK_PROCESS_CPUTIME_ID) / 1e6},
+        {"process_resident_memory_bytes", "", "Memory in use.", memory},
+        {"process_open_fds", "", "Open files.", files},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        print_sample(out, rows[i].name, rows[i].labels, rows[i].help, rows[i].value);
+    print_histogram(out, "estoraje_fsync_duration_seconds", "",
+                    "Making a batch of the log durable.", 1, &s->disk.fsync_seconds);
+    print_histogram(out, "estoraje_batch_records", "", "Records in a batch of the log.", BATCH_UNIT,
+                    &s->batch_records);
+    print_requests(out, s);
+    print_peers(out, n);
+}
+
+/* Why this node is not fit to serve, or null. */
+static const char *unhealthy(const struct server *s)
+{
+    if (s->node->self < 0)
+        return "not a member of a cluster yet";
+    if (!s->node->has_lease)
+        return "no lease from a majority";
+    if (s->node->log.full && s->node->log.room < 2 * DISK_KEEP_BYTES)
+        return "the disk is full";
+    return NULL;
+}
+
+/* === 21 HTTP ====================================================================================
  *
  * A call is one request of a client. It is checked when its headers are there, collected while its
  * body comes, then answered at once or suspended until the core replies:
  *
- *    http_handle (headers) -> http_handle (pieces of the body) -> http_dispatch -> call_answer
- *                                                                    `-> core -> http_reply -'
+ *    http_handle (headers) -> http_handle (pieces of the body) -> routes[].answer -> call_respond
+ *       `-> call_begin                                               `-> core -> http_reply -'
+ *
+ * What is wrong with a request is answered when its body was read, unless that is not worth reading.
  */
 
-enum route { ROUTE_KEY, ROUTE_LIST, ROUTE_RESERVED, ROUTE_MAIL };
+enum {
+    READS = 1 << GET | 1 << HEAD,
+    STORES = 1 << PUT | 1 << POST,
+    CONSISTENCY_ONE = 2,
+    CONSISTENCY_ALL,
+};
+#define UPLOAD_TIME (600 * SECOND) /* the longest */
+
+/* What a query says; 0: nothing. */
+struct query {
+    uint64_t consistency, ttl, wait, op, by, limit, create;
+    struct bytes after, prefix; /* not owned */
+};
 
 struct call {
     struct server *server;
     struct call *next; /* of the suspended */
     struct MHD_Connection *connection;
-    char *uri;
-    int method; /* index in methods */
-    enum route route;
-    bool seen, suspended, close, restic, json;
+    const char *raw;  /* the URI where libmicrohttpd has it */
+    char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
+    int method, route; /* indexes in methods and routes */
+    bool begun, suspended, close, restic, json;
     uint64_t started;
-    struct bytes body;
-    uint64_t counted; /* of the body, in server->body_bytes */
-    uint8_t key[KEY_BYTES_MAX + 1];
-    size_t key_bytes;
-    struct message m;
-    uint64_t wait, limit;
-    const char *idempotency_key;
-    struct bytes after, prefix;
+    struct bytes body; /* of the request, later of the answer */
+    uint64_t counted;  /* of the body, in server->body_bytes */
+    struct bytes key;
+    struct query query;
+    struct message m;        /* the request as the core takes it */
+    char retry_key[128 + 1]; /* Idempotency-Key: the client's, or one made here */
     int status;
     struct MHD_Response *response;
 };
 
-static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
-enum { GET, HEAD, PUT, POST, DELETE, OTHER };
-
-/* The query's parameters, and with which methods they go (bits; on keys, on listings). */
-static const struct parameter {
-    const char *name;
-    unsigned on_keys, on_lists;
-} parameters[] = {
-    {"consistency", 1 << GET | 1 << HEAD | 1 << PUT | 1 << POST | 1 << DELETE, 0},
-    {"ttl", 1 << PUT | 1 << POST, 0},
-    {"wait", 1 << GET, 0},
-    {"op", 1 << POST, 0},
-    {"by", 1 << POST, 0},
-    {"limit", 0, 1 << GET | 1 << HEAD},
-    {"after", 0, 1 << GET | 1 << HEAD},
-    {"prefix", 0, 1 << GET | 1 << HEAD},
-    {"create", 0, 1 << POST},
-};
-enum { P_CONSISTENCY, P_TTL, P_WAIT, P_OP, P_BY, P_LIMIT, P_AFTER, P_PREFIX, P_CREATE, P_COUNT };
-
-static void call_respond(struct call *c, int status, const void *data, size_t bytes,
-                         const char *type)
+/* Answers with what stands in c->body. */
+static void call_respond(struct call *c, int status, const char *type)
 {
-    if (c->response)
-        MHD_destroy_response(c->response);
-    c->response = MHD_create_response_from_buffer(bytes, (void *)(uintptr_t)data,
-                                                  MHD_RESPMEM_MUST_COPY);
+    c->response =
+        MHD_create_response_from_buffer(c->body.count, c->body.data, MHD_RESPMEM_MUST_FREE);
     if (!c->response)
         die("out of memory");
+    c->body = (struct bytes){0};
     c->status = status;
     if (type)
         MHD_add_response_header(c->response, "Content-Type", type);
@@ -4358,7 +4641,7 @@ static void call_respond(struct call *c, int status, const void *data, size_t by
 __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, const char *name,
                                                               const char *format, ...)
 {
-    char value[KEY_BYTES_MAX * 8 + 256];
+    char value[4 * KEY_TEXT_BYTES + 64];
     va_list list;
     va_start(list, format);
     vsnprintf(value, sizeof value, format, list);
@@ -4366,27 +4649,41 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
     MHD_add_response_header(c->response, name, value);
 }
 
-/* An error: one line that says what is wrong and what to do. */
-__attribute__((format(printf, 3, 4))) static void call_error(struct call *c, int status,
+/* An error: one line that says what is wrong and what to do. A repeat is never told that nothing was
+ * changed: its first try may have been applied. Returns false. */
+__attribute__((format(printf, 3, 4))) static bool call_error(struct call *c, int status,
                                                              const char *format, ...)
 {
+    bool unknown =
+        status == STATUS_UNKNOWN || ((status == 503 || status == 507) && c->m.flags & FLAG_REPEAT);
     char text[512];
     va_list list;
     va_start(list, format);
-    int count = vsnprintf(text, sizeof text - 1, format, list);
+    vsnprintf(text, sizeof text, format, list);
     va_end(list);
-    count = count < (int)sizeof text - 2 ? count : (int)sizeof text - 2;
-    text[count++] = '\n';
-    call_respond(c, status, text, (size_t)count, "text/plain");
-    if (status == 503 || status == 507)
+    c->body.count = 0;
+    if (unknown)
+        bytes_print(&c->body,
+                    "it may or may not have been applied: to find out, repeat it with "
+                    "Idempotency-Key: %s and Estoraje-Retry: 1\n",
+                    c->retry_key);
+    else
+        bytes_print(&c->body, "%s\n", text);
+    call_respond(c, unknown ? 503 : status, "text/plain");
+    c->close |= status == 401 || status == 413;
+    if (c->status == 503 || c->status == 507)
         call_header(c, "Retry-After", "1");
+    if (unknown) {
+        call_header(c, "Estoraje-Outcome", "unknown");
+        call_header(c, "Idempotency-Key", "%s", c->retry_key);
+    }
+    return false;
 }
 
 static enum MHD_Result call_send(struct call *c)
 {
-    struct server *s = c->server;
-    s->resumed = true; /* libmicrohttpd is to run once more, to send it */
-    if (c->close || s->draining)
+    c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
+    if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
     return MHD_queue_response(c->connection, (unsigned)c->status, c->response);
 }
@@ -4396,347 +4693,340 @@ static const char *call_get(const struct call *c, const char *header)
     return MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, header);
 }
 
+/* 405, and which methods are possible. */
+static bool call_allow(struct call *c, unsigned allowed)
+{
+    char list[64] = "";
+    for (int m = 0; m < OTHER; m++)
+        if (allowed >> m & 1)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", *list ? ", " : "",
+                     methods[m]);
+    call_error(c, 405, "this method is not possible here; possible: %s", list);
+    call_header(c, "Allow", "%s", list);
+    return false;
+}
+
 /* --- parsing: each says by its result whether the text was well-formed --- */
 
-/* Percent-decodes `count` characters; at most `most` bytes fit. -1: malformed, -2: too long. */
-static int percent_decode(const char *text, size_t count, uint8_t *to, size_t most)
+/* In place. Returns how many bytes that makes, -1 if it is malformed; a NUL is put behind them. */
+static int percent_decode(char *text)
 {
-    size_t bytes = 0;
-    for (size_t i = 0; i < count; i++, bytes++) {
-        unsigned value = (unsigned char)text[i];
-        if (text[i] == '%') {
-            if (i + 2 >= count || !isxdigit((unsigned char)text[i + 1]) ||
-                !isxdigit((unsigned char)text[i + 2]))
-                return -1;
-            char digits[3] = {text[i + 1], text[i + 2], 0};
-            value = (unsigned)strtoul(digits, NULL, 16);
-            i += 2;
-        }
-        if (bytes == most)
-            return -2;
-        to[bytes] = (uint8_t)value;
+    char *to = text;
+    for (const char *at = text; *at; at++, to++) {
+        *to = *at;
+        if (*at != '%')
+            continue;
+        if (!isxdigit((unsigned char)at[1]) || !isxdigit((unsigned char)at[2]))
+            return -1;
+        char digits[] = {at[1], at[2], 0};
+        *to = (char)strtoul(digits, NULL, 16);
+        at += 2;
     }
-    return (int)bytes;
+    *to = 0;
+    return (int)(to - text);
 }
 
-static void percent_encode(struct bytes *to, const uint8_t *key, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        if (isalnum(key[i]) || (key[i] && strchr("-._~/", key[i])))
-            bytes_append(to, key + i, 1);
-        else
-            bytes_print(to, "%%%02X", key[i]);
-}
-
-struct unit {
+/* A setting is an option of the command line or a parameter of a query. */
+struct setting {
     const char *name;
-    uint64_t scale;
+    enum { TEXT, FLAG, CHOICE, KEY, SIGNED, COUNT, BYTES, MILLISECONDS, SECONDS } kind;
+    const char *argument, *standard, *help; /* argument: null if none; a CHOICE's: "a|b|c" */
+    size_t offset; /* of a const char *; a bool for FLAG, a struct bytes for KEY, else a uint64_t */
+    uint64_t least, most;
 };
-static const struct unit time_units[] = {{"ms", MS},          {"s", SECOND},
-                                         {"m", 60 * SECOND},  {"h", 3600 * SECOND},
-                                         {"d", 86400 * SECOND}, {NULL, 0}};
-static const struct unit size_units[] = {
-    {"", 1}, {"k", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {NULL, 0}};
 
-/* A whole number with a unit; without one, `plain` is its scale. */
-static bool parse_number(const char *text, const struct unit *units, uint64_t plain, uint64_t *value)
+/* The place of `text` among "a|b|c", from 1 on; 0: none of them. */
+static uint64_t choice_find(const char *choices, const char *text)
 {
+    size_t count = strlen(text), length;
+    for (uint64_t place = 1;; place++, choices += length + 1) {
+        length = strcspn(choices, "|");
+        if (length == count && memcmp(choices, text, count) == 0)
+            return place;
+        if (!choices[length])
+            return 0;
+    }
+}
+
+/* A whole number with a unit: bytes, or microseconds. */
+static bool parse_number(const char *text, int kind, uint64_t *value)
+{
+    static const struct {
+        const char *name;
+        int kind;
+        uint64_t scale;
+    } units[] = {
+        {"", COUNT, 1},
+        {"", BYTES, 1},
+        {"k", BYTES, 1 << 10},
+        {"M", BYTES, 1 << 20},
+        {"G", BYTES, 1 << 30},
+        {"", MILLISECONDS, MS},
+        {"", SECONDS, SECOND},
+        {"ms", SECONDS, MS},
+        {"s", SECONDS, SECOND},
+        {"m", SECONDS, 60 * SECOND},
+        {"h", SECONDS, 3600 * SECOND},
+        {"d", SECONDS, 86400 * SECOND},
+    };
     char *end;
     errno = 0;
-    uint64_t number = strtoull(text, &end, 10), scale = *end ? 0 : plain;
-    for (const struct unit *u = units; u->name && !scale; u++)
-        if (strcmp(end, u->name) == 0)
-            scale = u->scale;
-    return isdigit((unsigned char)*text) && !errno && scale &&
-           !__builtin_mul_overflow(number, scale, value) && *value < UINT64_MAX / 4;
+    uint64_t number = strtoull(text, &end, 10);
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if ((units[i].kind == kind || (kind == MILLISECONDS && units[i].kind == SECONDS)) &&
+            strcmp(end, units[i].name) == 0)
+            return isdigit((unsigned char)*text) && !errno &&
+                   !__builtin_mul_overflow(number, units[i].scale, value);
+    return false;
 }
 
-/* "modified-version", in hex. One of another form is well-formed, but nobody's: {0}. */
-static bool parse_etag(const char *text, struct ballot *etag)
+/* Sets the field of `to` that the setting is about; the text is not copied. */
+static bool setting_parse(const struct setting *s, void *to, char *text, size_t bytes)
 {
-    size_t count = strlen(text);
+    void *field = (char *)to + s->offset;
+    uint64_t *number = field;
+    char *end;
+    switch (s->kind) {
+    case TEXT:
+        *(const char **)field = text;
+        return true;
+    case FLAG:
+        *(bool *)field = strcmp(text, "0") != 0;
+        return true;
+    case KEY:
+        *(struct bytes *)field = (struct bytes){(uint8_t *)text, bytes, 0};
+        return bytes <= KEY_BYTES_MAX;
+    case CHOICE:
+        *number = choice_find(s->argument, text);
+        return *number > 0;
+    case SIGNED:
+        errno = 0;
+        *number = (uint64_t)strtoll(text, &end, 10);
+        return !errno && !*end && (isdigit((unsigned char)*text) || *text == '-');
+    default:
+        return parse_number(text, s->kind, number) && *number >= s->least && *number <= s->most;
+    }
+}
+
+/* One entity tag, "modified-version" in hex; {0} if it is nobody's or weak. Returns what follows it,
+ * null if it is malformed. */
+static const char *parse_etag(const char *text, struct ballot *etag)
+{
+    int count = 0;
     *etag = (struct ballot){0};
-    if (count < 2 || text[0] != '"' || strchr(text + 1, '"') != text + count - 1)
-        return false;
-    int end = 0;
-    if (count != 35 || strspn(text + 1, "0123456789abcdef-") != 33 ||
-        sscanf(text, "\"%16" SCNx64 "-%16" SCNx64 "\"%n", &etag->time, &etag->node, &end) != 2 ||
-        end != 35)
+    if (strspn(text + (*text == '"'), "0123456789abcdef-") == 33)
+        sscanf(text, "\"%16" SCNx64 "-%16" SCNx64 "\"%n", &etag->time, &etag->node, &count);
+    if (count != 35)
         *etag = (struct ballot){0};
-    return true;
+    text += strncmp(text, "W/", 2) == 0 ? 2 : 0;
+    const char *end = *text == '"' ? strchr(text + 1, '"') : NULL;
+    return end ? end + 1 : NULL;
 }
 
 /* <unix seconds, with fraction>-<anything> */
-static bool parse_idempotency_key(const char *text, uint64_t *made)
+static bool parse_retry_key(const char *text, uint64_t *made)
 {
-    size_t seconds = strspn(text, "0123456789"), digits = 0;
-    const char *at = text + seconds;
-    uint64_t fraction = 0;
-    if (seconds == 0 || seconds > 12 || strlen(text) > 128)
+    char *end;
+    double seconds = strtod(text, &end), now = (double)clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX;
+    if (!isdigit((unsigned char)*text) || end != text + strspn(text, "0123456789.") ||
+        *end != '-' || strlen(text) > 128 || seconds * 1e6 > now)
         return false;
-    if (*at == '.')
-        for (at++; isdigit((unsigned char)*at); at++)
-            if (digits++ < 6)
-                fraction = fraction * 10 + (unsigned)(*at - '0');
-    for (; digits < 6; digits++)
-        fraction *= 10;
-    *made = strtoull(text, NULL, 10) * SECOND + fraction;
-    return *at == '-';
+    *made = (uint64_t)(seconds * 1e6 + .5);
+    return true;
 }
 
-static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
-                                   size_t name_bytes, const char *value, size_t value_bytes)
+/* Range: bytes=a-b, a- or -n; of another form: false, and it is ignored. count 0: not satisfiable. */
+static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
 {
-    unsigned *counts = arg;
-    (void)kind;
-    static const char *const once[] = {"Content-Length", "Transfer-Encoding", "Host"};
-    if (strlen(name) != name_bytes || (value && strlen(value) != value_bytes) ||
-        strpbrk(name, " \t"))
-        counts[0] = 2;
-    for (int i = 0; i < 3; i++)
-        counts[i] += strcasecmp(name, once[i]) == 0;
-    if (strcasecmp(name, once[0]) == 0 &&
-        (!value_bytes || strspn(value, "0123456789") != value_bytes))
-        counts[0] = 2;
-    if (strcasecmp(name, once[1]) == 0 && strcasecmp(value, "chunked") != 0)
-        counts[1] = 2;
-    return MHD_YES;
-}
-
-/* A request that two readers could read as two different ones is refused. */
-static bool wire_is_ambiguous(struct call *c)
-{
-    unsigned counts[3] = {0}; /* Content-Length, Transfer-Encoding, Host; 2 if malformed */
-    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, counts);
-    return counts[0] + counts[1] > 1 || counts[2] > 1;
+    static const char digits[] = "0123456789";
+    if (strncmp(text, "bytes=", 6) != 0)
+        return false;
+    const char *first = text + 6, *dash = first + strspn(first, digits);
+    if (*dash != '-' || dash[1 + strspn(dash + 1, digits)] || strlen(first) == 1)
+        return false;
+    uint64_t last = dash[1] ? strtoull(dash + 1, NULL, 10) : UINT64_MAX;
+    *from = strtoull(first, NULL, 10);
+    if (dash == first) {
+        *from = size - min_u64(last, size);
+        last = UINT64_MAX;
+    }
+    *count = *from < size ? min_u64(last, size - 1) - *from + 1 : 0;
+    return last >= *from;
 }
 
 /* --- a request becomes a message --- */
 
-static bool call_condition(struct call *c)
+/* Counts the headers that say how long the body is, and hosts. Malformed ones count twice: a NUL cuts
+ * a value, so that more than the two of its line's end follow. */
+static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
+                                   size_t name_bytes, const char *value, size_t value_bytes)
 {
-    const char *match = call_get(c, "If-Match"), *none = call_get(c, "If-None-Match");
-    bool reads = c->method == GET || c->method == HEAD;
-    if (match && none) {
-        call_error(c, 400, "If-Match and If-None-Match do not go together: send one");
-        return false;
-    }
-    if (none && reads) {
-        const char *etag = strncmp(none, "W/", 2) == 0 ? none + 2 : none;
-        c->m.condition = strcmp(none, "*") == 0 ? IF_EXISTS : IF_MATCH;
-        if (c->m.condition == IF_MATCH && !parse_etag(etag, &c->m.ballot)) {
-            call_error(c, 400, "If-None-Match must be * or one ETag in quotes");
-            return false;
-        }
-    } else if (none) {
-        c->m.condition = IF_ABSENT;
-        if (strcmp(none, "*") != 0) {
-            call_error(c, 400, "If-None-Match on a write must be *: it creates only");
-            return false;
-        }
-    } else if (match && !reads) {
-        c->m.condition = strcmp(match, "*") == 0 ? IF_EXISTS : IF_MATCH;
-        if (c->m.condition == IF_MATCH && !parse_etag(match, &c->m.ballot)) {
-            call_error(c, 400, "If-Match must be * or one ETag in quotes");
-            return false;
-        }
-    }
-    if (c->m.flags & FLAG_ONE && c->m.condition && !reads) {
-        call_error(c, 400, "consistency=one takes no condition: nothing orders it");
-        return false;
-    }
-    return true;
+    unsigned *counts = arg;
+    (void)kind, (void)name_bytes;
+    bool length = strcasecmp(name, "Content-Length") == 0;
+    bool coding = strcasecmp(name, "Transfer-Encoding") == 0;
+    bool bad = value[value_bytes + 1] || strpbrk(name, " \t") ||
+               (coding && strcasecmp(value, "chunked") != 0) ||
+               (length && (!*value || value[strspn(value, "0123456789")]));
+    counts[0] += length + coding + 2 * bad;
+    counts[1] += strcasecmp(name, "Host") == 0;
+    return MHD_YES;
 }
 
-/* One parameter of the query, decoded. */
-static bool call_parameter(struct call *c, int parameter, const char *value, size_t bytes)
+/* A request that two readers could read as two different ones is refused. The version stands behind
+ * the URI, unless a NUL cut that. */
+static bool call_wire(struct call *c, const char *version)
 {
-    uint64_t number = 0;
-    char *end;
-    switch (parameter) {
-    case P_CONSISTENCY:
-        if (strcmp(value, "one") == 0)
-            c->m.flags |= FLAG_ONE;
-        else if (strcmp(value, "all") == 0)
-            c->m.flags |= FLAG_ALL;
-        return c->m.flags & (FLAG_ONE | FLAG_ALL) || strcmp(value, "quorum") == 0;
-    case P_TTL:
-        if (!parse_number(value, time_units, SECOND, &number) || number == 0)
-            return false;
-        c->m.expiry = clock_us(CLOCK_REALTIME) + number;
-        return true;
-    case P_WAIT:
-        c->m.flags |= FLAG_WATCH;
-        return parse_number(value, time_units, SECOND, &c->wait) && c->wait <= 300 * SECOND;
-    case P_OP:
-        c->m.function = DO_ADD;
-        return strcmp(value, "add") == 0;
-    case P_BY:
-        errno = 0;
-        c->m.number = (uint64_t)strtoll(value, &end, 10);
-        return !errno && !*end && (isdigit((unsigned char)*value) || *value == '-');
-    case P_LIMIT:
-        return parse_number(value, size_units + 4, 1, &c->limit) && c->limit > 0 &&
-               c->limit <= 100000;
-    case P_AFTER:
-        bytes_append(&c->after, value, bytes);
-        return bytes <= KEY_BYTES_MAX;
-    case P_PREFIX:
-        bytes_append(&c->prefix, value, bytes);
-        return bytes <= KEY_BYTES_MAX;
-    default:
-        return strcmp(value, "true") == 0;
-    }
+    unsigned counts[2] = {0};
+    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, counts);
+    c->close = counts[0] > 1 || counts[1] > 1 || (!counts[1] && strcmp(version, "HTTP/1.0") != 0) ||
+               version != c->raw + strlen(c->uri) + 1;
+    return !c->close || call_error(c, 400,
+                                   "ambiguous: one Host, one of Content-Length and "
+                                   "Transfer-Encoding: chunked, and no NUL, please");
 }
+
+#define QUERY(field) offsetof(struct query, field)
+enum { ROUTE_KEY, ROUTE_LIST, ROUTE_MAIL };
+enum { PARAMETER_BY };
+
+/* With which route and methods a parameter goes. */
+static const struct parameter {
+    struct setting setting;
+    int route;
+    unsigned methods;
+} parameters[] = {
+    [PARAMETER_BY] = {{"by", SIGNED, "a 64-bit integer", NULL, NULL, QUERY(by), 0, 0},
+                      ROUTE_KEY,
+                      1 << POST},
+    {{"consistency", CHOICE, "quorum|one|all", NULL, NULL, QUERY(consistency), 0, 0},
+     ROUTE_KEY,
+     READS | STORES | 1 << DELETE},
+    {{"ttl", SECONDS, "a time, such as 30s", NULL, NULL, QUERY(ttl), 1, INT64_MAX / 2},
+     ROUTE_KEY,
+     STORES},
+    {{"wait", SECONDS, "a time, at most 5m", NULL, NULL, QUERY(wait), 0, 300 * SECOND},
+     ROUTE_KEY,
+     1 << GET},
+    {{"op", CHOICE, "add", NULL, NULL, QUERY(op), 0, 0}, ROUTE_KEY, 1 << POST},
+    {{"limit", COUNT, "1 to 100000", NULL, NULL, QUERY(limit), 1, 100000}, ROUTE_LIST, READS},
+    {{"after", KEY, "a key", NULL, NULL, QUERY(after), 0, 0}, ROUTE_LIST, READS},
+    {{"prefix", KEY, "the beginning of a key", NULL, NULL, QUERY(prefix), 0, 0}, ROUTE_LIST, READS},
+    {{"create", CHOICE, "true", NULL, NULL, QUERY(create), 0, 0}, ROUTE_LIST, 1 << POST},
+};
+enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
 static bool call_query(struct call *c, char *query)
 {
+    struct query *q = &c->query;
     unsigned seen = 0;
-    c->m.number = 1;
+    *q = (struct query){.limit = 1000};
     for (char *save, *part = strtok_r(query, "&", &save); part; part = strtok_r(NULL, "&", &save)) {
-        char *value = strchr(part, '=');
-        uint8_t decoded[KEY_BYTES_MAX + 2];
-        if (value)
+        char *value = part + strcspn(part, "=");
+        if (*value)
             *value++ = 0;
-        int i = 0;
-        while (i < P_COUNT && strcmp(parameters[i].name, part) != 0)
+        int i = 0, bytes = percent_decode(value);
+        while (i < PARAMETERS && strcmp(parameters[i].setting.name, part) != 0)
             i++;
-        unsigned with = i == P_COUNT ? 0
-                        : c->route == ROUTE_LIST ? parameters[i].on_lists
-                                                 : parameters[i].on_keys;
-        if (!(with >> c->method & 1) || seen >> i & 1) {
-            call_error(c, 400, "query parameter '%.40s' is unknown here, or there twice", part);
-            return false;
-        }
+        if (i == PARAMETERS || parameters[i].route != c->route ||
+            !(parameters[i].methods >> c->method & 1) || seen >> i & 1)
+            return call_error(c, 400, "parameter '%.40s' is unknown here, or there twice", part);
+        if (bytes < 0 || !setting_parse(&parameters[i].setting, q, value, (size_t)bytes))
+            return call_error(c, 400, "%s= needs %s", part, parameters[i].setting.argument);
         seen |= 1u << i;
-        int bytes = value ? percent_decode(value, strlen(value), decoded, KEY_BYTES_MAX + 1) : -1;
-        if (bytes >= 0)
-            decoded[bytes] = 0;
-        if (bytes < 0 || !call_parameter(c, i, (char *)decoded, (size_t)bytes)) {
-            call_error(c, 400, "query parameter '%.40s' has a value that makes no sense", part);
-            return false;
-        }
     }
-    if (seen >> P_BY & 1 && c->m.function != DO_ADD)
-        call_error(c, 400, "by= goes with op=add");
-    else if (c->m.function == DO_ADD && (c->m.flags & FLAG_ONE || seen >> P_TTL & 1))
-        call_error(c, 400, "op=add goes with consistency quorum or all, and without ttl");
-    return !c->response;
-}
-
-/* Which key or page the path names. */
-static bool call_path(struct call *c, const char *path)
-{
-    int bytes = *path == '/' ? percent_decode(path + 1, strlen(path + 1), c->key, KEY_BYTES_MAX) : -1;
-    if (bytes == -1)
-        call_error(c, 400, "the path is not well-formed: %% needs two hex digits after it");
-    else if (bytes == -2 && strncmp(path, "/_", 2) != 0)
-        call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
-    if (c->response)
-        return false;
-    c->key_bytes = bytes > 0 ? (size_t)bytes : 0;
-    c->key[c->key_bytes] = 0;
-    if (bytes == -2 || c->key[0] == '_')
-        c->route = strcmp((char *)c->key, "_mail") == 0 ? ROUTE_MAIL : ROUTE_RESERVED;
-    else if (path[strlen(path) - 1] == '/')
-        c->route = ROUTE_LIST;
+    bool by = seen >> PARAMETER_BY & 1;
+    if (q->op ? q->consistency == CONSISTENCY_ONE || q->ttl : by)
+        return call_error(c, 400,
+                          "by= goes with op=add, and that with neither ttl= nor "
+                          "consistency=one");
+    c->m.flags = (q->consistency == CONSISTENCY_ONE ? FLAG_ONE : 0) |
+                 (q->consistency == CONSISTENCY_ALL ? FLAG_ALL : 0) | (q->wait ? FLAG_WATCH : 0);
+    c->m.expiry = q->ttl ? clock_us(CLOCK_REALTIME) + q->ttl : 0;
+    c->m.number = by ? q->by : 1;
+    c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
 }
 
-static void call_allow(struct call *c, const char *allowed)
+/* If-Match, or (none) If-None-Match. A read may list several of the latter, and asks whether there is
+ * anything else; a wait looks out for a change of the last. */
+static bool call_condition(struct call *c, const char *header, bool none)
 {
-    call_error(c, 405, "%s is not possible here; %s is", methods[c->method], allowed);
-    call_header(c, "Allow", "%s", allowed);
+    const char *text = call_get(c, header), *end = text;
+    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
+    if (!text)
+        return true;
+    while (!any && end && more) {
+        end = parse_etag(end, &c->m.ballot);
+        more = reads && end && *(end += strspn(end, " \t")) == ',';
+        end += more ? 1 + strspn(end + 1, " \t") : 0;
+    }
+    if (c->m.condition || (!any && (!end || *end || (none && !reads))))
+        return call_error(c, 400,
+                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
+                          "* (on GET also with ETags)");
+    if (c->m.flags & FLAG_ONE && !reads)
+        return call_error(c, 400, "consistency=one takes no condition: nothing orders it");
+    c->m.condition = !any ? IF_MATCH : none && !reads ? IF_ABSENT : IF_EXISTS;
+    return true;
 }
 
-/* The write's version and when it was made: from its Idempotency-Key, so that a repeat has the same,
- * else its own (R11). Called when the body is there. */
-static void call_version(struct call *c)
+/* What can be said of a write before its body comes. */
+static bool call_write(struct call *c)
 {
     struct server *s = c->server;
-    const char *key = c->idempotency_key;
-    c->m.flags |= FLAG_FRESH;
-    c->m.version = node_random(s->node);
-    c->m.dropped = clock_tick(s->node);
-    if (!key || c->m.flags & FLAG_ONE)
-        return;
-    const char *type = call_get(c, "Content-Type"), *retry = call_get(c, "Estoraje-Retry");
+    const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type"),
+               *retry = call_get(c, "Estoraje-Retry"), *key = call_get(c, "Idempotency-Key");
+    uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
+    if (key && !(c->m.flags & FLAG_ONE)) {
+        if (!parse_retry_key(key, &c->m.dropped))
+            return call_error(c, 400,
+                              "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
+                              "bytes, and not of the future");
+        memcpy(c->retry_key, key, strlen(key) + 1);
+        c->m.flags |= retry && strcmp(retry, "1") == 0 ? FLAG_REPEAT : 0;
+    }
+    if (type && strlen(type) > TYPE_BYTES_MAX)
+        return call_error(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
+    if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
+        return call_error(c, 411, "send Content-Length or Transfer-Encoding: chunked");
+    if (bytes > s->options.max_value)
+        return call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
+    if (s->body_bytes + bytes > s->options.memory)
+        return call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
+    return true;
+}
+
+/* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
+ * of one made here if it has none. Called when the body is there. */
+static void call_version(struct call *c)
+{
+    const char *type = call_get(c, "Content-Type");
     struct bytes all = {0};
-    bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", key, methods[c->method], c->uri,
-                type ? type : "", c->m.condition, c->m.ballot.time, c->m.ballot.node);
-    c->m.version = XXH3_64bits_withSeed(c->body.data, c->body.count, XXH3_64bits(all.data, all.count));
+    if (!*c->retry_key) {
+        c->m.flags |= FLAG_FRESH;
+        c->m.dropped = clock_tick(c->server->node);
+        snprintf(c->retry_key, sizeof c->retry_key, "%.6f-%016" PRIx64, (double)c->m.dropped / 1e6,
+                 node_random(c->server->node));
+    }
+    bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", c->retry_key, methods[c->method],
+                c->uri, type ? type : "", c->m.condition, c->m.ballot.time, c->m.ballot.node);
+    c->m.version =
+        XXH3_64bits_withSeed(c->body.data, c->body.count, XXH3_64bits(all.data, all.count));
     bytes_free(&all);
-    parse_idempotency_key(key, &c->m.dropped);
-    c->m.flags &= (uint8_t)~FLAG_FRESH;
-    if (retry && strcmp(retry, "1") == 0)
-        c->m.flags |= FLAG_REPEAT;
 }
 
 static bool secret_matches(const struct call *c)
 {
     const char *secret = c->server->secret, *got = call_get(c, "Authorization");
-    if (!secret)
-        return true;
-    char expected[300];
-    snprintf(expected, sizeof expected, "Bearer %s", secret);
-    size_t count = strlen(expected);
-    unsigned differ = !got || strlen(got) != count;
-    for (size_t i = 0; !differ && i < count; i++)
-        differ |= (unsigned)(got[i] ^ expected[i]);
+    unsigned differ = !got || strncmp(got, "Bearer ", 7) != 0;
+    if (!secret || differ)
+        return !secret;
+    got += 7;
+    differ = strlen(got) != strlen(secret);
+    for (size_t i = 0; !differ && secret[i]; i++)
+        differ |= (unsigned)(got[i] ^ secret[i]);
     return !differ;
-}
-
-/* What can be said before the body comes. */
-static void call_check_write(struct call *c)
-{
-    struct server *s = c->server;
-    const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type");
-    uint64_t bytes = length ? strtoull(length, NULL, 10) : 0, made, max = s->options.max_value;
-    c->idempotency_key = call_get(c, "Idempotency-Key");
-    if (c->idempotency_key && (!parse_idempotency_key(c->idempotency_key, &made) ||
-                               made > clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX))
-        call_error(c, 400, "Idempotency-Key must be <unix seconds>-<anything>, at most 128 bytes, "
-                           "and not from the future");
-    else if (type && strlen(type) > TYPE_BYTES_MAX)
-        call_error(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
-    else if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
-        call_error(c, 411, "send Content-Length or Transfer-Encoding: chunked");
-    else if (bytes > max)
-        call_error(c, 413, "a value has at most %" PRIu64 " bytes", max);
-    else if (s->body_bytes + bytes > s->options.memory)
-        call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
-    c->close |= c->status == 413;
-}
-
-/* The call as far as its headers tell. What is wrong is answered when its body was read, unless it is
- * not worth reading. */
-static void call_begin(struct call *c, const char *method)
-{
-    static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
-    char *query = strchr(c->uri, '?'), *copy = strdup(query ? query + 1 : "");
-    char *path = strndup(c->uri, query ? (size_t)(query - c->uri) : strlen(c->uri));
-    while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
-        c->method++;
-    c->m.type = M_FORWARD;
-    c->m.function = functions[c->method];
-    c->limit = 1000;
-    const char *accept = call_get(c, "Accept");
-    c->restic = accept && strcmp(accept, "application/vnd.x.restic.rest.v2") == 0;
-    c->json = accept && strcmp(accept, "application/json") == 0;
-    c->close = wire_is_ambiguous(c);
-    if (c->close)
-        call_error(c, 400, "ambiguous: Content-Length, Transfer-Encoding and Host once each, "
-                           "well-formed, and not the first two together");
-    else if (!call_path(c, path) || c->route >= ROUTE_RESERVED)
-        (void)0; /* said, or not for the rest to say */
-    else if (c->method == OTHER)
-        call_allow(c, "GET, HEAD, PUT, POST, DELETE");
-    else if (c->route == ROUTE_LIST && c->method != GET && c->method != HEAD && c->method != POST)
-        call_allow(c, "GET, HEAD");
-    else if (call_query(c, copy) && call_condition(c) && c->method >= PUT && c->route == ROUTE_KEY)
-        call_check_write(c);
-    free(copy);
-    free(path);
 }
 
 static void call_suspend(struct call *c)
@@ -4748,6 +5038,7 @@ static void call_suspend(struct call *c)
     MHD_suspend_connection(c->connection);
 }
 
+/* http_handle is called again, to send the response. */
 static void call_resume(struct call *c)
 {
     struct call **at = &c->server->calls;
@@ -4759,50 +5050,155 @@ static void call_resume(struct call *c)
     MHD_resume_connection(c->connection);
 }
 
-static void http_reserved(struct call *c);
+/* --- the routes: the whole request is there --- */
 
-/* The whole request is there. */
-static void http_dispatch(struct call *c)
+static void answer_key(struct call *c)
 {
-    struct server *s = c->server;
     const char *type = call_get(c, "Content-Type");
-    if (s->draining) {
-        call_error(c, 503, "this node is stopping; nothing was changed");
-    } else if (c->route == ROUTE_RESERVED) {
-        http_reserved(c);
-    } else if (c->route == ROUTE_LIST && c->method == POST) {
-        call_respond(c, 200, "", 0, NULL);
-    } else if (c->route == ROUTE_LIST) {
-        struct bytes prefix = {0};
-        bytes_append(&prefix, c->key, c->key_bytes);
-        bytes_append(&prefix, c->prefix.data, c->prefix.count);
-        call_suspend(c);
-        node_list(s->node, c, prefix.data, min_u64(prefix.count, KEY_BYTES_MAX), c->after.data,
-                  c->after.count, c->restic ? UINT32_MAX : c->limit);
-        bytes_free(&prefix);
-    } else if (c->m.function == DO_ADD && c->body.count) {
-        call_error(c, 400, "op=add takes no body");
+    if (c->m.function != DO_READ)
+        call_version(c);
+    if (c->m.function == DO_PUT)
+        c->m.flags |= FLAG_WHOLE;
+    c->m.partition = key_partition(c->key.data, c->key.count);
+    c->m.key_bytes = (uint16_t)c->key.count;
+    c->m.type_bytes = type && c->m.function == DO_PUT ? (uint16_t)strlen(type) : 0;
+    c->m.value_bytes = (uint32_t)c->body.count;
+    call_suspend(c);
+    node_request(c->server->node, c, &c->m,
+                 &(struct body){.key = c->key.data, .type = type, .value = c->body.data},
+                 c->query.wait);
+}
+
+static void answer_list(struct call *c)
+{
+    struct bytes prefix = {0};
+    if (c->method == POST) {
+        if (c->query.create)
+            call_respond(c, 200, NULL); /* restic makes a repository: nothing is to be done */
+        else
+            call_allow(c, READS);
+        return;
+    }
+    bytes_append(&prefix, c->key.data, c->key.count);
+    bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
+    call_suspend(c);
+    node_list(c->server->node, c, prefix.data, min_u64(prefix.count, KEY_BYTES_MAX),
+              c->query.after.data, c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
+    bytes_free(&prefix);
+}
+
+static void answer_health(struct call *c)
+{
+    const char *reason = unhealthy(c->server);
+    if (reason) {
+        call_error(c, 503, "%s", reason);
+        return;
+    }
+    bytes_print(&c->body, "ok\n");
+    call_respond(c, 200, "text/plain");
+}
+
+/* Where a key is; or, to be drained, a member. */
+static void answer_node(struct call *c)
+{
+    struct node *n = c->server->node;
+    char *name = (char *)c->key.data + strlen("_nodes/"), *end;
+    size_t bytes = c->key.count - strlen("_nodes/");
+    int index = member_index(n->view, strtoull(name, &end, 16));
+    if (c->method == DELETE && (*end || index < 0)) {
+        call_error(c, 404, "no member has this id: see /_status");
+    } else if (c->method == DELETE) {
+        bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
+        call_error(c, leaves ? 202 : 409,
+                   leaves ? "draining: see /_status for progress"
+                          : "no other member is live and up to take its data");
+    } else if (!n->view) {
+        call_error(c, 503, "not a member of a cluster yet");
     } else {
-        if (c->m.function != DO_READ)
-            call_version(c);
-        if (c->m.function == DO_PUT)
-            c->m.flags |= FLAG_WHOLE;
-        c->m.partition = key_partition(c->key, c->key_bytes);
-        c->m.key_bytes = (uint16_t)c->key_bytes;
-        c->m.type_bytes = type && c->m.function == DO_PUT ? (uint16_t)strlen(type) : 0;
-        c->m.value_bytes = (uint32_t)c->body.count;
-        struct body body = {.key = c->key, .type = type, .value = c->body.data ? c->body.data : c->key};
-        call_suspend(c);
-        node_request(s->node, c, &c->m, &body, c->wait);
+        print_place(&c->body, n, name, bytes);
+        call_respond(c, 200, "application/json");
     }
 }
 
-/* --- a reply becomes a response --- */
-
-static void call_etag(struct call *c, const struct message *m)
+static void answer_page(struct call *c);
+static void answer_mail(struct call *c)
 {
-    call_header(c, "ETag", "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
+    if (c->body.count)
+        call_error(c, 400, "this is no mail, or not all of it");
+    else
+        call_respond(c, 200, NULL);
 }
+
+static const struct route {
+    const char *path; /* null: any that does not begin with an underscore; see fnmatch */
+    unsigned methods;
+    void (*answer)(struct call *c);
+    void (*print)(struct bytes *out, const struct server *s);
+    const char *type;
+} routes[] = {
+    [ROUTE_KEY] = {NULL, READS | STORES | 1 << DELETE, answer_key, NULL, NULL},
+    [ROUTE_LIST] = {NULL, READS | 1 << POST, answer_list, NULL, NULL},
+    [ROUTE_MAIL] = {"_mail", 1 << POST, answer_mail, NULL, NULL},
+    {"_health", READS, answer_health, NULL, NULL},
+    {"_nodes/?*", READS | 1 << DELETE, answer_node, NULL, NULL},
+    {"_status", READS, answer_page, print_status, "application/json"},
+    {"_nodes", READS, answer_page, print_nodes, "text/plain"},
+    {"_ring", READS, answer_page, print_page, "text/html; charset=utf-8"},
+    {"_metrics", READS, answer_page, print_metrics, "text/plain; version=0.0.4"},
+};
+enum { ROUTES = sizeof routes / sizeof *routes };
+
+static void answer_page(struct call *c)
+{
+    routes[c->route].print(&c->body, c->server);
+    call_respond(c, 200, routes[c->route].type);
+}
+
+/* Which key or page the path names. */
+static bool call_route(struct call *c, char *path)
+{
+    int bytes = *path == '/' ? percent_decode(++path) : -1;
+    if (bytes < 0)
+        return call_error(c, 400, "the path is not well-formed: %% needs two hex digits after it");
+    c->key = (struct bytes){(uint8_t *)path, (size_t)bytes, 0};
+    c->route = !bytes || path[bytes - 1] == '/' ? ROUTE_LIST : ROUTE_KEY;
+    if (*path == '_')
+        for (c->route = ROUTE_MAIL; fnmatch(routes[c->route].path, path, 0) != 0;)
+            if (++c->route == ROUTES)
+                return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
+    if (bytes > KEY_BYTES_MAX + (*path == '_') * (int)strlen("_nodes/"))
+        return call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+    if (c->route >= ROUTE_MAIL && c->method > HEAD && !secret_matches(c))
+        return call_error(c, 401, "the cluster's secret is needed");
+    return routes[c->route].methods >> c->method & 1 || call_allow(c, routes[c->route].methods);
+}
+
+/* The call as far as its headers tell. */
+static void call_begin(struct call *c, const char *method, const char *version)
+{
+    static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
+    const char *accept = call_get(c, "Accept");
+    char *query = c->text + strcspn(c->text, "?");
+    c->begun = true;
+    c->started = c->server->node->now;
+    while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
+        c->method++;
+    c->m.type = M_FORWARD;
+    c->m.function = functions[c->method];
+    c->restic = accept && strstr(accept, "application/vnd.x.restic.rest.v2");
+    c->json = accept && strstr(accept, "application/json");
+    if (*query)
+        *query++ = 0;
+    bool fine = call_wire(c, version) && call_route(c, c->text) && call_query(c, query) &&
+                (c->m.function == DO_READ || call_condition(c, "If-Match", false)) &&
+                call_condition(c, "If-None-Match", true) &&
+                (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
+    if (fine && c->server->draining && c->route != ROUTE_MAIL)
+        call_error(c, 503, "this node is stopping; nothing was changed");
+    c->server->calls_count += c->route != ROUTE_MAIL;
+}
+
+/* --- a reply becomes a response --- */
 
 static void call_date(struct call *c, const char *name, uint64_t us)
 {
@@ -4814,67 +5210,29 @@ static void call_date(struct call *c, const char *name, uint64_t us)
     call_header(c, name, "%s", text);
 }
 
-/* Range: bytes=a-b, a- or -n. 0: none that we serve; -1: not satisfiable. */
-static int parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
-{
-    uint64_t first = 0, last = UINT64_MAX;
-    char *end;
-    if (strncmp(text, "bytes=", 6) != 0)
-        return 0;
-    text += 6;
-    bool suffix = *text == '-';
-    errno = 0;
-    if (suffix && isdigit((unsigned char)text[1])) {
-        uint64_t tail = strtoull(text + 1, &end, 10);
-        first = tail < size ? size - tail : 0;
-        if (tail == 0)
-            return *end ? 0 : -1;
-    } else if (isdigit((unsigned char)*text)) {
-        first = strtoull(text, &end, 10);
-        if (*end++ != '-')
-            return 0;
-        if (isdigit((unsigned char)*end))
-            last = strtoull(end, &end, 10);
-    } else {
-        return 0;
-    }
-    if (*end || last < first || errno)
-        return 0;
-    *from = first;
-    *count = first < size ? min_u64(last, size - 1) - first + 1 : 0;
-    return first < size ? 1 : -1;
-}
-
-static void reply_value(struct call *c, const struct message *m)
+static void reply_value(struct call *c, const struct message *m, const char *etag)
 {
     struct body body = message_body(m);
-    const char *range = call_get(c, "Range"), *if_range = call_get(c, "If-Range");
+    const char *range = call_get(c, "Range"), *if_range = call_get(c, "If-Range"),
+               *none = call_get(c, "If-None-Match");
     uint64_t from = 0, count = m->value_bytes;
-    struct ballot etag;
-    bool same = c->m.condition == IF_MATCH && c->m.ballot.time == m->modified &&
-                c->m.ballot.node == m->version;
-    if (if_range && (!parse_etag(if_range, &etag) || etag.time != m->modified ||
-                     etag.node != m->version))
-        range = NULL;
-    int part = range && c->method == GET ? parse_range(range, m->value_bytes, &from, &count) : 0;
-    if (same || c->m.condition == IF_EXISTS) {
-        call_respond(c, 304, "", 0, NULL);
-    } else if (part < 0) {
+    char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
+    if (m->type_bytes)
+        *put((uint8_t *)type, body.type, m->type_bytes) = 0;
+    bool part = range && c->method == GET && (!if_range || strcmp(if_range, etag) == 0) &&
+                parse_range(range, m->value_bytes, &from, &count);
+    if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
+        call_respond(c, 304, NULL);
+    } else if (part && !count) {
         call_error(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
         call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
     } else {
-        char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
-        if (m->type_bytes) {
-            memcpy(type, body.type, m->type_bytes);
-            type[m->type_bytes] = 0;
-        }
-        count = part ? count : m->value_bytes;
-        call_respond(c, part ? 206 : 200, (const uint8_t *)body.value + (part ? from : 0), count, type);
+        bytes_append(&c->body, (const uint8_t *)body.value + from, part ? count : m->value_bytes);
+        call_respond(c, part ? 206 : 200, type);
         if (part)
             call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu32, from,
                         from + count - 1, m->value_bytes);
     }
-    call_etag(c, m);
     call_date(c, "Last-Modified", m->modified);
     call_header(c, "Accept-Ranges", "bytes");
     call_header(c, "X-Content-Type-Options", "nosniff");
@@ -4882,118 +5240,96 @@ static void reply_value(struct call *c, const struct message *m)
         call_date(c, "Estoraje-Expires", m->expiry);
 }
 
-static void print_listed(struct bytes *to, const struct call *c, const struct listed *e)
+static void print_listed(struct bytes *out, const struct call *c, const struct listed *e)
 {
-    const uint8_t *name = e->key + c->key_bytes;
-    size_t bytes = e->key_bytes - c->key_bytes;
-    if (c->restic && (memchr(name, '/', bytes) || !bytes))
-        return;
-    bool first = to->count == (c->json ? strlen("{\"keys\":[") : 1);
-    if (c->restic || c->json)
-        bytes_print(to, "%s{\"%s\":\"", first ? "" : ",", c->restic ? "name" : "key");
-    percent_encode(to, c->restic ? name : e->key, c->restic ? bytes : e->key_bytes);
-    if (c->restic)
-        bytes_print(to, "\",\"size\":%u}", e->value_bytes);
-    else if (c->json && e->expiry)
-        bytes_print(to, "\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
-                        "\",\"modified\":%.6f,\"expires\":%.6f}",
-                    e->value_bytes, e->modified, e->version, (double)e->modified / 1e6,
-                    (double)e->expiry / 1e6);
-    else if (c->json)
-        bytes_print(to, "\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
-                        "\",\"modified\":%.6f,\"expires\":null}",
-                    e->value_bytes, e->modified, e->version, (double)e->modified / 1e6);
-    else
-        bytes_print(to, "\n");
+    const char *comma = out->count && out->data[out->count - 1] == '}' ? "," : "";
+    char text[KEY_TEXT_BYTES], expires[32] = "null";
+    size_t skipped = c->restic ? c->key.count : 0, bytes = e->key_bytes - skipped;
+    percent_encode(text, e->key + skipped, bytes);
+    if (e->expiry)
+        snprintf(expires, sizeof expires, "%.6f", (double)e->expiry / 1e6);
+    if (c->restic && bytes && !memchr(e->key + skipped, '/', bytes))
+        bytes_print(out, "%s{\"name\":\"%s\",\"size\":%u}", comma, text, e->value_bytes);
+    else if (c->json && !c->restic)
+        bytes_print(out,
+                    "%s{\"key\":\"%s\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
+                    "\",\"modified\":%.6f,\"expires\":%s}",
+                    comma, text, e->value_bytes, e->modified, e->version, (double)e->modified / 1e6,
+                    expires);
+    else if (!c->restic)
+        bytes_print(out, "%s\n", text);
 }
 
 static void reply_list(struct call *c, const struct message *m)
 {
     struct body body = message_body(m);
-    struct bytes list = {0}, out = {0}, next = {0};
-    bytes_append(&list, body.value, m->value_bytes); /* aligned */
-    if (m->flags & FLAG_WATCH) {
-        bytes_append(&next, c->uri, strcspn(c->uri, "?"));
-        bytes_print(&next, "?limit=%" PRIu64 "&after=", c->limit);
-        percent_encode(&next, body.key, m->key_bytes);
-        if (c->prefix.count)
-            bytes_print(&next, "&prefix=");
-        percent_encode(&next, c->prefix.data, c->prefix.count);
-    }
-    bytes_print(&next, "%c", 0);
-    bytes_print(&out, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
+    struct bytes list = {0};
     const struct listed *e;
+    char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES], prefix[KEY_TEXT_BYTES];
+    bytes_append(&list, body.value, m->value_bytes); /* aligned */
+    percent_encode(after, body.key, m->key_bytes);
+    percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
+    if (m->flags & FLAG_WATCH)
+        snprintf(next, sizeof next, "%.*s?limit=%" PRIu64 "&after=%s%s%s",
+                 (int)strcspn(c->uri, "?"), c->uri, c->query.limit, after,
+                 *prefix ? "&prefix=" : "", prefix);
+    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
     for (size_t at = 0; at < list.count && (e = listed_at(&list, at)); at += listed_bytes(e))
-        print_listed(&out, c, e);
+        print_listed(&c->body, c, e);
     if (c->restic)
-        bytes_print(&out, "]\n");
+        bytes_print(&c->body, "]\n");
     else if (c->json)
-        bytes_print(&out, next.count > 1 ? "],\"next\":\"%s\"}\n" : "],\"next\":null}\n", next.data);
-    call_respond(c, 200, out.data, out.count,
+        bytes_print(&c->body, *next ? "],\"next\":\"%s\"}\n" : "],\"next\":null%s}\n", next);
+    call_respond(c, 200,
                  c->restic ? "application/vnd.x.restic.rest.v2"
                  : c->json ? "application/json"
                            : "text/plain");
-    if (next.count > 1)
-        call_header(c, "Link", "<%s>; rel=\"next\"", next.data);
+    if (*next)
+        call_header(c, "Link", "<%s>; rel=\"next\"", next);
     bytes_free(&list);
-    bytes_free(&out);
-    bytes_free(&next);
 }
 
 static void reply_write(struct call *c, const struct message *m)
 {
-    char number[24];
-    int digits = snprintf(number, sizeof number, "%" PRId64, (int64_t)m->number);
-    bool counter = c->m.function == DO_ADD;
-    if (counter && m->status == 200) {
-        call_respond(c, 200, number, (size_t)digits, "text/plain");
-        return;
-    }
-    bool plain = c->method == POST || c->m.flags & FLAG_ONE;
-    call_respond(c, plain ? 200 : m->status, "", 0, NULL);
-    if (c->method != DELETE)
-        call_etag(c, m);
+    bool counter = c->m.function == DO_ADD, plain = c->method == POST || c->m.flags & FLAG_ONE;
+    if (counter)
+        bytes_print(&c->body, "%" PRId64, (int64_t)m->number);
+    call_respond(c, plain ? 200 : m->status, counter ? "text/plain" : NULL);
 }
 
 /* The core's hook: `client` is the call that waits. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
+    static const struct {
+        int status;
+        const char *text;
+    } refusals[] = {
+        {409, "the value is no 64-bit integer, or the sum would overflow"},
+        {412, "the condition is not met: read the key and decide again"},
+        {503, "no quorum in time; nothing was changed: try again"},
+        {507, "this node's disk is full; nothing was changed: ask another"},
+        {STATUS_UNKNOWN, ""},
+    };
     struct call *c = client;
+    char etag[40];
     (void)n;
-    switch (m->status) {
-    case 404:
-        call_respond(c, 404, "", 0, NULL);
-        break;
-    case 409:
-        call_error(c, 409, "the value is no 64-bit integer, or the sum would overflow");
-        break;
-    case 412:
-        call_error(c, 412, "the condition is not met: the key %s",
-                   m->modified ? "has another value, or one at all" : "is not there");
-        if (m->modified)
-            call_etag(c, m);
-        break;
-    case 503:
-        call_error(c, 503, "no quorum for this key in time; nothing was changed");
-        break;
-    case 507:
-        call_error(c, 507, "this node's disk is full; nothing was changed");
-        break;
-    case STATUS_UNKNOWN:
-        call_error(c, 503, "it may or may not have been applied: repeat it with the same "
-                           "Idempotency-Key and Estoraje-Retry: 1 to find out");
-        call_header(c, "Estoraje-Outcome", "unknown");
-        if (c->idempotency_key)
-            call_header(c, "Idempotency-Key", "%s", c->idempotency_key);
-        break;
-    default:
-        if (c->route == ROUTE_LIST)
-            reply_list(c, m);
-        else if (c->m.function == DO_READ)
-            reply_value(c, m);
-        else
-            reply_write(c, m);
-    }
+    c->body.count = 0;
+    snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++)
+        if (refusals[i].status == m->status)
+            call_error(c, m->status, "%s", refusals[i].text);
+    if (c->response)
+        (void)0;
+    else if (m->status == 404)
+        call_respond(c, 404, NULL);
+    else if (c->route == ROUTE_LIST)
+        reply_list(c, m);
+    else if (c->m.function == DO_READ)
+        reply_value(c, m, etag);
+    else
+        reply_write(c, m);
+    if (m->modified && (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
+        call_header(c, "ETag", "%s", etag);
     call_resume(c);
 }
 
@@ -5026,76 +5362,58 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
 static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes)
 {
     struct server *s = c->server;
-    if (c->started + 600 * SECOND < s->node->now)
+    if (c->started + UPLOAD_TIME < s->node->now)
         return MHD_NO;
-    if (c->response)
-        return MHD_YES; /* an error: the rest is read, not kept */
-    if (c->route != ROUTE_KEY || c->body.count + bytes > s->options.max_value) {
+    if (c->response || c->route != ROUTE_KEY)
+        return MHD_YES; /* it is read, not kept */
+    if (c->body.count + bytes > s->options.max_value) {
         call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
-        c->close = true;
-        return MHD_YES;
-    }
-    if (s->body_bytes + bytes > s->options.memory) {
+    } else if (s->body_bytes + bytes > s->options.memory) {
         call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
-        return MHD_YES;
+    } else {
+        s->body_bytes += bytes;
+        c->counted += bytes;
+        bytes_append(&c->body, data, bytes);
     }
-    s->body_bytes += bytes;
-    c->counted += bytes;
-    bytes_append(&c->body, data, bytes);
     return MHD_YES;
 }
 
+/* Called with the headers, then with each piece of the body, then when all is there: first answers in
+ * the first call would close the connection. */
 static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection, const char *url,
                                    const char *method, const char *version, const char *data,
                                    size_t *bytes, void **arg)
 {
-    struct server *s = cls;
     struct call *c = *arg;
-    (void)url, (void)version;
-    enum MHD_Result result = MHD_YES;
-    if (!c->seen) {
-        c->seen = true;
+    size_t count = *bytes;
+    (void)cls, (void)url;
+    *bytes = 0;
+    if (!c->begun) {
         c->connection = connection;
-        c->started = s->node->now;
-        call_begin(c, method);
-        if (c->route == ROUTE_MAIL && !c->response && !secret_matches(c))
-            call_error(c, 401, "the cluster's secret is needed");
-        else if (c->route == ROUTE_MAIL && !c->response && c->method != POST)
-            call_allow(c, "POST");
-        return c->close || (c->response && c->route == ROUTE_MAIL) ? call_send(c) : MHD_YES;
+        call_begin(c, method, version);
+        return c->close ? call_send(c) : MHD_YES;
     }
-    if (*bytes) {
-        result = c->route == ROUTE_MAIL ? mail_piece(c, data, *bytes) : body_piece(c, data, *bytes);
-        *bytes = 0;
-        return result;
-    }
-    if (!c->response && c->route == ROUTE_MAIL)
-        call_respond(c, 200, "", 0, NULL);
+    if (count)
+        return c->route == ROUTE_MAIL ? mail_piece(c, data, count) : body_piece(c, data, count);
     if (!c->response && !c->suspended)
-        http_dispatch(c);
+        routes[c->route].answer(c);
     return c->response && !c->suspended ? call_send(c) : MHD_YES;
 }
 
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
-    struct server *s = cls;
-    (void)connection;
     struct call *c = allocate(sizeof *c);
-    c->server = s;
-    c->uri = strdup(uri);
-    s->calls_count++;
+    (void)connection;
+    *c = (struct call){.server = cls, .raw = uri, .uri = strdup(uri), .text = strdup(uri)};
     return c;
 }
 
+/* Leaves the text as it came: libmicrohttpd would cut it at %00. */
 static size_t http_unescape(void *cls, struct MHD_Connection *connection, char *text)
 {
     (void)cls, (void)connection;
     return strlen(text);
 }
-
-/* The statuses that are counted; the last place is for any other. */
-static const int codes[CODES] = {200, 201, 202, 204, 206, 304, 400, 401, 404, 405, 409,
-                                 411, 412, 413, 414, 416, 431, 500, 503, 507, 0};
 
 static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
                       enum MHD_RequestTerminationCode why)
@@ -5105,363 +5423,19 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     (void)connection, (void)why;
     if (!c)
         return;
-    int code = 0;
-    while (code < CODES - 1 && codes[code] != c->status)
-        code++;
-    s->answers[c->method][code]++;
-    if (c->started && c->route != ROUTE_MAIL)
+    if (c->begun && c->route != ROUTE_MAIL) {
+        s->calls_count--;
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
-    s->calls_count--;
+        s->answers[c->method][c->status]++;
+    }
     s->body_bytes -= c->counted;
     if (c->response)
         MHD_destroy_response(c->response);
     bytes_free(&c->body);
-    bytes_free(&c->after);
-    bytes_free(&c->prefix);
     free(c->uri);
+    free(c->text);
     free(c);
     *arg = NULL;
-}
-
-/* === 21 Reports =================================================================================
- * What _status, _nodes and _metrics tell. */
-
-static const char *const states[] = {"joining", "up", "leaving"};
-
-static void print_owners(struct bytes *out, const struct node *n, const char *name, int which,
-                         uint16_t partition)
-{
-    bytes_print(out, ",\"%s\":[", name);
-    for (unsigned i = 0; i < n->rings[which].owners_count; i++) {
-        const struct member *m = &n->view->members[n->rings[which].owners[partition][i]];
-        bytes_print(out, "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\"}", i ? "," : "", m->id,
-                    peer_find(n, m->id)->address);
-    }
-    bytes_print(out, "]");
-}
-
-static void print_ring(struct bytes *out, const struct node *n, const char *name, int which)
-{
-    bytes_print(out, ",\"%s\":[", name);
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        bytes_print(out, p ? ",[" : "[");
-        for (unsigned i = 0; i < n->rings[which].owners_count; i++)
-            bytes_print(out, "%s%u", i ? "," : "", n->rings[which].owners[p][i]);
-        bytes_print(out, "]");
-    }
-    bytes_print(out, "]");
-}
-
-/* How long a member's lease still runs, in milliseconds. */
-static uint64_t lease_left(const struct node *n, const struct peer *p)
-{
-    if (p == n->self_peer)
-        return n->lease / MS;
-    return peer_is_live(n, p) ? (p->heard_at + n->lease - n->now) / MS : 0;
-}
-
-static int64_t clock_offset(const struct node *n)
-{
-    int64_t most = 0;
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
-        int64_t offset = n->member_peer[i]->clock_offset;
-        most = llabs(offset) > llabs(most) ? offset : most;
-    }
-    return most;
-}
-
-static void print_status(struct bytes *out, struct node *n)
-{
-    unsigned complete = 0, changing = 0;
-    if (n->view)
-        transition_progress(n, &complete, &changing);
-    bytes_print(out,
-                "{\"node\":\"%016" PRIx64 "\",\"version\":\"" VERSION "\",\"cluster\":\"%016" PRIx64
-                "\",\"epoch\":%" PRIu64 ",\"replicas\":%u,\"lease_ms\":%" PRIu64 ",\"members\":[",
-                n->id, n->cluster, node_epoch(n), n->view ? n->view->replicas : 0, n->lease / MS);
-    n->self_peer->keys = n->keys;
-    n->self_peer->value_bytes = n->value_bytes;
-    n->self_peer->requests = n->requests;
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
-        const struct member *m = &n->view->members[i];
-        const struct peer *p = n->member_peer[i];
-        bytes_print(out,
-                    "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\",\"zone\":\"%s\",\"weight\":%u,"
-                    "\"state\":\"%s\",\"live\":%s,\"lease_ms\":%" PRIu64 ",\"keys\":%" PRIu64
-                    ",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
-                    i ? "," : "", m->id, p->address, m->zone, m->weight, states[m->state],
-                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->keys,
-                    p->value_bytes, p->requests);
-    }
-    bytes_print(out,
-                "],\"keys\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"log_bytes\":%" PRIu64
-                ",\"garbage_bytes\":%" PRIu64
-                ",\"transition\":{\"complete\":%u,\"to_do\":%u},\"clock_offset_ms\":%.3f",
-                n->keys, n->value_bytes, log_end(n) - n->log.first,
-                log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
-                (double)clock_offset(n) / 1e3);
-    if (n->view)
-        print_ring(out, n, "ring", 0);
-    if (n->view && !n->settled)
-        print_ring(out, n, "ring_new", 1);
-    bytes_print(out, "}\n");
-}
-
-static void print_place(struct bytes *out, const struct node *n, const uint8_t *key, size_t bytes)
-{
-    uint16_t partition = key_partition(key, bytes);
-    bytes_print(out, "{\"key\":\"");
-    percent_encode(out, key, bytes);
-    bytes_print(out, "\",\"hash\":\"%016" PRIx64 "\",\"partition\":%u", XXH3_64bits(key, bytes),
-                partition);
-    print_owners(out, n, "owners", 0, partition);
-    if (n->owners[0][partition] != n->owners[1][partition])
-        print_owners(out, n, "owners_new", 1, partition);
-    bytes_print(out, "}\n");
-}
-
-static void print_metric(struct bytes *out, const char *name, const char *type, const char *help,
-                         double value)
-{
-    bytes_print(out, "# HELP estoraje_%s %s\n# TYPE estoraje_%s %s\n", name, help, name, type);
-    if (value >= 0)
-        bytes_print(out, "estoraje_%s %.17g\n", name, value);
-}
-
-static void print_histogram(struct bytes *out, const char *name, const char *label,
-                            const struct histogram *h)
-{
-    uint64_t sum = 0;
-    const char *comma = *label ? "," : "";
-    for (int i = 0; i <= HISTOGRAM_BOUNDS; i++) {
-        sum += h->buckets[i];
-        if (i < HISTOGRAM_BOUNDS)
-            bytes_print(out, "estoraje_%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma,
-                        histogram_bounds[i], sum);
-        else
-            bytes_print(out, "estoraje_%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma,
-                        sum);
-    }
-    bytes_print(out, *label ? "estoraje_%s_sum{%s} %g\n" : "estoraje_%s_sum%s %g\n", name, label,
-                h->sum);
-    bytes_print(out, *label ? "estoraje_%s_count{%s} %" PRIu64 "\n" : "estoraje_%s_count%s %" PRIu64 "\n",
-                name, label, h->count);
-}
-
-static void print_http_metrics(struct bytes *out, const struct server *s)
-{
-    char label[64];
-    print_metric(out, "http_requests_total", "counter", "Requests answered.", -1);
-    for (int m = 0; m < METHODS; m++)
-        for (int i = 0; i < CODES; i++)
-            if (s->answers[m][i])
-                bytes_print(out, "estoraje_http_requests_total{method=\"%s\",code=\"%d\"} %" PRIu64 "\n",
-                            methods[m], codes[i], s->answers[m][i]);
-    print_metric(out, "http_request_duration_seconds", "histogram",
-                 "From the headers of a request to the end of its answer.", -1);
-    for (int m = 0; m < METHODS; m++) {
-        snprintf(label, sizeof label, "method=\"%s\"", methods[m]);
-        print_histogram(out, "http_request_duration_seconds", label, &s->seconds[m]);
-    }
-    print_metric(out, "fsync_duration_seconds", "histogram", "Making a batch of the log durable.", -1);
-    print_histogram(out, "fsync_duration_seconds", "", &s->disk.fsync_seconds);
-    print_metric(out, "batch_records", "histogram", "Records in a batch of the log, in thousands.", -1);
-    print_histogram(out, "batch_records", "", &s->batch_records);
-}
-
-static void print_peer_metrics(struct bytes *out, const struct node *n)
-{
-    static const struct {
-        const char *name, *type, *help;
-    } all[] = {{"peer_up", "gauge", "Whether the peer is live: heard, and hears us."},
-               {"clock_offset_seconds", "gauge", "The peer's clock less ours."},
-               {"peer_messages_total", "counter", "Messages to and from the peer."}};
-    for (int k = 0; k < 3; k++) {
-        print_metric(out, all[k].name, all[k].type, all[k].help, -1);
-        for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
-            const struct peer *p = n->member_peer[i];
-            if (p == n->self_peer)
-                continue;
-            if (k == 2)
-                bytes_print(out,
-                            "estoraje_peer_messages_total{peer=\"%s\",direction=\"in\"} %" PRIu64
-                            "\nestoraje_peer_messages_total{peer=\"%s\",direction=\"out\"} %" PRIu64 "\n",
-                            p->address, p->messages_in, p->address, p->messages_out);
-            else
-                bytes_print(out, "estoraje_%s{peer=\"%s\"} %g\n", all[k].name, p->address,
-                            k ? (double)p->clock_offset / 1e6 : (double)peer_is_live(n, p));
-        }
-    }
-}
-
-static void print_labelled(struct bytes *out, const char *name, const char *help, const char *label,
-                           const char *const *values, const uint64_t *counts, int count)
-{
-    print_metric(out, name, "counter", help, -1);
-    for (int i = 0; i < count; i++)
-        bytes_print(out, "estoraje_%s{%s=\"%s\"} %" PRIu64 "\n", name, label, values[i], counts[i]);
-}
-
-static void print_process_metrics(struct bytes *out)
-{
-    struct rusage use;
-    getrusage(RUSAGE_SELF, &use);
-    double seconds = (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
-                     (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
-    struct dirent **names;
-    int files = scandir("/proc/self/fd", &names, NULL, NULL);
-    for (int i = 0; i < files; i++)
-        free(names[i]);
-    if (files >= 0)
-        free(names);
-    unsigned long pages = 0;
-    FILE *statm = fopen("/proc/self/statm", "r");
-    if (statm && fscanf(statm, "%*u %lu", &pages) != 1)
-        pages = 0;
-    if (statm)
-        fclose(statm);
-    bytes_print(out,
-                "# HELP process_cpu_seconds_total CPU time used.\n"
-                "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %g\n"
-                "# HELP process_resident_memory_bytes Memory in use.\n"
-                "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %lu\n"
-                "# HELP process_open_fds Open files.\n"
-                "# TYPE process_open_fds gauge\nprocess_open_fds %d\n",
-                seconds, pages * (unsigned long)sysconf(_SC_PAGESIZE), files < 3 ? 0 : files - 3);
-}
-
-static void print_metrics(struct bytes *out, const struct server *s)
-{
-    const struct node *n = s->node;
-    const struct counters *k = &n->counters;
-    unsigned owned = 0, incomplete = 0;
-    for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++) {
-        owned += (partition_owners(n, p) & self_bit(n)) != 0;
-        incomplete += (n->owners[1][p] & self_bit(n)) && !n->partitions[p].complete;
-    }
-    const struct {
-        const char *name, *type, *help;
-        double value;
-    } plain[] = {
-        {"http_requests_in_flight", "gauge", "Requests under way.", (double)s->calls_count},
-        {"keys", "gauge", "Live keys on this node.", (double)n->keys},
-        {"data_bytes", "gauge", "Bytes of their values.", (double)n->value_bytes},
-        {"log_bytes", "gauge", "Bytes of the log.", (double)(log_end(n) - n->log.first)},
-        {"log_garbage_bytes", "gauge", "Bytes of the log that are not needed.",
-         (double)(log_end(n) - n->log.first - n->log.live_bytes)},
-        {"lease_expirations_total", "counter", "Leases from a majority that ran out.",
-         (double)k->lease_expirations},
-        {"epoch", "gauge", "Number of the view of the membership.", (double)node_epoch(n)},
-        {"partitions_owned", "gauge", "Partitions that this node holds.", owned},
-        {"partitions_incomplete", "gauge", "Partitions that are still being moved here.", incomplete},
-    };
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-        print_metric(out, plain[i].name, plain[i].type, plain[i].help, plain[i].value);
-    print_labelled(out, "proposals_total", "Writes by their outcome.", "outcome",
-                   (const char *const[]){"ok", "unknown", "duel", "forwarded"},
-                   (const uint64_t[]){k->proposals_ok, k->proposals_unknown, k->proposals_refused,
-                                      k->forwards},
-                   4);
-    print_labelled(out, "repairs_total", "Records repaired, by reason.", "reason",
-                   (const char *const[]){"damage", "promise", "read", "pulled"},
-                   (const uint64_t[]){k->repairs_damage, k->repairs_pull, k->repairs_read, k->pulled},
-                   4);
-    print_http_metrics(out, s);
-    print_peer_metrics(out, n);
-    print_metric(out, "build_info", "gauge", "The version.", -1);
-    bytes_print(out, "estoraje_build_info{version=\"" VERSION "\"} 1\n");
-    print_process_metrics(out);
-}
-
-/* Why this node is not fit to serve, or null. */
-static const char *unhealthy(const struct server *s)
-{
-    if (s->draining)
-        return "stopping";
-    if (s->node->self < 0)
-        return "not a member of a cluster yet";
-    if (!s->node->has_lease)
-        return "no lease from a majority";
-    if (s->node->log.full && s->node->log.room < 2 * DISK_KEEP_BYTES)
-        return "the disk is full";
-    return NULL;
-}
-
-static void http_drain(struct call *c, const char *id)
-{
-    struct node *n = c->server->node;
-    char *end;
-    int index = member_index(n->view, strtoull(id, &end, 16));
-    if (!secret_matches(c))
-        call_error(c, 401, "the cluster's secret is needed");
-    else if (!*id || *end || index < 0)
-        call_error(c, 404, "no member has this id: see /_status");
-    else if (n->view->members[index].state != MEMBER_LEAVING && !node_drain(n, index))
-        call_error(c, 409, "no other member is live and up to take its data");
-    else
-        call_error(c, 202, "draining: see /_status for progress");
-}
-
-extern const char ring_html_start[], ring_html_end[];
-
-/* The paths that begin with an underscore. */
-static void http_reserved(struct call *c)
-{
-    struct server *s = c->server;
-    struct node *n = s->node;
-    const char *path = (const char *)c->key, *key = strncmp(path, "_nodes/", 7) ? NULL : path + 7;
-    static const char *const pages[] = {"_health", "_status", "_nodes", "_ring", "_metrics", NULL};
-    int page = 0;
-    while (pages[page] && strcmp(pages[page], path) != 0)
-        page++;
-    if (!pages[page] && !key) {
-        call_error(c, 404, "no such page: there are _health, _status, _nodes, _ring and _metrics");
-        return;
-    }
-    if (c->method == DELETE && key) {
-        http_drain(c, key);
-        return;
-    }
-    if (c->method > HEAD) {
-        call_allow(c, key ? "GET, HEAD, DELETE" : "GET, HEAD");
-        return;
-    }
-    struct bytes out = {0};
-    const char *reason = unhealthy(s), *type = "text/plain";
-    switch (page) {
-    case 0:
-        if (reason)
-            call_error(c, 503, "%s", reason);
-        else
-            bytes_print(&out, "ok\n");
-        break;
-    case 1:
-        type = "application/json";
-        print_status(&out, n);
-        break;
-    case 2:
-        for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
-            if (n->view->members[i].state == MEMBER_UP)
-                bytes_print(&out, "%s\n", n->member_peer[i]->address);
-        break;
-    case 3:
-        type = "text/html; charset=utf-8";
-        bytes_append(&out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
-        break;
-    case 4:
-        type = "text/plain; version=0.0.4";
-        print_metrics(&out, s);
-        break;
-    default:
-        type = "application/json";
-        if (c->key_bytes == 7 || !n->view)
-            call_error(c, n->view ? 400 : 503, "name a key: /_nodes/KEY");
-        else
-            print_place(&out, n, (const uint8_t *)key, c->key_bytes - 7);
-    }
-    if (!c->response)
-        call_respond(c, 200, out.data, out.count, type);
-    bytes_free(&out);
 }
 
 /* === 22 The program ============================================================================= */
@@ -5528,7 +5502,10 @@ static void log_submit(struct server *s)
     const struct bytes *batch = log_flush(s->node);
     if (!batch)
         return;
-    histogram_add(&s->batch_records, (double)batch->count / 1000 / sizeof(struct message));
+    double records = 0;
+    for (size_t at = sizeof(struct log_header); at < batch->count; records++)
+        at += ((const struct message *)(batch->data + at))->bytes;
+    histogram_add(&s->batch_records, records / BATCH_UNIT);
     disk_submit(&s->disk, batch, s->node->log.flight_lsn, s->node->log.first);
 }
 
@@ -5728,11 +5705,11 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
 {
     const char *colon = strrchr(text, ':');
     bool v6 = *text == '[' && colon && colon[-1] == ']';
+    char host[ADDRESS_BYTES];
+    struct addrinfo *found, hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
     if (!colon || strlen(text) >= ADDRESS_BYTES)
         return false;
-    char host[ADDRESS_BYTES];
     snprintf(host, sizeof host, "%.*s", (int)(colon - text) - 2 * v6, text + v6);
-    struct addrinfo *found, hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
     if (getaddrinfo(host, colon + 1, &hints, &found) != 0)
         return false;
     memcpy(to, found->ai_addr, found->ai_addrlen);
@@ -5747,10 +5724,8 @@ static void ignore_log(void *cls, const char *format, va_list list)
 
 static void server_listen(struct server *s)
 {
-    const struct options *o = &s->options;
     struct sockaddr_storage address;
-    if (!parse_address(o->listen, &address))
-        usage_error("--listen needs ADDR:PORT, with a numeric address");
+    parse_address(s->options.listen, &address);
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, s->tls_cert},
                                    {MHD_OPTION_HTTPS_MEM_KEY, 0, s->tls_key},
                                    {MHD_OPTION_HTTPS_MEM_TRUST, 0, s->tls_ca},
@@ -5760,11 +5735,14 @@ static void server_listen(struct server *s)
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_EXTERNAL_LOGGER, ignore_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, http_uri, s,
-        MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
-    if (!s->daemon)
-        die("cannot listen: is the port taken?");
+        MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done,
+        s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
+        s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+    if (s->daemon)
+        return;
+    say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", s->options.listen);
+    exit(1);
 }
 
 static int stop_event = -1;
@@ -5790,10 +5768,8 @@ static void notify(const char *state)
         to.sun_path[0] = 0;
     int file = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
-    if (file >= 0 && sendto(file, state, strlen(state), 0, (struct sockaddr *)&to, bytes) < 0)
-        say(LEVEL_WARN, "cannot notify the service manager", "error=\"%s\"", strerror(errno));
-    if (file >= 0)
-        close(file);
+    sendto(file, state, strlen(state), 0, (struct sockaddr *)&to, bytes);
+    close(file);
 }
 
 /* A suspended connection does not notice that its client left: those that wait long are looked at. */
@@ -5801,8 +5777,9 @@ static void calls_check(struct server *s)
 {
     uint8_t byte;
     for (struct call *c = s->calls; c; c = c->next) {
-        int file = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        if (c->wait && recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+        int file =
+            MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+        if (c->query.wait && recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
             node_hurry(s->node, c);
     }
 }
@@ -5846,35 +5823,29 @@ static void server_stop(struct server *s)
     say(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
     notify("STOPPING=1");
     s->draining = true;
-    int listening = MHD_quiesce_daemon(s->daemon);
-    if (listening >= 0)
-        close(listening);
+    close(MHD_quiesce_daemon(s->daemon));
+    for (struct call *c = s->calls; c; c = c->next)
+        if (c->query.wait)
+            node_hurry(s->node, c);
     uint64_t until = s->node->now + 3 * SECOND;
-    for (struct call *c = s->calls, *next; c; c = next) {
-        next = c->next;
-        if (c->wait) {
-            call_error(c, 503, "this node is stopping; nothing was changed");
-            call_resume(c);
-        }
-    }
-    while (s->calls && s->node->now < until)
+    while (s->calls_count && s->node->now < until)
         server_turn(s);
     while (s->calls) {
-        call_error(s->calls, 503, "this node is stopping");
-        call_header(s->calls, "Estoraje-Outcome", "unknown");
+        call_error(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
         call_resume(s->calls);
     }
-    for (int i = 0; i < 3 || s->node->log.flight.count || s->node->log.pending.count; i++) {
-        MHD_run(s->daemon);
+    while (s->node->log.flight.count || s->node->log.pending.count) {
         disk_events(s);
         log_submit(s);
         usleep(1000);
     }
+    MHD_run(s->daemon);
     links_close(s);
     MHD_stop_daemon(s->daemon);
     disk_close(&s->disk);
     node_free(s->node);
     curl_multi_cleanup(s->multi);
+    curl_global_cleanup();
 }
 
 static char *read_file(const char *path)
@@ -5882,63 +5853,46 @@ static char *read_file(const char *path)
     if (!path)
         return NULL;
     FILE *file = fopen(path, "r");
-    char *text = allocate(64 << 10);
+    char *text = allocate((64 << 10));
     if (!file || !fread(text, 1, (64 << 10) - 1, file))
         die("cannot read a file that an option names");
     fclose(file);
     return text;
 }
 
-enum option_kind { TEXT, COUNT, BYTES, MILLISECONDS, SECONDS, FLAG };
-
-struct option_row {
-    const char *name, *argument, *help;
-    enum option_kind kind;
-    size_t offset;
-    const char *standard;
-};
-
+#define DAYS      (30 * 86400 * SECOND)
 #define AT(field) offsetof(struct options, field)
-static const struct option_row option_rows[] = {
-    {"listen", "ADDR:PORT", "where to serve", TEXT, AT(listen), "127.0.0.1:8001"},
-    {"advertise", "ADDR:PORT", "where peers reach it, if elsewhere", TEXT, AT(advertise), NULL},
-    {"data", "DIR", "the data directory", TEXT, AT(data), "data"},
-    {"bootstrap", NULL, "begin a new cluster", FLAG, AT(bootstrap), NULL},
-    {"join", "LIST", "enter the cluster of these addresses", TEXT, AT(join), NULL},
-    {"replicas", "N", "copies of each key; the first node decides", COUNT, AT(replicas), "3"},
-    {"zone", "NAME", "what fails together; copies are spread over zones", TEXT, AT(zone), ""},
-    {"weight", "N", "share of the keys, relative to the others", COUNT, AT(weight), "1"},
-    {"lease", "MS", "how long a silent node counts as live", MILLISECONDS, AT(lease), "2000"},
-    {"evict-after", "SECONDS", "when a dead node is replaced", SECONDS, AT(evict_after), "60"},
-    {"max-value", "BYTES", "the largest value", BYTES, AT(max_value), "64M"},
-    {"memory", "BYTES", "most bodies in flight at once", BYTES, AT(memory), "1G"},
-    {"sync", "always|none", "none: acknowledged writes may be lost when the power fails", TEXT,
-     AT(sync), "always"},
-    {"secret-file", "FILE", "a secret that all nodes share", TEXT, AT(secret_file), NULL},
-    {"tls-cert", "FILE", "this node's certificate", TEXT, AT(tls_cert), NULL},
-    {"tls-key", "FILE", "and its key", TEXT, AT(tls_key), NULL},
-    {"tls-ca", "FILE", "whose certificates the nodes trust", TEXT, AT(tls_ca), NULL},
-    {"log-level", "LEVEL", "error, warn, info or debug", TEXT, AT(log_level), "info"},
-    {"help", NULL, "this text", FLAG, AT(help), NULL},
-    {"version", NULL, "the version", FLAG, AT(version), NULL},
+static const struct setting option_rows[] = {
+    {"listen", TEXT, "ADDR:PORT", "127.0.0.1:8001", "where to serve", AT(listen), 0, 0},
+    {"advertise", TEXT, "ADDR:PORT", NULL, "where peers reach it", AT(advertise), 0, 0},
+    {"data", TEXT, "DIR", "data", "the data directory", AT(data), 0, 0},
+    {"bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap), 0, 0},
+    {"join", TEXT, "LIST", NULL, "enter the cluster of these addresses", AT(join), 0, 0},
+    {"replicas", COUNT, "1 to 7", "3", "copies of a key, set by the first node", AT(replicas), 1,
+     7},
+    {"zone", TEXT, "NAME", "", "what fails together; copies are spread", AT(zone), 0, 0},
+    {"weight", COUNT, "1 to 100", "1", "share of the keys", AT(weight), 1, WEIGHT_MAX},
+    {"lease", MILLISECONDS, "MS", "2000", "how long a silent node counts as live", AT(lease), 1,
+     DAYS},
+    {"evict-after", SECONDS, "SECONDS", "60", "a dead node is replaced", AT(evict_after), 1, DAYS},
+    {"max-value", BYTES, "BYTES", "64M", "the largest value, up to 1G", AT(max_value), 1, 1 << 30},
+    {"memory", BYTES, "BYTES", "1G", "most bodies in flight at once", AT(memory), 1, INT64_MAX},
+    {"sync", CHOICE, "always|none", "always", "none: power loss loses writes", AT(sync), 0, 0},
+    {"secret-file", TEXT, "FILE", NULL, "a secret that all nodes share", AT(secret_file), 0, 0},
+    {"tls-cert", TEXT, "FILE", NULL, "this node's certificate", AT(tls_cert), 0, 0},
+    {"tls-key", TEXT, "FILE", NULL, "and its key", AT(tls_key), 0, 0},
+    {"tls-ca", TEXT, "FILE", NULL, "whose certificates are trusted", AT(tls_ca), 0, 0},
+    {"log-level", CHOICE, "error|warn|info|debug", "info", "what to tell", AT(log_level), 0, 0},
+    {"help", FLAG, NULL, NULL, "this text", AT(help), 0, 0},
+    {"version", FLAG, NULL, NULL, "the version", AT(version), 0, 0},
 };
 enum { OPTIONS = sizeof option_rows / sizeof *option_rows };
 
-static void option_set(struct options *o, const struct option_row *row, const char *value)
+static void option_set(struct options *o, const struct setting *s, char *value)
 {
-    static const uint64_t plain[] = {[COUNT] = 1, [BYTES] = 1, [MILLISECONDS] = MS, [SECONDS] = SECOND};
-    char *to = (char *)o + row->offset, message[256];
-    bool good = true;
-    if (row->kind == TEXT)
-        memcpy(to, &value, sizeof value);
-    else if (row->kind == FLAG)
-        *(bool *)to = strcmp(value, "0") != 0;
-    else
-        good = parse_number(value, row->kind >= MILLISECONDS ? time_units : size_units,
-                            plain[row->kind], (uint64_t *)to) &&
-               *(uint64_t *)to > 0;
-    snprintf(message, sizeof message, "--%s needs %s, not '%s'", row->name, row->argument, value);
-    if (!good)
+    char message[256];
+    snprintf(message, sizeof message, "--%s needs %s, not '%s'", s->name, s->argument, value);
+    if (!setting_parse(s, o, value, strlen(value)))
         usage_error(message);
 }
 
@@ -5949,11 +5903,10 @@ static void print_help(void)
            "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n\n"
            "A data directory that is in use needs neither --bootstrap nor --join.\n\n");
     for (int i = 0; i < OPTIONS; i++) {
-        const struct option_row *row = &option_rows[i];
-        printf("  --%s%s%-*s %s%s%s%s\n", row->name, row->argument ? " " : "",
-               24 - (int)strlen(row->name), row->argument ? row->argument : "", row->help,
-               row->standard && *row->standard ? " (" : "", row->standard ? row->standard : "",
-               row->standard && *row->standard ? ")" : "");
+        const struct setting *s = &option_rows[i];
+        printf("  --%s %-*s %s%s%s\n", s->name, 32 - (int)strlen(s->name),
+               s->argument ? s->argument : "", s->help, s->standard ? "; default: " : "",
+               s->standard ? s->standard : "");
     }
     printf("\nEach option can come from the environment: ESTORAJE_LISTEN, ESTORAJE_MAX_VALUE ...\n"
            "Sizes take k, M, G; times ms, s, m, h.\n"
@@ -5963,41 +5916,35 @@ static void print_help(void)
 
 static void options_check(struct options *o)
 {
-    static const char *const levels[] = {"error", "warn", "info", "debug"};
     struct sockaddr_storage address;
     o->advertise = o->advertise ? o->advertise : o->listen;
-    for (log_level = 0; strcmp(levels[log_level], o->log_level) != 0; log_level++)
-        if (log_level == LEVEL_DEBUG)
-            usage_error("--log-level is error, warn, info or debug");
+    log_level = (enum log_level)(o->log_level - 1);
     if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
         usage_error("--listen and --advertise need ADDR:PORT, with a numeric address");
-    if (strcmp(o->sync, "always") != 0 && strcmp(o->sync, "none") != 0)
-        usage_error("--sync is always or none");
-    if (o->replicas > REPLICAS_MAX || o->weight > 100 || strlen(o->zone) >= ZONE_BYTES)
-        usage_error("--replicas is at most 7, --weight at most 100, --zone at most 15 bytes");
-    if (strspn(o->zone, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") !=
-        strlen(o->zone))
-        usage_error("--zone takes letters, digits, '-', '.' and '_'");
-    if (o->max_value > 1 << 30)
-        usage_error("--max-value is at most 1G");
+    if (o->join && !strchr(o->join, ':'))
+        usage_error("--join needs HOST:PORT, or more of them with commas between");
+    if (strlen(o->zone) >= ZONE_BYTES || strpbrk(o->zone, "\"\\\n\t"))
+        usage_error("--zone has at most 15 bytes, without quotes");
     if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)
         usage_error("--tls-cert, --tls-key and --tls-ca go together");
 }
 
+/* From the environment, then from the command line. */
 static void options_read(struct options *o, int count, char **arguments)
 {
     struct option longs[OPTIONS + 1] = {{0}};
-    for (int i = 0; i < OPTIONS; i++) {
-        const struct option_row *row = &option_rows[i];
-        char name[64] = "ESTORAJE_";
-        longs[i] = (struct option){row->name, row->argument ? required_argument : no_argument, NULL, i};
-        for (size_t j = 0; j <= strlen(row->name); j++)
-            name[9 + j] = row->name[j] == '-' ? '_' : (char)toupper((unsigned char)row->name[j]);
-        const char *value = getenv(name) ? getenv(name) : row->standard;
-        if (value)
-            option_set(o, row, value);
-    }
     int which;
+    for (int i = 0; i < OPTIONS; i++) {
+        const struct setting *s = &option_rows[i];
+        char name[64];
+        longs[i] = (struct option){s->name, s->argument ? required_argument : no_argument, NULL, i};
+        snprintf(name, sizeof name, "ESTORAJE_%s", s->name);
+        for (char *at = name; *at; at++)
+            *at = *at == '-' ? '_' : (char)toupper((unsigned char)*at);
+        char *value = getenv(name) ? getenv(name) : (char *)(uintptr_t)s->standard;
+        if (value)
+            option_set(o, s, value);
+    }
     while ((which = getopt_long(count, arguments, "", longs, NULL)) >= 0) {
         if (which == '?')
             usage_error("see above");
@@ -6016,7 +5963,7 @@ static void options_read(struct options *o, int count, char **arguments)
 
 int main(int count, char **arguments)
 {
-    struct server s = {0};
+    static struct server s;
     options_read(&s.options, count, arguments);
     s.wake = stop_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     struct sigaction act = {.sa_handler = on_signal};
@@ -6036,10 +5983,10 @@ int main(int count, char **arguments)
     curl_global_init(CURL_GLOBAL_ALL);
     s.multi = curl_multi_init();
     s.disk.wake = s.wake;
-    s.disk.sync = strcmp(s.options.sync, "always") == 0;
+    s.disk.sync = s.options.sync == 1;
     s.disk.room_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
-        say(LEVEL_WARN, "--sync none: acknowledged writes may be lost when the power fails", "sync=none");
+        say(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");
     server_open(&s);
     join_seeds(&s);
     server_listen(&s);
@@ -6049,10 +5996,5 @@ int main(int count, char **arguments)
     while (!stop_asked)
         server_turn(&s);
     server_stop(&s);
-    free(s.secret);
-    free(s.tls_cert);
-    free(s.tls_key);
-    free(s.tls_ca);
-    curl_global_cleanup();
     return 0;
 }

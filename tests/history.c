@@ -1025,7 +1025,7 @@ static struct item item_of(const struct knowledge *known, const struct history_o
         item.gone_from = op->gone_from;
         item.gone_by = op->gone_by;
     }
-    if (op->number)
+    if (op->number && op->kind != HISTORY_ADD)
         item.value = op->value;
     if (op_tells_new_etag(op))
         item.etag_new = etag_number(known, op->etag);

@@ -494,6 +494,7 @@ START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
 }
 END_TEST
 
+/* The next one stops when nginx has noticed that the last one is back. */
 START_TEST(test_a_rolling_restart_costs_no_request)
 {
     struct cluster *c = behind_nginx(3, NULL);
@@ -504,6 +505,7 @@ START_TEST(test_a_rolling_restart_costs_no_request)
         ck_assert_int_eq(status, 0);
         node_start(c, i);
         cluster_await(c, 3, 40);
+        AWAIT(node_metric(&c->nodes[i], "estoraje_http_requests_total{method=\"GET\",code=\"200\"}") > 10, 20);
     }
     load_end_without_failure(l, "restarted in turn");
     load_is_there(l, c);
@@ -884,7 +886,7 @@ END_TEST
 START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
 {
     enum { COUNT = 600 };
-    struct cluster *c = behind_nginx(3, NULL);
+    struct cluster *c = behind_nginx(3, (const char *const[]){"--evict-after", "3", NULL});
     for (int i = 0; i < 20; i++)
         ck_assert_int_eq(put(c->nodes[0].url, text("/m%d", i), marked(i)).status, 201);
     keys_on("PUT", COUNT, c->nginx_url);
