@@ -94,6 +94,7 @@ enum {
     JOINERS_MAX = 8,                /* nodes that wait to join */
     REPAIRS_MAX = 64,               /* repairs of single keys under way */
     PARCEL_BYTES = 64 << 10,        /* a message above it goes by the second link */
+    COLD_BYTES_MAX = 1 << 20,       /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20,   /* mail that waits for one peer; more is lost */
     CLEAN_STEP_BYTES = 1 << 20,     /* log cleaned in one step */
     CLEAN_SLACK_BYTES = 16 << 20,   /* garbage not worth cleaning */
@@ -324,7 +325,7 @@ enum { STATUS_UNKNOWN = 520 };
 
 static int ballot_compare(struct ballot a, struct ballot b)
 {
-    if (a.epoch != b.epoch)
+    if (a.epoch != b.epoch && RULE(7))
         return a.epoch < b.epoch ? -1 : 1;
     if (a.time != b.time)
         return a.time < b.time ? -1 : 1;
@@ -542,13 +543,13 @@ struct log {
     struct bytes pending; /* the batch being filled, header first */
     struct bytes flight;  /* the batch being written */
     uint64_t pending_lsn, flight_lsn;
+    uint64_t pending_entries, flight_entries;
     uint64_t flight_reserve; /* the newest reserve in it or below */
     uint64_t first, durable; /* nothing is needed below; all is on disk below */
     uint64_t cleaned, cleaned_until; /* first may become `cleaned` once durable up to the second */
     uint64_t live_bytes;
     uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
     bool full;     /* the disk has no more */
-    bool fetching; /* the cleaner waits for cold bytes */
     bool stuck;    /* the cleaner met damage that it cannot walk past */
 };
 
@@ -568,10 +569,9 @@ struct node;
 struct hooks {
     /* `result`: M_RESULT or a record; valid during the call. */
     void (*reply)(struct node *n, void *client, const struct message *result);
-    /* Copies log bytes that are no longer in a buffer. False: not in memory, and `wait` not set. */
+    /* Copies log bytes that are no longer in a buffer. False: they are not in memory, `wait` is not
+     * set; they were sent for. */
     bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
-    /* Brings log bytes to memory, then calls node_fetched with `again` (owned by the callee). */
-    void (*log_fetch)(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again);
 };
 
 struct node {
@@ -610,14 +610,13 @@ struct node {
     uint64_t keys, value_bytes; /* live ones here */
     struct log log;
     struct bytes inbox, gated; /* mail to itself; mail that waits for the log */
-    bool may_wait; /* the message being handled was fetched for: its bytes may be waited for */
+    struct bytes cold; /* messages that wait for bytes of the log, each after its sender's id */
     struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
     size_t rounds_resting;
     struct request *forwards;
     struct watch *watches[ROUND_BUCKETS];
     struct listing *listings;
     struct sync syncs[SYNCS_MAX];
-    uint64_t next_walk;
     uint64_t repairs;
     bool view_proposed;
     struct bytes view_chosen; /* to be adopted at the end of the event */
@@ -701,6 +700,7 @@ static uint64_t log_append(struct node *n, const struct message *head, const str
         bytes_extend(&log->pending, sizeof(struct log_header));
     uint64_t lsn = log->pending_lsn + log->pending.count;
     struct message *m = message_append(&log->pending, head, body);
+    log->pending_entries++;
     if (m->type == M_ACCEPT)
         m->check = message_check(m, true);
     return lsn;
@@ -724,6 +724,8 @@ static const struct bytes *log_flush(struct node *n)
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log->flight_lsn = log->pending_lsn;
     log->flight_reserve = n->reserve;
+    log->flight_entries = log->pending_entries;
+    log->pending_entries = 0;
     log->pending_lsn += log->pending.count;
     bytes_swap(&log->flight, &log->pending);
     return &log->flight;
@@ -748,7 +750,7 @@ static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
     else if (log->flight.count && lsn >= log->flight_lsn)
         memcpy(to, log->flight.data + (lsn - log->flight_lsn), bytes);
     else
-        return n->hooks->log_read(n, lsn, to, bytes, n->may_wait);
+        return n->hooks->log_read(n, lsn, to, bytes, false);
     return true;
 }
 
@@ -1030,7 +1032,7 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
 /* What was not sent belongs to a view that is no more. */
 static void mail_discard(struct node *n)
 {
-    n->gated.count = n->inbox.count = 0;
+    n->gated.count = n->inbox.count = n->cold.count = 0;
     for (size_t i = 0; i < n->peers_count; i++)
         n->peers[i]->outbox[0].count = n->peers[i]->outbox[1].count = 0;
 }
@@ -1084,7 +1086,7 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
  * with a late time must not lose to one of a new epoch made before it (R7). */
 static bool ballot_allowed(const struct node *n, struct ballot b, struct ballot promised)
 {
-    return ballot_compare(b, promised) >= 0 && (b.time >= promised.time || !RULE(7)) &&
+    return ballot_compare(b, promised) >= 0 && b.time >= promised.time &&
            (b.time > n->reserve_start || !RULE(2));
 }
 
@@ -1148,13 +1150,12 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
     case RECORD_DAMAGED:
         pull_damaged(n, m->partition, e);
         return;
-    case RECORD_COLD: {
-        struct bytes again = {0};
-        *(uint64_t *)bytes_extend(&again, 8) = to->id;
-        message_append(&again, m, &body);
-        n->hooks->log_fetch(n, e->lsn, e->record_bytes, &again);
+    case RECORD_COLD:
+        if (n->cold.count > COLD_BYTES_MAX)
+            n->cold.count = 0;
+        *(uint64_t *)bytes_extend(&n->cold, 8) = to->id;
+        message_append(&n->cold, m, &body);
         return;
-    }
     case RECORD_READ:
         break;
     }
@@ -2006,7 +2007,8 @@ static void round_decide(struct node *n, struct round *r)
 static void read_answer(struct node *n, struct request *q, const struct bytes *record)
 {
     const struct message *m = (const struct message *)record->data;
-    if (record->count == 0 || m->flags & FLAG_TOMBSTONE || !(m->flags & FLAG_RECORD)) {
+    if (record->count == 0 || m->flags & FLAG_TOMBSTONE || !(m->flags & FLAG_RECORD) ||
+        (m->expiry && m->expiry <= n->clock && !RULE(22))) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
@@ -2191,7 +2193,7 @@ static void read_finish(struct node *n, struct round *r)
 {
     const struct message *m = (const struct message *)r->record.data;
     bool live = r->record.count && !(m->flags & FLAG_TOMBSTONE);
-    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE)) {
+    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
         r->again = true; /* expired: a round must say so, not this clock (R22) */
         read_again(n, r);
         return;
@@ -2636,10 +2638,10 @@ static bool transition_is_lost(const struct node *n)
     uint64_t dead = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
         dead |= (uint64_t)evictable(n, i) << i;
-    if (dead & view_members(n->view, 1u << MEMBER_JOINING))
+    if (dead & view_members(n->view, 1u << MEMBER_JOINING) && RULE(21))
         return true;
     for (unsigned p = 0; p < PARTITIONS; p++)
-        if (!majority(n->owners[1][p] & ~dead, n->owners[1][p]))
+        if (!majority(n->owners[1][p] & ~dead, n->owners[1][p]) && RULE(21))
             return true;
     return false;
 }
@@ -3379,7 +3381,8 @@ static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
             return false;
         }
         if (e->flags & FLAG_TOMBSTONE && n->settled && m->partition != VIEWS_PARTITION &&
-            ballot_compare(e->accepted, p->forgotten) <= 0 && is_old(n, e->accepted) &&
+            (ballot_compare(e->accepted, p->forgotten) <= 0 || !RULE(20)) &&
+            is_old(n, e->accepted) &&
             !e->promised)
             entry_forget(n, p, e);
         else
@@ -3401,10 +3404,7 @@ static bool clean_batch(struct node *n, uint64_t *at)
                 *at + h.bytes <= n->log.durable;
     n->log.stuck |= done && !sane;
     if (!done || !sane || !log_read(n, *at, bytes_extend(&batch, h.bytes), h.bytes)) {
-        n->log.fetching = !n->log.stuck;
         bytes_free(&batch);
-        if (n->log.fetching)
-            n->hooks->log_fetch(n, *at, done ? h.bytes : sizeof h, &batch);
         return false;
     }
     bool walked = true;
@@ -3415,9 +3415,6 @@ static bool clean_batch(struct node *n, uint64_t *at)
         i += m ? m->bytes : 0;
     }
     bytes_free(&batch);
-    if (n->log.stuck)
-        say(LEVEL_ERROR, "the log is damaged and cannot be cleaned: replace this node",
-            "lsn=%" PRIu64, *at);
     *at += walked ? h.bytes : 0;
     return walked;
 }
@@ -3429,12 +3426,16 @@ static void clean_tick(struct node *n)
         log->first = log->cleaned;
         log->cleaned_until = 0;
     }
-    if (log->cleaned_until || log->stuck || log->fetching || n->self < 0 ||
+    if (log->cleaned_until || log->stuck || n->self < 0 ||
         log_end(n) - log->first < 2 * log->live_bytes + CLEAN_SLACK_BYTES)
         return;
     uint64_t at = log->first;
     while (at < log->first + CLEAN_STEP_BYTES && at < log->durable && clean_batch(n, &at))
         continue;
+    if (log->stuck) { /* as at start: not without the others */
+        n->gone = majority(live_members(n) & ~self_bit(n), n->voters);
+        say(LEVEL_ERROR, "the log is damaged and cannot be cleaned", "lsn=%" PRIu64, at);
+    }
     log->cleaned = at;
     log->cleaned_until = log_end(n);
 }
@@ -3548,20 +3549,19 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     return true;
 }
 
-/* A message comes again whose bytes were fetched from the disk: this time they may be waited for. */
-static void node_fetched(struct node *n, const struct bytes *again)
+/* Messages that met cold bytes come again: by now these may be in memory. */
+static void cold_retry(struct node *n)
 {
-    if (again->count == 0) {
-        n->log.fetching = false;
-        return;
+    struct bytes cold = n->cold;
+    n->cold = (struct bytes){0};
+    for (size_t at = 0; at < cold.count;) {
+        struct peer *from = peer_find(n, *(const uint64_t *)(cold.data + at));
+        const struct message *m = (const struct message *)(cold.data + at + 8);
+        if (from)
+            message_handle(n, from, m, node_epoch(n));
+        at += 8 + m->bytes;
     }
-    struct peer *from = peer_find(n, *(const uint64_t *)again->data);
-    const struct message *m = (const struct message *)(again->data + 8);
-    n->may_wait = true;
-    if (from && (m->partition == VIEWS_PARTITION || n->view))
-        message_handle(n, from, m, node_epoch(n));
-    n->may_wait = false;
-    node_run(n);
+    bytes_free(&cold);
 }
 
 /* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end. */
@@ -3590,6 +3590,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             round_due(n, r);
         }
     }
+    cold_retry(n);
     forwards_due(n, NULL);
     listings_tick(n, false);
     if (n->view)
@@ -3611,6 +3612,12 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             digests_send(n);
     }
     node_run(n);
+}
+
+/* Whether it wants a tick soon: something waits for a random moment, or for bytes of the log. */
+static bool node_is_restless(const struct node *n)
+{
+    return n->rounds_resting || n->cold.count;
 }
 
 /* An entry of the log, at start. */
@@ -3738,97 +3745,47 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
     view_adopt(n, &first.view);
 }
 
-static void node_free(struct node *n)
-{
-    n->log.live_bytes = 0;
-    for (int i = 0; i <= VIEWS_PARTITION; i++)
-        partition_drop(n, &n->partitions[i]);
-    for (int i = 0; i < ROUND_BUCKETS; i++) {
-        while (n->by_op[i]) {
-            struct round *r = n->by_op[i];
-            while (r->taken)
-                request_free(requests_pop(&r->taken));
-            while (r->waiting)
-                request_free(requests_pop(&r->waiting));
-            round_free(n, r);
-        }
-        while (n->watches[i]) {
-            struct watch *w = n->watches[i];
-            n->watches[i] = w->next;
-            free(w);
-        }
-    }
-    while (n->forwards)
-        request_free(requests_pop(&n->forwards));
-    while (n->listings) {
-        n->listings->failed = true;
-        listing_end(n, n->listings);
-    }
-    for (size_t i = 0; i < n->peers_count; i++) {
-        bytes_free(&n->peers[i]->outbox[0]);
-        bytes_free(&n->peers[i]->outbox[1]);
-        free(n->peers[i]);
-    }
-    for (size_t i = 0; i < n->views_count; i++)
-        free(n->views[i]);
-    sync_reset(n);
-    free(n->views);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox,
-                           &n->gated,       &n->scratch,    &n->view_chosen};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        bytes_free(all[i]);
-    free(n->draft);
-    free(n);
-}
-
 /* === 18 The disk ================================================================================
  *
  * The log's stream of bytes lies in files of one size, named by their number; a batch may span two.
- * The writer thread writes one batch at a time and makes it durable. Space is taken far ahead, so
- * that a full disk is met before anything is promised, and zeros are written a little ahead, as
- * fdatasync over written bytes is faster than growing a file. The fetcher thread brings cold bytes to
- * memory. The loop waits for neither; both wake it by an eventfd.
+ * The log thread writes one batch at a time, makes it durable, and wakes the loop. Space is taken far
+ * ahead, so that a full disk is met before anything is promised; zeros are written a little ahead, as
+ * fdatasync over written bytes is faster than growing a file. The loop never waits for a disk: what is
+ * not in the page cache is sent for, and asked for again at the next tick.
  */
 
-enum { SEGMENT_BYTES = 64 << 20, ZEROS_BYTES = 1 << 20, HISTOGRAM_BOUNDS = 14 };
+enum { SEGMENT_BYTES = 64 << 20, SEGMENTS_MAX = 1 << 14, ZEROS_BYTES = 1 << 20, BOUNDS = 14 };
 
-/* Upper bounds in seconds; one more bucket for what is above. */
-static const double histogram_bounds[HISTOGRAM_BOUNDS] = {
-    .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5};
+/* Upper bounds in seconds; one more bucket is for what is above. */
+static const double histogram_bounds[BOUNDS] = {.0001, .00025, .0005, .001, .0025, .005, .01,
+                                                .025,  .05,    .1,    .25,  .5,    1,    2.5};
 
 struct histogram {
-    uint64_t buckets[HISTOGRAM_BOUNDS + 1], count;
+    uint64_t buckets[BOUNDS + 1], count;
     double sum;
-};
-
-struct fetch {
-    struct fetch *next;
-    uint64_t lsn;
-    size_t bytes;
-    struct bytes again; /* for node_fetched; owned */
 };
 
 struct disk {
     int dir, wake;
     bool sync;
-    uint64_t room_bytes; /* to be taken ahead of the log's end */
-    pthread_t writer, fetcher;
-    pthread_mutex_t lock; /* of all below */
+    uint64_t ahead_bytes; /* space to be taken behind the log's end */
+    pthread_t thread;
+    int files[SEGMENTS_MAX]; /* by number modulo SEGMENTS_MAX, 0: none; opened and closed by the thread */
+    uint64_t oldest;         /* number of the first file */
+    uint64_t taken, zeroed;  /* LSNs up to which there is space, and zeros or data */
+    pthread_mutex_t lock;    /* of what is below */
     pthread_cond_t work;
-    int *files; /* files[number - files_first], -1: not open */
-    uint64_t files_first, files_count;
-    const struct bytes *job; /* the batch to write at job_lsn; null when it is done */
+    const struct bytes *job; /* to be written at job_lsn; null when that is done */
     uint64_t job_lsn, job_first;
+    uint64_t room;
     bool done, full, stop;
-    uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
-    struct fetch *fetches, *fetched;
-    struct histogram fsync_seconds;
+    double sync_seconds; /* that the last one took */
 };
 
 static void histogram_add(struct histogram *h, double value)
 {
     int i = 0;
-    while (i < HISTOGRAM_BOUNDS && value > histogram_bounds[i])
+    while (i < BOUNDS && value > histogram_bounds[i])
         i++;
     h->buckets[i]++;
     h->count++;
@@ -3849,147 +3806,115 @@ static void wake(int event)
         die("eventfd");
 }
 
+enum stream_op { STREAM_READ, STREAM_READ_HOT, STREAM_WRITE, STREAM_TAKE, STREAM_SYNC };
+
+/* One file's part of stream_do. Errors of writing end the process; what cannot be read is zeros,
+ * which no checksum fits. */
+static bool part_do(enum stream_op op, int file, uint8_t *data, size_t bytes, off_t offset)
+{
+    ssize_t count = 0;
+    switch (op) {
+    case STREAM_READ_HOT:
+        count = preadv2(file, &(struct iovec){data, bytes}, 1, offset, RWF_NOWAIT);
+        if (count == (ssize_t)bytes)
+            return true;
+        if (count >= 0 || errno != EOPNOTSUPP) {
+            posix_fadvise(file, offset, (off_t)bytes, POSIX_FADV_WILLNEED);
+            return false;
+        }
+        __attribute__((fallthrough)); /* a file system that cannot tell */
+    case STREAM_READ:
+        for (count = 0; bytes && (count = pread(file, data, bytes, offset)) > 0; offset += count) {
+            data += count;
+            bytes -= (size_t)count;
+        }
+        memset(data, 0, bytes);
+        return true;
+    case STREAM_WRITE:
+        for (; bytes && (count = pwrite(file, data, bytes, offset)) >= 0; offset += count) {
+            data += count;
+            bytes -= (size_t)count;
+        }
+        break;
+    case STREAM_TAKE:
+        errno = posix_fallocate(file, offset, (off_t)bytes);
+        if (errno == ENOSPC || errno == EDQUOT)
+            return false;
+        count = errno ? -1 : 0;
+        break;
+    case STREAM_SYNC:
+        count = fdatasync(file);
+    }
+    if (count < 0)
+        die("the disk failed");
+    return true;
+}
+
 static void segment_name(char name[32], uint64_t number)
 {
     snprintf(name, 32, "%010" PRIu64 ".log", number);
 }
 
-/* The file of that number, made if need be. */
 static int segment_open(struct disk *d, uint64_t number)
 {
-    pthread_mutex_lock(&d->lock);
-    while (number >= d->files_first + d->files_count) {
-        d->files = realloc(d->files, ++d->files_count * sizeof *d->files);
-        if (!d->files)
-            die("out of memory");
-        d->files[d->files_count - 1] = -1;
-    }
-    int *file = &d->files[number - d->files_first];
-    if (*file < 0) {
-        char name[32];
-        segment_name(name, number);
-        *file = openat(d->dir, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-        if (*file < 0 || fsync(d->dir) < 0)
-            die("cannot open a file of the log");
-    }
-    int open = *file;
-    pthread_mutex_unlock(&d->lock);
-    return open;
+    int *file = &d->files[number % SEGMENTS_MAX];
+    char name[32];
+    segment_name(name, number);
+    if (!*file && ((*file = openat(d->dir, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600)) < 0 ||
+                   fsync(d->dir) < 0))
+        die("cannot open a file of the log");
+    return *file;
 }
 
-/* Calls `each` for the parts of a range of the stream, one a file. Stops at the first false. */
-static bool stream_walk(struct disk *d, uint64_t lsn, uint64_t bytes, void *data,
-                        bool (*each)(int file, void *data, size_t bytes, off_t offset))
+/* Does `op` to a range of the stream, file by file; `data` may be null where op needs none. */
+static bool stream_do(struct disk *d, enum stream_op op, uint64_t lsn, void *data, uint64_t bytes)
 {
-    while (bytes) {
-        uint64_t offset = lsn % SEGMENT_BYTES, part = min_u64(bytes, SEGMENT_BYTES - offset);
-        if (!each(segment_open(d, lsn / SEGMENT_BYTES), data, part, (off_t)offset))
+    for (uint64_t part, at = 0; at < bytes; at += part) {
+        uint64_t offset = (lsn + at) % SEGMENT_BYTES;
+        part = min_u64(bytes - at, SEGMENT_BYTES - offset);
+        if (!part_do(op, segment_open(d, (lsn + at) / SEGMENT_BYTES),
+                     data ? (uint8_t *)data + at : NULL, part, (off_t)offset))
             return false;
-        lsn += part;
-        bytes -= part;
-        data = data ? (uint8_t *)data + part : NULL;
     }
     return true;
 }
 
-static bool part_write(int file, void *data, size_t bytes, off_t offset)
-{
-    while (bytes) {
-        ssize_t count = pwrite(file, data, bytes, offset);
-        if (count < 0)
-            die("cannot write the log");
-        data = (uint8_t *)data + count;
-        bytes -= (size_t)count;
-        offset += count;
-    }
-    return true;
-}
-
-static bool part_sync(int file, void *data, size_t bytes, off_t offset)
-{
-    (void)data, (void)bytes, (void)offset;
-    if (fdatasync(file) < 0)
-        die("cannot make the log durable");
-    return true;
-}
-
-static bool part_take(int file, void *data, size_t bytes, off_t offset)
-{
-    (void)data;
-    int error = posix_fallocate(file, offset, (off_t)bytes);
-    if (error && error != ENOSPC && error != EDQUOT) {
-        errno = error;
-        die("cannot take space for the log");
-    }
-    return !error;
-}
-
-/* What cannot be read is damaged: zeros have no valid checksum. */
-static bool part_read(int file, void *data, size_t bytes, off_t offset)
-{
-    ssize_t count;
-    while (bytes && (count = pread(file, data, bytes, offset)) > 0) {
-        data = (uint8_t *)data + count;
-        bytes -= (size_t)count;
-        offset += count;
-    }
-    memset(data, 0, bytes);
-    return true;
-}
-
-static bool part_read_hot(int file, void *data, size_t bytes, off_t offset)
-{
-    struct iovec to = {data, bytes};
-    ssize_t count = preadv2(file, &to, 1, offset, RWF_NOWAIT);
-    if (count < 0 && errno == EOPNOTSUPP)
-        return part_read(file, data, bytes, offset);
-    return count == (ssize_t)bytes;
-}
-
-/* Takes space and writes zeros ahead of `end`, the log's end when the batch at hand is written. */
+/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. */
 static void disk_extend(struct disk *d, uint64_t end)
 {
-    static const uint8_t zeros[ZEROS_BYTES];
-    bool full = false;
-    while (d->taken < end + d->room_bytes && !full) {
-        uint64_t step = min_u64(end + d->room_bytes - d->taken, 4 * ZEROS_BYTES);
-        full = !stream_walk(d, d->taken, step, NULL, part_take);
-        d->taken += full ? 0 : step;
+    static uint8_t zeros[ZEROS_BYTES];
+    d->full = false;
+    while (d->taken < end + d->ahead_bytes && !d->full) {
+        uint64_t step = min_u64(end + d->ahead_bytes - d->taken, ZEROS_BYTES);
+        d->full = !stream_do(d, STREAM_TAKE, d->taken, NULL, step);
+        d->taken += d->full ? 0 : step;
     }
-    d->full = full;
-    while (d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken) {
-        stream_walk(d, d->zeroed, ZEROS_BYTES, (void *)zeros, part_write);
-        d->zeroed += ZEROS_BYTES;
-    }
+    for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken;
+         d->zeroed += ZEROS_BYTES)
+        stream_do(d, STREAM_WRITE, d->zeroed, zeros, ZEROS_BYTES);
+    d->room = d->taken - min_u64(d->taken, end);
 }
 
-static void disk_remove(struct disk *d, uint64_t first)
+/* Writes a batch and makes it durable; then removes the files that are wholly below `first`. */
+static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
 {
-    while (d->files_count > 1 && (d->files_first + 1) * SEGMENT_BYTES <= first) {
-        char name[32];
-        segment_name(name, d->files_first);
-        pthread_mutex_lock(&d->lock);
-        if (d->files[0] >= 0)
-            close(d->files[0]);
-        memmove(d->files, d->files + 1, --d->files_count * sizeof *d->files);
-        d->files_first++;
-        pthread_mutex_unlock(&d->lock);
+    char name[32];
+    disk_extend(d, lsn + batch->count);
+    stream_do(d, STREAM_WRITE, lsn, batch->data, batch->count);
+    d->zeroed = max_u64(d->zeroed, lsn + batch->count);
+    uint64_t start = clock_us(CLOCK_MONOTONIC);
+    if (d->sync)
+        stream_do(d, STREAM_SYNC, lsn, NULL, batch->count);
+    d->sync_seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
+    for (; (d->oldest + 1) * SEGMENT_BYTES <= first; d->oldest++) {
+        close(segment_open(d, d->oldest));
+        d->files[d->oldest % SEGMENTS_MAX] = 0;
+        segment_name(name, d->oldest);
         unlinkat(d->dir, name, 0);
     }
 }
 
-static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn)
-{
-    disk_extend(d, lsn + batch->count);
-    stream_walk(d, lsn, batch->count, batch->data, part_write);
-    d->zeroed = max_u64(d->zeroed, lsn + batch->count);
-    uint64_t start = clock_us(CLOCK_MONOTONIC);
-    if (d->sync)
-        stream_walk(d, lsn, batch->count, NULL, part_sync);
-    histogram_add(&d->fsync_seconds, (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6);
-}
-
-static void *disk_writer(void *arg)
+static void *disk_thread(void *arg)
 {
     struct disk *d = arg;
     pthread_mutex_lock(&d->lock);
@@ -3999,8 +3924,7 @@ static void *disk_writer(void *arg)
             continue;
         }
         pthread_mutex_unlock(&d->lock);
-        disk_write(d, d->job, d->job_lsn);
-        disk_remove(d, d->job_first);
+        disk_write(d, d->job, d->job_lsn, d->job_first);
         pthread_mutex_lock(&d->lock);
         d->job = NULL;
         d->done = true;
@@ -4010,82 +3934,58 @@ static void *disk_writer(void *arg)
     return NULL;
 }
 
-static void *disk_fetcher(void *arg)
+static void disk_submit(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
 {
-    struct disk *d = arg;
     pthread_mutex_lock(&d->lock);
-    while (!d->stop) {
-        struct fetch *f = d->fetches;
-        if (!f) {
-            pthread_cond_wait(&d->work, &d->lock);
-            continue;
-        }
-        d->fetches = f->next;
-        pthread_mutex_unlock(&d->lock);
-        uint8_t *bytes = allocate(f->bytes);
-        stream_walk(d, f->lsn, f->bytes, bytes, part_read);
-        free(bytes);
-        pthread_mutex_lock(&d->lock);
-        f->next = d->fetched;
-        d->fetched = f;
-        wake(d->wake);
-    }
+    d->job = batch;
+    d->job_lsn = lsn;
+    d->job_first = first;
+    pthread_cond_signal(&d->work);
     pthread_mutex_unlock(&d->lock);
-    return NULL;
 }
 
-/* Finds the files in the folder; `start` and `end` are the stream's. */
+static int is_segment(const struct dirent *e)
+{
+    return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
+}
+
+/* Opens the folder of a log; `start` and `end` are those of the stream that its files hold. */
 static void disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
 {
-    d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (d->dir < 0)
-        die("cannot open the folder of the log");
-    pthread_mutex_init(&d->lock, NULL);
-    pthread_cond_init(&d->work, NULL);
     struct dirent **names;
-    int count = scandir(path, &names, NULL, alphasort);
-    uint64_t last = 0;
-    bool found = false;
-    for (int i = 0; i < count; i++) {
-        char *tail;
-        uint64_t number = strtoull(names[i]->d_name, &tail, 10);
-        if (strcmp(tail, ".log") == 0) {
-            d->files_first = found ? d->files_first : number;
-            found = true;
-            last = number;
-        }
-        free(names[i]);
-    }
-    free(names);
-    *start = d->files_first * SEGMENT_BYTES;
-    struct stat last_file = {0};
-    if (found && fstat(segment_open(d, last), &last_file) < 0)
+    int count = scandir(path, &names, is_segment, alphasort);
+    struct stat file = {0};
+    d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d->dir < 0 || count < 0)
+        die("cannot open the folder of the log");
+    uint64_t last = count ? strtoull(names[count - 1]->d_name, NULL, 10) : 0;
+    d->oldest = count ? strtoull(names[0]->d_name, NULL, 10) : 0;
+    if (count && fstat(segment_open(d, last), &file) < 0)
         die("cannot read the log");
-    *end = last * SEGMENT_BYTES + (uint64_t)last_file.st_size;
+    *start = d->oldest * SEGMENT_BYTES;
+    *end = last * SEGMENT_BYTES + (uint64_t)file.st_size;
+    while (count > 0)
+        free(names[--count]);
+    free(names);
+}
+
+static void disk_stop(struct disk *d)
+{
+    pthread_mutex_lock(&d->lock);
+    d->stop = true;
+    pthread_cond_signal(&d->work);
+    pthread_mutex_unlock(&d->lock);
+    pthread_join(d->thread, NULL);
 }
 
 /* Begins to write behind `end`, the log's end as it was recovered. */
 static void disk_start(struct disk *d, uint64_t end)
 {
     d->taken = d->zeroed = end;
-    if (pthread_create(&d->writer, NULL, disk_writer, d) ||
-        pthread_create(&d->fetcher, NULL, disk_fetcher, d))
+    pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->work, NULL);
+    if (pthread_create(&d->thread, NULL, disk_thread, d))
         die("cannot start a thread");
-}
-
-static void disk_close(struct disk *d)
-{
-    pthread_mutex_lock(&d->lock);
-    d->stop = true;
-    pthread_cond_broadcast(&d->work);
-    pthread_mutex_unlock(&d->lock);
-    pthread_join(d->writer, NULL);
-    pthread_join(d->fetcher, NULL);
-    for (uint64_t i = 0; i < d->files_count; i++)
-        if (d->files[i] >= 0)
-            close(d->files[i]);
-    free(d->files);
-    close(d->dir);
 }
 
 /* === 19 The server, and its wire ================================================================
@@ -4100,6 +4000,7 @@ enum {
     TICK_MS = 20,
     METHODS = 6,
     CODES = 600,
+    DAMAGED_TRIES = 10, /* leases to wait for a healthy node when the log is damaged */
     BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
 };
 
@@ -4113,6 +4014,7 @@ struct options {
 
 struct server {
     struct options options;
+    char **arguments;
     struct node *node;
     struct disk disk;
     struct MHD_Daemon *daemon;
@@ -4123,7 +4025,7 @@ struct server {
     struct call *calls; /* suspended ones */
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
-    struct histogram seconds[METHODS], batch_records;
+    struct histogram seconds[METHODS], batch_records, fsync_seconds;
     uint64_t next_tick, ticks;
 };
 
@@ -4448,7 +4350,7 @@ static void print_histogram(struct bytes *out, const char *name, const char *lab
     const char *comma = *label ? "," : "", *left = *label ? "{" : "", *right = *label ? "}" : "";
     if (help)
         bytes_print(out, "# HELP %s %s\n# TYPE %s histogram\n", name, help, name);
-    for (int i = 0; i < HISTOGRAM_BOUNDS; i++) {
+    for (int i = 0; i < BOUNDS; i++) {
         count += h->buckets[i];
         bytes_print(out, "%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma,
                     histogram_bounds[i] * unit, count);
@@ -4562,7 +4464,7 @@ static void print_metrics(struct bytes *out, const struct server *s)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         print_sample(out, rows[i].name, rows[i].labels, rows[i].help, rows[i].value);
     print_histogram(out, "estoraje_fsync_duration_seconds", "",
-                    "Making a batch of the log durable.", 1, &s->disk.fsync_seconds);
+                    "Making a batch of the log durable.", 1, &s->fsync_seconds);
     print_histogram(out, "estoraje_batch_records", "", "Records in a batch of the log.", BATCH_UNIT,
                     &s->batch_records);
     print_requests(out, s);
@@ -5440,28 +5342,31 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 
 /* === 22 The program ============================================================================= */
 
+static void usage_error(const char *message)
+{
+    fprintf(stderr, "estoraje: %s\nTry estoraje --help.\n", message);
+    exit(2);
+}
+
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     struct server *s = n->world;
-    return stream_walk(&s->disk, lsn, bytes, to, wait ? part_read : part_read_hot);
+    return stream_do(&s->disk, wait ? STREAM_READ : STREAM_READ_HOT, lsn, to, bytes);
 }
 
-static void server_log_fetch(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again)
+static const struct hooks server_hooks = {http_reply, server_log_read};
+
+/* Hands the log's next batch to its thread. */
+static void log_submit(struct server *s)
 {
-    struct server *s = n->world;
-    struct fetch *f = allocate(sizeof *f);
-    *f = (struct fetch){NULL, lsn, bytes, *again};
-    *again = (struct bytes){0};
-    pthread_mutex_lock(&s->disk.lock);
-    f->next = s->disk.fetches;
-    s->disk.fetches = f;
-    pthread_cond_broadcast(&s->disk.work);
-    pthread_mutex_unlock(&s->disk.lock);
+    const struct bytes *batch = log_flush(s->node);
+    if (!batch)
+        return;
+    histogram_add(&s->batch_records, (double)s->node->log.flight_entries / BATCH_UNIT);
+    disk_submit(&s->disk, batch, s->node->log.flight_lsn, s->node->log.first);
 }
 
-static const struct hooks server_hooks = {http_reply, server_log_read, server_log_fetch};
-
-/* What the threads have done since. */
+/* Takes note of what the log's thread has done. */
 static void disk_events(struct server *s)
 {
     struct disk *d = &s->disk;
@@ -5471,136 +5376,99 @@ static void disk_events(struct server *s)
     pthread_mutex_lock(&d->lock);
     bool done = d->done;
     d->done = false;
-    uint64_t room = d->taken - min_u64(d->taken, s->node->log.flight_lsn + s->node->log.flight.count);
-    s->node->log.full = d->full;
-    struct fetch *fetched = d->fetched;
-    d->fetched = NULL;
     pthread_mutex_unlock(&d->lock);
-    if (done)
-        node_durable(s->node, room);
-    while (fetched) {
-        struct fetch *next = fetched->next;
-        node_fetched(s->node, &fetched->again);
-        bytes_free(&fetched->again);
-        free(fetched);
-        fetched = next;
-    }
-}
-
-static void disk_submit(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
-{
-    pthread_mutex_lock(&d->lock);
-    d->job = batch;
-    d->job_lsn = lsn;
-    d->job_first = first;
-    pthread_cond_broadcast(&d->work);
-    pthread_mutex_unlock(&d->lock);
-}
-
-static void log_submit(struct server *s)
-{
-    const struct bytes *batch = log_flush(s->node);
-    if (!batch)
+    if (!done)
         return;
-    double records = 0;
-    for (size_t at = sizeof(struct log_header); at < batch->count; records++)
-        at += ((const struct message *)(batch->data + at))->bytes;
-    histogram_add(&s->batch_records, records / BATCH_UNIT);
-    disk_submit(&s->disk, batch, s->node->log.flight_lsn, s->node->log.first);
+    histogram_add(&s->fsync_seconds, d->sync_seconds);
+    s->node->log.full = d->full;
+    node_durable(s->node, d->room);
 }
 
-static void server_node(struct server *s, uint64_t id)
+static uint64_t random_u64(void)
+{
+    uint64_t random = 0;
+    while (random == 0)
+        if (getrandom(&random, sizeof random, 0) != sizeof random)
+            die("getrandom");
+    return random;
+}
+
+static struct node *server_node(struct server *s, uint64_t id)
 {
     const struct options *o = &s->options;
-    uint64_t random;
-    if (getrandom(&random, sizeof random, 0) != sizeof random)
-        die("getrandom");
-    struct node *n = s->node = node_new(id, random, o->advertise, &server_hooks, s);
+    struct node *n = node_new(id, random_u64(), o->advertise, &server_hooks, s);
     n->now = clock_us(CLOCK_MONOTONIC);
     n->wall = clock_us(CLOCK_REALTIME);
     n->lease = o->lease;
     n->evict_after = o->evict_after;
     n->weight = (uint32_t)o->weight;
     snprintf(n->zone, sizeof n->zone, "%s", o->zone);
+    return n;
 }
 
-static void folder_of(const struct server *s, char path[PATH_MAX], uint64_t id, const char *suffix)
+/* Renames a node's folder; each is named by its id, and what follows says what is the matter. */
+static void folder_rename(const char *data, uint64_t id, const char *from, const char *to)
 {
-    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", s->options.data, id, suffix);
-}
-
-static void rename_or_die(const char *from, const char *to)
-{
-    if (rename(from, to) < 0)
+    char before[PATH_MAX], after[PATH_MAX];
+    snprintf(before, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, from);
+    snprintf(after, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, to);
+    if (rename(before, after) < 0)
         die("cannot rename a folder of the data directory");
 }
 
-/* Begins anew with a new id and an empty log, keeping only the views (R17). The views are made
- * durable in a folder of the new id; then the old folder is moved aside, and the new one is given its
- * name: a start in between finds the new one and finishes this. */
-static void server_rebirth(struct server *s)
+static void folder_make(char path[PATH_MAX], const char *data, uint64_t id, const char *suffix)
 {
-    char old[PATH_MAX], aside[PATH_MAX], made[PATH_MAX], final[PATH_MAX];
-    struct node *before = s->node;
-    uint64_t id, start, end;
-    if (getrandom(&id, sizeof id, 0) != sizeof id)
-        die("getrandom");
-    folder_of(s, old, before->id, "");
-    folder_of(s, aside, before->id, ".old");
-    folder_of(s, made, id, ".new");
-    folder_of(s, final, id, "");
-    say(LEVEL_WARN, "beginning anew with a new id", "old=%016" PRIx64 " new=%016" PRIx64, before->id, id);
-    if (mkdir(made, 0700) < 0)
+    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, suffix);
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
         die("cannot make a folder in the data directory");
-    if (s->disk.files || s->disk.dir)
-        disk_close(&s->disk);
-    s->disk = (struct disk){.wake = s->wake, .sync = s->disk.sync, .room_bytes = s->disk.room_bytes};
-    server_node(s, id);
-    disk_open(&s->disk, made, &start, &end);
-    for (size_t e = 0; before->view && e < before->view->epoch; e++) {
-        if (!before->views[e])
-            continue;
-        views_keep(s->node, before->views[e]);
-        s->node->view = s->node->views[e];
-        log_append(s->node,
-                   &(struct message){.type = M_VIEW,
-                                     .flags = FLAG_WHOLE,
-                                     .value_bytes = (uint32_t)view_bytes(s->node->view)},
-                   &(struct body){.value = s->node->view});
-    }
-    if (s->node->view)
-        view_apply(s->node);
-    clock_reserve(s->node);
-    disk_write(&s->disk, log_flush(s->node), 0);
-    rename_or_die(old, aside);
-    rename_or_die(made, final);
-    disk_start(&s->disk, s->node->log.flight_lsn + s->node->log.flight.count);
-    s->disk.done = true;
-    wake(s->wake);
-    node_free(before);
 }
 
-/* Whether a voter other than this node says that it holds a lease: then a majority lives without us. */
+/* Begins anew with a new id and an empty log, keeping only the views (R17): these are made durable in
+ * a new folder, the old one is moved aside, the new one gets its name, and the program starts again.
+ * A start between the two renames finishes them. */
+__attribute__((noreturn)) static void server_rebirth(struct server *s)
+{
+    static struct disk made;
+    char path[PATH_MAX];
+    uint64_t id = random_u64(), start, end;
+    struct node *n = server_node(s, id);
+    say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, id);
+    folder_make(path, s->options.data, id, ".new");
+    made = (struct disk){.sync = true, .wake = s->wake};
+    disk_open(&made, path, &start, &end);
+    for (size_t e = 0; e < s->node->views_count; e++) {
+        const struct view *v = s->node->views[e];
+        struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
+        m.value_bytes = (uint32_t)view_bytes(v);
+        log_append(n, &m, &(struct body){.value = v});
+    }
+    clock_reserve(n);
+    disk_write(&made, log_flush(n), 0, 0);
+    folder_rename(s->options.data, s->node->id, "", ".old");
+    folder_rename(s->options.data, id, ".new", "");
+    close_range(3, UINT_MAX, 0);
+    execv("/proc/self/exe", s->arguments);
+    die("cannot start again");
+}
+
+/* Whether a voter other than this node holds a lease: then a majority lives without us. */
 static bool others_are_healthy(struct server *s)
 {
     const struct node *n = s->node;
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+    bool healthy = false;
+    for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++) {
         char url[128];
         CURL *easy = curl_easy_init();
-        if (n->view->members[i].id == n->id || !easy)
-            continue;
         snprintf(url, sizeof url, "%s://%s/_health", s->options.tls_cert ? "https" : "http",
                  n->view->members[i].address);
         curl_common(s, easy);
         curl_easy_setopt(easy, CURLOPT_URL, url);
         curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
         curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
-        bool healthy = curl_easy_perform(easy) == CURLE_OK;
+        healthy = (int)i != n->self && curl_easy_perform(easy) == CURLE_OK;
         curl_easy_cleanup(easy);
-        if (healthy)
-            return true;
     }
-    return false;
+    return healthy;
 }
 
 static int is_node_folder(const struct dirent *e)
@@ -5609,94 +5477,72 @@ static int is_node_folder(const struct dirent *e)
            (e->d_name[16] == 0 || strcmp(e->d_name + 16, ".new") == 0);
 }
 
-/* The id whose folder is in the data directory, or a new one. True: it is used. */
-static bool find_folder(struct server *s, uint64_t *id)
+/* The id whose folder is in the data directory; 0: none. */
+static uint64_t folder_find(const char *data)
 {
     struct dirent **names;
-    char from[PATH_MAX], to[PATH_MAX];
-    int count = scandir(s->options.data, &names, is_node_folder, alphasort);
-    bool whole = false, made = false;
-    uint64_t newest = 0;
-    for (int i = 0; i < count; i++) {
-        uint64_t found = strtoull(names[i]->d_name, NULL, 16);
-        whole |= names[i]->d_name[16] == 0;
-        made |= names[i]->d_name[16] != 0;
-        *id = names[i]->d_name[16] ? *id : found;
-        newest = names[i]->d_name[16] ? found : newest;
-        free(names[i]);
+    uint64_t whole = 0, made = 0;
+    int count = scandir(data, &names, is_node_folder, alphasort);
+    while (count-- > 0) {
+        *(names[count]->d_name[16] ? &made : &whole) = strtoull(names[count]->d_name, NULL, 16);
+        free(names[count]);
     }
     free(names);
-    if (whole || !made)
-        return whole;
-    *id = newest; /* it was stopped between the two renames of server_rebirth */
-    folder_of(s, from, newest, ".new");
-    folder_of(s, to, newest, "");
-    rename_or_die(from, to);
-    return true;
+    if (!whole && made) /* it was stopped between the renames of server_rebirth */
+        folder_rename(data, made, ".new", "");
+    return whole ? whole : made;
 }
 
-static void usage_error(const char *message)
+/* Makes the data directory if need be, and takes it for this process alone. */
+static void data_lock(const char *data)
 {
-    fprintf(stderr, "estoraje: %s\nTry estoraje --help.\n", message);
-    exit(2);
-}
-
-static void server_open(struct server *s)
-{
-    struct options *o = &s->options;
     char path[PATH_MAX];
-    uint64_t id = 0, start, end;
-    for (char *at = strchr(o->data + 1, '/');; at = strchr(at + 1, '/')) {
-        snprintf(path, sizeof path, "%.*s", at ? (int)(at - o->data) : PATH_MAX - 1, o->data);
+    for (const char *at = strchr(data + 1, '/');; at = strchr(at + 1, '/')) {
+        snprintf(path, sizeof path, "%.*s", at ? (int)(at - data) : PATH_MAX - 8, data);
         if (mkdir(path, 0700) < 0 && errno != EEXIST)
             die("cannot make the data directory");
         if (!at)
             break;
     }
-    snprintf(path, sizeof path, "%s/lock", o->data);
+    strcat(path, "/lock");
     int lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0)
         die("another process uses this data directory");
-    bool used = find_folder(s, &id);
-    if (!used && !o->bootstrap && !o->join)
-        usage_error("the data directory is empty: say --bootstrap for a new cluster, or --join");
-    if (!used && o->bootstrap && o->join)
-        usage_error("--bootstrap begins a new cluster, --join enters one: say one of them");
-    while (id == 0)
-        if (getrandom(&id, sizeof id, 0) != sizeof id)
-            die("getrandom");
-    folder_of(s, path, id, "");
-    if (!used && mkdir(path, 0700) < 0)
-        die("cannot make a folder in the data directory");
-    server_node(s, id);
-    disk_open(&s->disk, path, &start, &end);
-    bool whole = node_recover(s->node, start, end);
-    for (int tries = 0; !whole; tries++) {
-        say(LEVEL_ERROR, "the log is damaged", "folder=%s", path);
-        if (tries == 10)
-            die("the log is damaged, and no other node is healthy: restore this folder, or give the "
-                "cluster a new node");
-        usleep(s->options.lease);
-        whole = others_are_healthy(s);
-        if (whole)
-            s->node->gone = true;
-    }
-    disk_start(&s->disk, s->node->log.pending_lsn);
-    if (s->node->log.flight.count)
-        disk_submit(&s->disk, &s->node->log.flight, s->node->log.flight_lsn, s->node->log.first);
-    struct node *n = s->node;
-    if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
-        usleep((useconds_t)(n->reserve - n->wall));
-    if (!used && o->bootstrap)
-        node_bootstrap(n, (uint32_t)o->replicas);
 }
 
-static void join_seeds(struct server *s)
+/* Reads the log into a node; makes it a member of a new cluster, or one that asks to join. */
+static void server_open(struct server *s)
 {
-    char *list = strdup(s->options.join ? s->options.join : ""), *save;
-    for (char *one = strtok_r(list, ",", &save); one; one = strtok_r(NULL, ",", &save))
-        if (s->node->self < 0 && strcmp(one, s->options.advertise) != 0)
-            peer_make(s->node, 0, one);
+    struct options *o = &s->options;
+    char path[PATH_MAX], *save;
+    uint64_t start, end;
+    data_lock(o->data);
+    uint64_t found = folder_find(o->data), id = found ? found : random_u64();
+    if (!found && !o->bootstrap == !o->join)
+        usage_error("the data directory is empty: say --bootstrap for a new cluster, or else --join");
+    folder_make(path, o->data, id, "");
+    disk_open(&s->disk, path, &start, &end);
+    struct node *n = s->node = server_node(s, id);
+    bool whole = node_recover(n, start, end);
+    for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
+        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
+        if (tries == DAMAGED_TRIES)
+            die("the log is damaged: restore it, or move its folder away and join other nodes");
+        usleep((useconds_t)o->lease);
+    }
+    if (!whole)
+        server_rebirth(s);
+    disk_start(&s->disk, n->log.pending_lsn);
+    if (n->log.flight.count)
+        disk_submit(&s->disk, &n->log.flight, n->log.flight_lsn, n->log.first);
+    if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
+        usleep((useconds_t)(n->reserve - n->wall));
+    n->wall = clock_us(CLOCK_REALTIME);
+    if (!found && o->bootstrap)
+        node_bootstrap(n, (uint32_t)o->replicas);
+    char *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
+    for (char *one = list ? strtok_r(list, ",", &save) : NULL; one; one = strtok_r(NULL, ",", &save))
+        peer_make(n, 0, one);
     free(list);
 }
 
@@ -5792,13 +5638,13 @@ static void server_turn(struct server *s)
                                    {s->wake, CURL_WAIT_POLLIN, 0}};
     MHD_UNSIGNED_LONG_LONG ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
-    curl_multi_poll(s->multi, files, 2, ready ? 0 : s->node->rounds_resting ? 2 : TICK_MS, NULL);
+    curl_multi_poll(s->multi, files, 2, ready ? 0 : node_is_restless(s->node) ? 2 : TICK_MS, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
     s->resumed = false;
     disk_events(s);
     MHD_run(s->daemon);
-    if (s->next_tick <= s->node->now || s->node->rounds_resting) {
+    if (s->next_tick <= s->node->now || node_is_restless(s->node)) {
         s->next_tick = s->node->now + TICK_MS * MS;
         node_tick(s->node, s->node->now, s->node->wall);
         links_check(s);
@@ -5842,8 +5688,7 @@ static void server_stop(struct server *s)
     MHD_run(s->daemon);
     links_close(s);
     MHD_stop_daemon(s->daemon);
-    disk_close(&s->disk);
-    node_free(s->node);
+    disk_stop(&s->disk);
     curl_multi_cleanup(s->multi);
     curl_global_cleanup();
 }
@@ -5965,6 +5810,7 @@ int main(int count, char **arguments)
 {
     static struct server s;
     options_read(&s.options, count, arguments);
+    s.arguments = arguments;
     s.wake = stop_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     struct sigaction act = {.sa_handler = on_signal};
     sigaction(SIGTERM, &act, NULL);
@@ -5984,11 +5830,10 @@ int main(int count, char **arguments)
     s.multi = curl_multi_init();
     s.disk.wake = s.wake;
     s.disk.sync = s.options.sync == 1;
-    s.disk.room_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
+    s.disk.ahead_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
         say(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");
     server_open(&s);
-    join_seeds(&s);
     server_listen(&s);
     say(LEVEL_INFO, "serving", "version=" VERSION " node=%016" PRIx64 " listen=%s keys=%" PRIu64,
         s.node->id, s.options.listen, s.node->keys);

@@ -9,7 +9,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <ftw.h>
 #include <limits.h>
 #include <math.h>
@@ -107,14 +106,16 @@ bool harness_wants(const TTest *test)
 void harness_begin(const char *name)
 {
     const char *base = getenv("TMPDIR");
-    snprintf(folder_of_all, sizeof folder_of_all, "%s/estoraje-%s-XXXXXX", base ? base : "/tmp", name);
+    snprintf(folder_of_all, sizeof folder_of_all, "%s/estoraje-%s-XXXXXX", base ? base : "/tmp",
+             name);
     if (!mkdtemp(folder_of_all)) {
         perror(folder_of_all);
         exit(1);
     }
     chmod(folder_of_all, 0755); /* nginx's workers may be another user */
     environment_clean();
-    setenv("PATH", text("%s:/usr/sbin:/sbin", getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin"), 1);
+    setenv("PATH", text("%s:/usr/sbin:/sbin", getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin"),
+           1);
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
     curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -141,7 +142,9 @@ static bool log_show_if_one(const char *path, size_t bytes, void *context)
 {
     (void)bytes;
     (void)context;
-    if (strlen(path) > 7 && !strcmp(path + strlen(path) - 7, ".stderr"))
+    size_t length = strlen(path);
+    if (length > 9 &&
+        (!strcmp(path + length - 7, ".stderr") || !strcmp(path + length - 9, "error.log")))
         log_show_end(path);
     return true;
 }
@@ -198,8 +201,8 @@ int free_port(void)
 }
 
 /* In the child: nothing here may allocate, other threads may have held the lock. */
-static void process_become(const char *const *argv, char *const *environment, const char *output, int death,
-                           pid_t parent)
+static void process_become(const char *const *argv, char *const *environment, const char *output,
+                           int death, pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, death);
     if (getppid() != parent)
@@ -219,7 +222,8 @@ static void process_become(const char *const *argv, char *const *environment, co
     _exit(127);
 }
 
-pid_t process_start(const char *const *argv, const char *const *environment, const char *output, int death)
+pid_t process_start(const char *const *argv, const char *const *environment, const char *output,
+                    int death)
 {
     extern char **environ;
     enum { MORE = 16 };
@@ -336,7 +340,8 @@ static int walk_one(const char *path, const struct stat *s, int type, struct FTW
     return type == FTW_F && S_ISREG(s->st_mode) && !walk.f(path, (size_t)s->st_size, walk.context);
 }
 
-void folder_walk(const char *path, bool (*f)(const char *path, size_t bytes, void *context), void *context)
+void folder_walk(const char *path, bool (*f)(const char *path, size_t bytes, void *context),
+                 void *context)
 {
     walk.f = f;
     walk.context = context;
@@ -526,7 +531,8 @@ struct response put(const char *url, const char *path, const char *value)
     return http(url, "PUT", path, NULL, value, strlen(value));
 }
 
-int status_of(const char *url, const char *method, const char *path, const char *headers, const char *body)
+int status_of(const char *url, const char *method, const char *path, const char *headers,
+              const char *body)
 {
     struct response r = http(url, method, path, headers, body, body ? strlen(body) : 0);
     int status = r.status;
@@ -786,7 +792,8 @@ struct pipe_way {
 
 static bool way_cut(const struct pipe_way *w)
 {
-    return w->from >= 0 && w->to >= 0 && __atomic_load_n(&w->proxy->cluster->cut[w->from][w->to], __ATOMIC_SEQ_CST);
+    return w->from >= 0 && w->to >= 0 &&
+           __atomic_load_n(&w->proxy->cluster->cut[w->from][w->to], __ATOMIC_SEQ_CST);
 }
 
 static void *way_run(void *argument)
@@ -837,7 +844,8 @@ static unsigned long socket_inode(int port, int other)
     while (f && !inode && fgets(line, sizeof line, f)) {
         unsigned local, remote;
         unsigned long found;
-        if (sscanf(line, " %*d: %*8x:%4x %*8x:%4x %*x %*x:%*x %*x:%*x %*x %*u %*u %lu", &local, &remote, &found) == 3 &&
+        if (sscanf(line, " %*d: %*8x:%4x %*8x:%4x %*x %*x:%*x %*x:%*x %*x %*u %*u %lu", &local,
+                   &remote, &found) == 3 &&
             (int)local == port && (int)remote == other)
             inode = found;
     }
@@ -984,7 +992,8 @@ static char *join_list(const struct cluster *c, int i)
     for (int other = 0; other < c->count; other++) {
         char *data = in_folder(c->nodes[other].folder, "data");
         if (other != i && (c->nodes[other].pid || !folder_empty(data)))
-            list = list ? text("%s,%s", list, c->nodes[other].address) : strdup(c->nodes[other].address);
+            list = list ? text("%s,%s", list, c->nodes[other].address)
+                        : strdup(c->nodes[other].address);
         free(data);
     }
     return list;
@@ -1062,7 +1071,8 @@ double node_metric(const struct node *n, const char *name)
     struct response r = get(n->url, "/_metrics");
     size_t length = strlen(name);
     double value = NAN;
-    for (char *line = r.body; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+    for (char *line = r.body; line && *line;
+         line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
         if (!strncmp(line, name, length) && line[length] == ' ')
             value = strtod(line + length, NULL);
     response_free(&r);
@@ -1156,8 +1166,8 @@ struct cluster *cluster_start_proxied(int nodes, const char *const *extra_option
 
 static void log_check(const char *path)
 {
-    static const char *const complaints[] = {"AddressSanitizer", "LeakSanitizer", "ThreadSanitizer", "runtime error:",
-                                             "Assertion"};
+    static const char *const complaints[] = {"AddressSanitizer", "LeakSanitizer", "ThreadSanitizer",
+                                             "runtime error:", "Assertion"};
     char *log = file_read(path, NULL);
     for (size_t i = 0; log && i < sizeof complaints / sizeof *complaints; i++)
         REQUIRE(!strstr(log, complaints[i]), "%s: %.2000s", path, strstr(log, complaints[i]));
@@ -1198,7 +1208,8 @@ static void nginx_configure(const struct cluster *c)
         if (!at || line[strspn(line, " ")] == '#') {
             fprintf(to, "%s\n", line);
         } else if (strstr(line, "listen")) {
-            fprintf(to, "%.*s127.0.0.1:%d%s\n", (int)(at - line), line, c->nginx_port, at + strlen("127.0.0.1:8000"));
+            fprintf(to, "%.*s127.0.0.1:%d%s\n", (int)(at - line), line, c->nginx_port,
+                    at + strlen("127.0.0.1:8000"));
         } else if (at[strlen("127.0.0.1:800")] == '1') {
             for (int i = 0; i < c->count; i++)
                 fprintf(to, "%.*s127.0.0.1:%d%s\n", (int)(at - line), line, c->nodes[i].port,
@@ -1218,8 +1229,14 @@ void cluster_nginx(struct cluster *c)
     mkdir(in_folder(c->folder, "nginx"), 0777);
     chmod(in_folder(c->folder, "nginx"), 0777);
     cluster_nginx_stop(c);
-    const char *argv[] = {"nginx",  "-p", in_folder(c->folder, "nginx"), "-c", in_folder(c->folder, "nginx.conf"), "-e",
-                    "stderr", NULL};
+    const char *argv[] = {"nginx",
+                          "-p",
+                          in_folder(c->folder, "nginx"),
+                          "-c",
+                          in_folder(c->folder, "nginx.conf"),
+                          "-e",
+                          "stderr",
+                          NULL};
     c->nginx = process_start(argv, NULL, in_folder(c->folder, "nginx.stderr"), SIGTERM);
     AWAIT(status_of(c->nginx_url, "GET", "/_health", NULL, NULL) != 0, 10);
 }
@@ -1256,7 +1273,7 @@ struct load_client {
     struct {
         double start;
         float seconds;
-    } *records;
+    } * records;
     long record_count;
     unsigned seed;
 };
@@ -1271,11 +1288,13 @@ struct load {
 
 static char *load_path(const struct load *l, int client, int key, bool query)
 {
-    return text("%s/%d/%d%s", l->plan.prefix, client, key, query && l->plan.query ? l->plan.query : "");
+    return text("%s/%d/%d%s", l->plan.prefix, client, key,
+                query && l->plan.query ? l->plan.query : "");
 }
 
 /* "/load/3/7#12|" and then letters that depend on all of that. */
-static size_t load_value(const struct load *l, int client, int key, long number, char *to, size_t room)
+static size_t load_value(const struct load *l, int client, int key, long number, char *to,
+                         size_t room)
 {
     size_t wanted = (size_t)l->plan.value_bytes < room ? (size_t)l->plan.value_bytes : room - 1;
     size_t count = (size_t)snprintf(to, room, "%s/%d/%d#%ld|", l->plan.prefix, client, key, number);
@@ -1315,8 +1334,8 @@ static bool load_right(const struct load *l, int client, int key, const struct r
 }
 
 /* Was it a good one? */
-static bool load_record(struct load_client *client, const struct response *r, const char *method, const char *path,
-                        const char *url, double start, bool right)
+static bool load_record(struct load_client *client, const struct response *r, const char *method,
+                        const char *path, const char *url, double start, bool right)
 {
     struct load_report *report = &client->report;
     struct load *l = client->load;
@@ -1325,19 +1344,21 @@ static bool load_record(struct load_client *client, const struct response *r, co
     report->requests++;
     if (r->seconds > report->slowest) {
         report->slowest = r->seconds;
-        snprintf(report->slowest_what, sizeof report->slowest_what, "%s %s at %.2f s took %.3f s, status %d", method,
-                 path, start - l->start, r->seconds, r->status);
+        snprintf(report->slowest_what, sizeof report->slowest_what,
+                 "%s %s at %.2f s took %.3f s, status %d", method, path, start - l->start,
+                 r->seconds, r->status);
     }
     if (!answered && !report->failed++)
-        snprintf(report->first_failure, sizeof report->first_failure, "%s %s%s at %.2f s after %.2f s: %d %.60s%.60s",
-                 method, url, path, start - l->start, r->seconds, r->status, r->error, r->status ? r->body : "");
+        snprintf(report->first_failure, sizeof report->first_failure,
+                 "%s %s%s at %.2f s after %.2f s: %d %.60s%.60s", method, url, path,
+                 start - l->start, r->seconds, r->status, r->error, r->status ? r->body : "");
     if (answered && !right && !report->wrong++)
-        snprintf(report->first_wrong, sizeof report->first_wrong, "%s %s%s at %.2f s: %d %.80s", method, url, path,
-                 start - l->start, r->status, r->body);
+        snprintf(report->first_wrong, sizeof report->first_wrong, "%s %s%s at %.2f s: %d %.80s",
+                 method, url, path, start - l->start, r->status, r->body);
     if (client->record_count < RECORDS_MAX) {
         if (!(client->record_count & (client->record_count - 1)))
-            client->records =
-                realloc(client->records, (size_t)(client->record_count * 2 + 1) * sizeof *client->records);
+            client->records = realloc(client->records, (size_t)(client->record_count * 2 + 1) *
+                                                           sizeof *client->records);
         client->records[client->record_count].start = start;
         client->records[client->record_count++].seconds = (float)r->seconds;
     }
@@ -1349,9 +1370,11 @@ static bool load_put(struct load_client *client, int key, const char *url)
 {
     struct load *l = client->load;
     struct load_key *k = &client->keys[key];
-    char *path = load_path(l, client->index, key, true), *value = malloc((size_t)l->plan.value_bytes + 256);
+    char *path = load_path(l, client->index, key, true),
+         *value = malloc((size_t)l->plan.value_bytes + 256);
     long number = ++k->tried;
-    size_t count = load_value(l, client->index, key, number, value, (size_t)l->plan.value_bytes + 256);
+    size_t count =
+        load_value(l, client->index, key, number, value, (size_t)l->plan.value_bytes + 256);
     double start = now();
     struct response r = http(url, "PUT", path, NULL, value, count);
     pthread_mutex_lock(&client->lock);
@@ -1375,7 +1398,8 @@ static bool load_get(struct load_client *client, int key, const char *url)
     char *path = load_path(client->load, client->index, key, true);
     double start = now();
     struct response r = get(url, path);
-    bool good = load_record(client, &r, "GET", path, url, start, load_right(client->load, client->index, key, &r));
+    bool good = load_record(client, &r, "GET", path, url, start,
+                            load_right(client->load, client->index, key, &r));
     response_free(&r);
     free(path);
     return good;
@@ -1489,9 +1513,9 @@ int load_check(struct load *l, const char *url)
             char *path = load_path(l, i, k, false);
             struct response r = get(url, path);
             if (!load_right(l, i, k, &r) && !wrong++)
-                printf("%s%s: %d %.80s%s; the last one acknowledged is %ld of %ld, %d unknown\n", url, path, r.status,
-                       r.body, r.error, l->clients[i].keys[k].acknowledged, l->clients[i].keys[k].tried,
-                       l->clients[i].keys[k].unknown_count);
+                printf("%s%s: %d %.80s%s; the last one acknowledged is %ld of %ld, %d unknown\n",
+                       url, path, r.status, r.body, r.error, l->clients[i].keys[k].acknowledged,
+                       l->clients[i].keys[k].tried, l->clients[i].keys[k].unknown_count);
             response_free(&r);
             free(path);
         }

@@ -46,7 +46,7 @@ double slowness(void); /* ESTORAJE_TEST_SLOW: by how much all bounds are wider, 
 
 #define AWAIT(condition, seconds)                                                                  \
     do {                                                                                           \
-        double await_end = now() + (seconds) * slowness();                                         \
+        double await_end = now() + (seconds)*slowness();                                           \
         while (!(condition)) {                                                                     \
             REQUIRE(now() < await_end, "not within %g s: %s", (double)(seconds), #condition);      \
             pause_ms(10);                                                                          \
@@ -55,7 +55,8 @@ double slowness(void); /* ESTORAJE_TEST_SLOW: by how much all bounds are wider, 
 
 int free_port(void);
 /* argv and environment ("NAME=value") end with NULL; output goes to the end of the file. death: what it gets when we die. */
-pid_t process_start(const char *const *argv, const char *const *environment, const char *output, int death);
+pid_t process_start(const char *const *argv, const char *const *environment, const char *output,
+                    int death);
 /* The exit status, 1000 + the signal that killed it, or -1 if it still runs when the time is over. */
 int process_wait(pid_t pid, double seconds);
 /* A shell command, bounded in time (-1, and it is killed): its exit status, and all it wrote. */
@@ -70,7 +71,8 @@ char *file_read(const char *path, size_t *bytes); /* with a NUL after it; NULL i
 void file_write(const char *path, const void *bytes, size_t count);
 void folder_remove(const char *path);
 /* Calls f with each regular file below path, at most `most` of them; stops when f says false. */
-void folder_walk(const char *path, bool (*f)(const char *path, size_t bytes, void *context), void *context);
+void folder_walk(const char *path, bool (*f)(const char *path, size_t bytes, void *context),
+                 void *context);
 
 /* ---- 2. HTTP ---- */
 
@@ -93,11 +95,13 @@ struct response http(const char *url, const char *method, const char *path, cons
                      const void *body, size_t body_bytes);
 struct response get(const char *url, const char *path);
 struct response put(const char *url, const char *path, const char *value);
-int status_of(const char *url, const char *method, const char *path, const char *headers, const char *body);
+int status_of(const char *url, const char *method, const char *path, const char *headers,
+              const char *body);
 const char *header(const struct response *r, const char *name); /* NULL: not there */
 bool body_is(const struct response *r, const void *bytes, size_t count);
 void response_free(struct response *r);
-extern __thread bool http_fresh;       /* a connection for each request: libcurl repeats nothing by itself */
+extern __thread bool
+    http_fresh; /* a connection for each request: libcurl repeats nothing by itself */
 extern __thread double http_timeout_s; /* 30 */
 extern const char *http_authority;     /* a file of the certificate authority, for https */
 
@@ -106,7 +110,7 @@ int raw_connect(int port);
 void raw_send(int fd, const void *bytes, size_t count);
 void raw_print(int fd, const char *format, ...) __attribute__((format(printf, 2, 3)));
 struct response raw_receive(int fd, double seconds); /* one answer, no byte more */
-bool raw_closed(int fd, double seconds);             /* does the other side close it in that time? */
+bool raw_closed(int fd, double seconds); /* does the other side close it in that time? */
 
 /* Looks up "members.0.id" in JSON: a pointer to the value in the text, NULL if there is none. */
 const char *json_at(const char *json, const char *path);
@@ -151,13 +155,16 @@ void cluster_stop(struct cluster *c);
 struct cluster *cluster_new(const char *const *extra_options, bool proxied);
 int cluster_add(struct cluster *c);
 
-void node_start(struct cluster *c, int i); /* also again; the first with an empty folder makes the cluster, others join */
+void node_start(
+    struct cluster *c,
+    int i); /* also again; the first with an empty folder makes the cluster, others join */
 void node_signal(struct cluster *c, int i, int signal);
 void node_kill(struct cluster *c, int i); /* -9 */
 int node_stop(struct cluster *c, int i);  /* SIGTERM; its exit status */
 bool node_healthy(const struct node *n);
 char *node_id(const struct node *n); /* from _status */
-double node_metric(const struct node *n, const char *name); /* with its labels, if it has some; NAN: none */
+double node_metric(const struct node *n,
+                   const char *name); /* with its labels, if it has some; NAN: none */
 
 /* All that run are well, hear each other and see that many members, all UP, in one epoch. */
 bool cluster_settled(const struct cluster *c, int members);
@@ -186,16 +193,17 @@ struct load_plan {
 struct load_report {
     long requests, acknowledged; /* acknowledged: writes */
     long failed;                 /* no answer, or one that is none of 200, 201, 204, 404 */
-    long unknown;                /* of these, writes that may have been applied: no answer, or told so */
-    long wrong;                  /* reads of what cannot be there */
-    double slowest;              /* s */
+    long unknown;   /* of these, writes that may have been applied: no answer, or told so */
+    long wrong;     /* reads of what cannot be there */
+    double slowest; /* s */
     char slowest_what[128], first_failure[256], first_wrong[256];
 };
 
 struct load;
 struct load *load_start(const struct load_plan *plan);
 struct load_report load_report(struct load *l); /* so far */
-double load_slowest(struct load *l, double from, double to); /* of the requests that began then, s */
+double load_slowest(struct load *l, double from,
+                    double to); /* of the requests that began then, s */
 long load_requests(struct load *l);
 struct load_report load_stop(struct load *l);
 /* Reads all keys through that node: how many are not what they must be; says the first one. */

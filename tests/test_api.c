@@ -38,7 +38,8 @@ static void shared_setup(void)
         if (well)
             continue;
         if (*all[i])
-            printf("a shared cluster is not well, and is started anew; see %s\n", (*all[i])->folder);
+            printf("a shared cluster is not well, and is started anew; see %s\n",
+                   (*all[i])->folder);
         for (int n = 0; *all[i] && n < (*all[i])->count; n++)
             kill((*all[i])->nodes[n].pid, SIGKILL);
         if (*all[i])
@@ -82,20 +83,21 @@ static char *own(const char *name)
     return text("/t%d/%s", (int)getpid(), name);
 }
 
-static struct response ask(int target, int status, const char *method, const char *path, const char *headers,
-                           const char *body)
+static struct response ask(int target, int status, const char *method, const char *path,
+                           const char *headers, const char *body)
 {
     const char *url = at(target);
     struct response r = http(url, method, path, headers, body, body ? strlen(body) : 0);
-    ck_assert_msg(r.status == status, "%s %s%s %s: %d, not %d: %.200s%s", method, url, path, headers ? headers : "",
-                  r.status, status, r.status ? r.body : "", r.error);
+    ck_assert_msg(r.status == status, "%s %s%s %s: %d, not %d: %.200s%s", method, url, path,
+                  headers ? headers : "", r.status, status, r.status ? r.body : "", r.error);
     return r;
 }
 
 static void has_value(int target, const char *path, const char *value)
 {
     struct response r = ask(target, 200, "GET", path, NULL, NULL);
-    ck_assert_msg(body_is(&r, value, strlen(value)), "%s is %.100s, not %.100s", path, r.body, value);
+    ck_assert_msg(body_is(&r, value, strlen(value)), "%s is %.100s, not %.100s", path, r.body,
+                  value);
 }
 
 static void has_none(int target, const char *path)
@@ -127,7 +129,9 @@ static const char *etag_of(const struct response *r)
     ck_assert_msg(etag != NULL, "%d without an ETag", r->status);
     ck_assert_uint_eq(strlen(etag), 35);
     for (int i = 0; i < 35; i++)
-        ck_assert_msg(i == 0 || i == 34 ? etag[i] == '"' : i == 17 ? etag[i] == '-' : isxdigit((unsigned char)etag[i]),
+        ck_assert_msg(i == 0 || i == 34 ? etag[i] == '"'
+                      : i == 17         ? etag[i] == '-'
+                                        : isxdigit((unsigned char)etag[i]),
                       "%s", etag);
     return etag;
 }
@@ -135,7 +139,8 @@ static const char *etag_of(const struct response *r)
 static const char *put_etag(int target, const char *path, const char *value)
 {
     struct response r = put(at(target), path, value);
-    ck_assert_msg(r.status == 201 || r.status == 204, "PUT %s: %d %s%s", path, r.status, r.error, r.body);
+    ck_assert_msg(r.status == 201 || r.status == 204, "PUT %s: %d %s%s", path, r.status, r.error,
+                  r.body);
     return etag_of(&r);
 }
 
@@ -161,7 +166,8 @@ static struct response row_ask(int target, const struct row *w)
 {
     const char *path = *w->path == '/' ? w->path : own(w->path);
     bool own_words = target == NGINX && w->nginx;
-    struct response r = ask(target, own_words ? w->nginx : w->status, w->method, path, w->headers, w->body);
+    struct response r =
+        ask(target, own_words ? w->nginx : w->status, w->method, path, w->headers, w->body);
     if (r.status >= 400 && !own_words && strcmp(w->method, "HEAD") && r.status != 404)
         tells_in_one_line(&r);
     return r;
@@ -242,8 +248,9 @@ END_TEST
 
 START_TEST(test_slashes_and_dots_are_kept_as_they_are)
 {
-    static const char *const names[] = {"a/b", "a//b",  "a/../b", "a/./b", "a/b/c.jpg", "a/..b", "a/.",
-                                        "a/..", "a/...", "a+b",    "a&b=c", "a:b;c,d@e", "a%20b"};
+    static const char *const names[] = {"a/b",   "a//b",      "a/../b", "a/./b", "a/b/c.jpg",
+                                        "a/..b", "a/.",       "a/..",   "a/...", "a+b",
+                                        "a&b=c", "a:b;c,d@e", "a%20b"};
     enum { COUNT = sizeof names / sizeof *names };
     for (int i = 0; i < COUNT; i++)
         ask(_i, 201, "PUT", own(names[i]), NULL, names[i]);
@@ -302,8 +309,9 @@ END_TEST
 
 START_TEST(test_an_underscore_further_in_is_a_key)
 {
-    char *keys[] = {text("/%s", own("x") + 1), text("//_mail/%d", (int)getpid()), text("/./_mail/%d", (int)getpid()),
-                    text("/x_/%d", (int)getpid()), own("_x/_y")};
+    char *keys[] = {text("/%s", own("x") + 1), text("//_mail/%d", (int)getpid()),
+                    text("/./_mail/%d", (int)getpid()), text("/x_/%d", (int)getpid()),
+                    own("_x/_y")};
     for (int i = 0; i < 5; i++) {
         put_etag(_i, keys[i], keys[i]);
         has_value(_i, keys[i], keys[i]);
@@ -315,8 +323,8 @@ END_TEST
 START_TEST(test_bad_percent_encoding_is_refused)
 {
     static const struct row rows[] = {
-        {"GET", "a%zz", NULL, NULL, 400, 400}, {"PUT", "a%4", NULL, "v", 400, 400},
-        {"GET", "a%", NULL, NULL, 400, 400},   {"DELETE", "%%41", NULL, NULL, 400, 400},
+        {"GET", "a%zz", NULL, NULL, 400, 400},    {"PUT", "a%4", NULL, "v", 400, 400},
+        {"GET", "a%", NULL, NULL, 400, 400},      {"DELETE", "%%41", NULL, NULL, 400, 400},
         {"GET", "a%u1234", NULL, NULL, 400, 400},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
@@ -375,7 +383,7 @@ START_TEST(test_head_is_get_without_the_body)
     put_etag(_i, own("k"), "value");
     struct response g = ask(_i, 200, "GET", own("k"), NULL, NULL);
     struct response h = ask(_i, 200, "HEAD", own("k"), NULL, NULL);
-    static const char *const same[] = {"ETag",          "Content-Type", "Content-Length",
+    static const char *const same[] = {"ETag",          "Content-Type",  "Content-Length",
                                        "Last-Modified", "Accept-Ranges", "X-Content-Type-Options"};
     for (int i = 0; i < 6; i++)
         header_is(&h, same[i], header(&g, same[i]));
@@ -409,8 +417,11 @@ END_TEST
 
 START_TEST(test_content_types_are_given_back)
 {
-    static const char *const types[] = {"text/html; charset=utf-8", "application/json", "image/svg+xml",
-                                        "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+    static const char *const types[] = {"text/html; charset=utf-8",
+                                        "application/json",
+                                        "image/svg+xml",
+                                        "application/x-www-form-urlencoded",
+                                        "multipart/form-data; boundary=x",
                                         "x/y;a=\"b c\""};
     for (int i = 0; i < 6; i++) {
         char *type = text("Content-Type: %s", types[i]);
@@ -432,9 +443,11 @@ static void check_value_of(int target, const char *path, size_t count)
     for (size_t i = 0; i < count; i++)
         value[i] = (char)((x = x * 1103515245U + 12345U) >> 16);
     struct response r = http(at(target), "PUT", path, NULL, value, count);
-    ck_assert_msg(r.status == 201 || r.status == 204, "PUT of %zu bytes: %d %s%s", count, r.status, r.body, r.error);
+    ck_assert_msg(r.status == 201 || r.status == 204, "PUT of %zu bytes: %d %s%s", count, r.status,
+                  r.body, r.error);
     struct response g = ask(target, 200, "GET", path, NULL, NULL);
-    ck_assert_msg(body_is(&g, value, count), "%zu bytes came back as %zu, or changed", count, g.body_bytes);
+    ck_assert_msg(body_is(&g, value, count), "%zu bytes came back as %zu, or changed", count,
+                  g.body_bytes);
     response_free(&g);
     response_free(&r);
     free(value);
@@ -442,8 +455,9 @@ static void check_value_of(int target, const char *path, size_t count)
 
 START_TEST(test_values_of_all_sizes_come_back_as_they_were)
 {
-    static const size_t sizes[] = {0,     1,     2,     100,    255,    256,     4095,        4096,        4097,
-                                   16383, 32768, 65535, 65536,  65537,  262144,  (1 << 20) - 1, 1 << 20, 5 << 20};
+    static const size_t sizes[] = {0,     1,     2,      100,           255,     256,
+                                   4095,  4096,  4097,   16383,         32768,   65535,
+                                   65536, 65537, 262144, (1 << 20) - 1, 1 << 20, 5 << 20};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         check_value_of(_i, own(i % 2 ? "k" : text("k%zu", i)), sizes[i]);
 }
@@ -455,7 +469,8 @@ START_TEST(test_a_value_of_64_mib_is_kept)
     check_value_of(_i, own("large"), 64 << 20);
     struct response r = http(at(_i), "GET", own("large"), "Range: bytes=-3", NULL, 0);
     ck_assert_int_eq(r.status, 206);
-    header_is(&r, "Content-Range", text("bytes %d-%d/%d", (64 << 20) - 3, (64 << 20) - 1, 64 << 20));
+    header_is(&r, "Content-Range",
+              text("bytes %d-%d/%d", (64 << 20) - 3, (64 << 20) - 1, 64 << 20));
     ask(_i, 200, "DELETE", own("large"), NULL, NULL);
 }
 END_TEST
@@ -466,7 +481,8 @@ START_TEST(test_chunked_bodies_are_kept)
     etag_of(&r);
     has_value(_i, own("k"), "in chunks");
     int fd = raw_connect(port_of(_i));
-    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", own("pieces"));
+    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+              own("pieces"));
     for (int i = 0; i < 5; i++)
         raw_print(fd, "%x;ignored=1\r\npiece%d\r\n", 6, i);
     raw_print(fd, "0\r\n\r\n");
@@ -513,7 +529,8 @@ START_TEST(test_if_match_lets_only_the_current_etag_write)
 {
     static const char *const methods[] = {"PUT", "POST", "DELETE"};
     for (int m = 0; m < 3; m++) {
-        char *path = own(methods[m]), *old = strdup(put_etag(_i, path, "1")), *current = strdup(put_etag(_i, path, "2"));
+        char *path = own(methods[m]), *old = strdup(put_etag(_i, path, "1")),
+             *current = strdup(put_etag(_i, path, "2"));
         const char *body = m < 2 ? "3" : NULL;
         struct response r = ask(_i, 412, methods[m], path, if_match(old), body);
         header_is(&r, "ETag", current);
@@ -579,10 +596,14 @@ END_TEST
 START_TEST(test_malformed_conditions_are_refused)
 {
     static const struct row rows[] = {
-        {"PUT", "k", "If-Match:", "1", 400, -1},           {"PUT", "k", "If-None-Match:", "1", 400, -1},
-        {"PUT", "k", "If-Match: abc", "1", 400, 0},        {"DELETE", "k", "If-Match: \"abc", NULL, 400, 0},
-        {"POST", "k", "If-None-Match: abc", "1", 400, 0},  {"GET", "k", "If-None-Match: abc\"", NULL, 400, 0},
-        {"GET", "k", "If-None-Match:", NULL, 400, -1},     {"PUT", "k", "If-Match: \"a\" \"b\"", "1", 400, 0},
+        {"PUT", "k", "If-Match:", "1", 400, -1},
+        {"PUT", "k", "If-None-Match:", "1", 400, -1},
+        {"PUT", "k", "If-Match: abc", "1", 400, 0},
+        {"DELETE", "k", "If-Match: \"abc", NULL, 400, 0},
+        {"POST", "k", "If-None-Match: abc", "1", 400, 0},
+        {"GET", "k", "If-None-Match: abc\"", NULL, 400, 0},
+        {"GET", "k", "If-None-Match:", NULL, 400, -1},
+        {"PUT", "k", "If-Match: \"a\" \"b\"", "1", 400, 0},
         {"PUT", "k", "If-Match: **", "1", 400, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
@@ -602,7 +623,10 @@ static void race_create(void *context, int index)
     struct race *r = context;
     const char *url = r->target == THREE ? three->nodes[index % 3].url : at(r->target);
     int status = status_of(url, "PUT", r->path, "If-None-Match: *", text("%d", index));
-    __atomic_add_fetch(status == 201 ? &r->won : status == 412 ? &r->lost : &r->other, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(status == 201   ? &r->won
+                       : status == 412 ? &r->lost
+                                       : &r->other,
+                       1, __ATOMIC_SEQ_CST);
 }
 
 START_TEST(test_one_of_many_creators_wins)
@@ -631,7 +655,8 @@ static void race_swap(void *context, int index)
             r->bad = text("GET: %d %s%s", g.status, g.body, g.error);
             return;
         }
-        int status = status_of(url, "PUT", r->path, if_match(header(&g, "ETag")), text("%d", atoi(g.body) + 1));
+        int status = status_of(url, "PUT", r->path, if_match(header(&g, "ETag")),
+                               text("%d", atoi(g.body) + 1));
         if (status != 204 && status != 412) {
             __atomic_add_fetch(&r->other, 1, __ATOMIC_SEQ_CST);
             r->bad = text("PUT: %d", status);
@@ -660,20 +685,28 @@ START_TEST(test_ranges_are_cut_out)
         int status;
         const char *value, *content_range;
     } rows[] = {
-        {"bytes=0-3", 206, "0123", "bytes 0-3/10"},  {"bytes=4-", 206, "456789", "bytes 4-9/10"},
-        {"bytes=-3", 206, "789", "bytes 7-9/10"},    {"bytes=0-0", 206, "0", "bytes 0-0/10"},
-        {"bytes=9-9", 206, "9", "bytes 9-9/10"},     {"bytes=5-100", 206, "56789", "bytes 5-9/10"},
-        {"bytes=-100", 206, "0123456789", "bytes 0-9/10"}, {"bytes=0-9", 206, "0123456789", "bytes 0-9/10"},
-        {"bytes=10-", 416, NULL, "bytes */10"},      {"bytes=10-12", 416, NULL, "bytes */10"},
-        {"bytes=-0", 416, NULL, "bytes */10"},       {"lines=1-2", 200, "0123456789", NULL},
+        {"bytes=0-3", 206, "0123", "bytes 0-3/10"},
+        {"bytes=4-", 206, "456789", "bytes 4-9/10"},
+        {"bytes=-3", 206, "789", "bytes 7-9/10"},
+        {"bytes=0-0", 206, "0", "bytes 0-0/10"},
+        {"bytes=9-9", 206, "9", "bytes 9-9/10"},
+        {"bytes=5-100", 206, "56789", "bytes 5-9/10"},
+        {"bytes=-100", 206, "0123456789", "bytes 0-9/10"},
+        {"bytes=0-9", 206, "0123456789", "bytes 0-9/10"},
+        {"bytes=10-", 416, NULL, "bytes */10"},
+        {"bytes=10-12", 416, NULL, "bytes */10"},
+        {"bytes=-0", 416, NULL, "bytes */10"},
+        {"lines=1-2", 200, "0123456789", NULL},
     };
     put_etag(_i, own("k"), "0123456789");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct response r = ask(_i, rows[i].status, "GET", own("k"), text("Range: %s", rows[i].range), NULL);
+        struct response r =
+            ask(_i, rows[i].status, "GET", own("k"), text("Range: %s", rows[i].range), NULL);
         if (rows[i].content_range)
             header_is(&r, "Content-Range", rows[i].content_range);
         if (rows[i].value)
-            ck_assert_msg(body_is(&r, rows[i].value, strlen(rows[i].value)), "%s: %s", rows[i].range, r.body);
+            ck_assert_msg(body_is(&r, rows[i].value, strlen(rows[i].value)), "%s: %s",
+                          rows[i].range, r.body);
         else
             tells_in_one_line(&r);
         if (r.status != 416)
@@ -697,7 +730,8 @@ START_TEST(test_pieces_of_a_large_value_make_the_whole)
     char *value = letters(SIZE);
     put_etag(_i, own("k"), value);
     for (int from = 0; from < SIZE; from += PIECE) {
-        struct response r = ask(_i, 206, "GET", own("k"), text("Range: bytes=%d-%d", from, from + PIECE - 1), NULL);
+        struct response r =
+            ask(_i, 206, "GET", own("k"), text("Range: bytes=%d-%d", from, from + PIECE - 1), NULL);
         ck_assert(body_is(&r, value + from, (size_t)(from + PIECE < SIZE ? PIECE : SIZE - from)));
     }
 }
@@ -742,9 +776,12 @@ START_TEST(test_times_to_live_have_units)
         ck_assert_ptr_nonnull(header(&r, "Estoraje-Expires"));
     }
     static const struct row bad[] = {
-        {"PUT", "k?ttl=", NULL, "v", 400, 0},   {"PUT", "k?ttl=x", NULL, "v", 400, 0},
-        {"PUT", "k?ttl=-5s", NULL, "v", 400, 0}, {"PUT", "k?ttl=5x", NULL, "v", 400, 0},
-        {"PUT", "k?ttl=s", NULL, "v", 400, 0},  {"PUT", "k?ttl=99999999999999999999d", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=x", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=-5s", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=5x", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=s", NULL, "v", 400, 0},
+        {"PUT", "k?ttl=99999999999999999999d", NULL, "v", 400, 0},
         {"PUT", "k?ttl=5%20s", NULL, "v", 400, 0},
     };
     rows_ask(_i, bad, sizeof bad / sizeof *bad);
@@ -768,7 +805,9 @@ START_TEST(test_an_expired_key_counts_as_none_for_conditions)
 {
     ask(_i, 201, "PUT", text("%s?ttl=300ms", own("lock")), "If-None-Match: *", "me");
     double start = now();
-    AWAIT(status_of(at(_i), "PUT", text("%s?ttl=300ms", own("lock")), "If-None-Match: *", "you") == 201, 5);
+    AWAIT(status_of(at(_i), "PUT", text("%s?ttl=300ms", own("lock")), "If-None-Match: *", "you") ==
+              201,
+          5);
     ck_assert_double_ge(now() - start, 0.2);
     AWAIT(status_of(at(_i), "DELETE", own("lock"), NULL, NULL) == 404, 5);
     ask(_i, 412, "PUT", own("lock"), "If-Match: *", "me");
@@ -879,7 +918,8 @@ END_TEST
 START_TEST(test_a_wait_ends_when_its_time_is_over)
 {
     char *etag = strdup(put_etag(_i, own("k"), "v"));
-    struct response r = ask(_i, 304, "GET", text("%s?wait=700ms", own("k")), if_none_match(etag), NULL);
+    struct response r =
+        ask(_i, 304, "GET", text("%s?wait=700ms", own("k")), if_none_match(etag), NULL);
     header_is(&r, "ETag", etag);
     ck_assert_double_ge(r.seconds, 0.65);
     ck_assert_double_lt(r.seconds, 5 * slowness());
@@ -892,7 +932,8 @@ START_TEST(test_no_wait_where_there_is_nothing_to_wait_for)
 {
     char *old = strdup(put_etag(_i, own("k"), "1"));
     put_etag(_i, own("k"), "2");
-    struct response r = ask(_i, 200, "GET", text("%s?wait=20s", own("k")), if_none_match(old), NULL);
+    struct response r =
+        ask(_i, 200, "GET", text("%s?wait=20s", own("k")), if_none_match(old), NULL);
     ck_assert_double_lt(r.seconds, 5 * slowness());
     r = ask(_i, 200, "GET", text("%s?wait=20s", own("k")), NULL, NULL);
     ck_assert_double_lt(r.seconds, 5 * slowness());
@@ -918,9 +959,9 @@ END_TEST
 START_TEST(test_bad_waits_are_refused)
 {
     static const struct row rows[] = {
-        {"GET", "k?wait=6m", NULL, NULL, 400, 0},   {"GET", "k?wait=301s", NULL, NULL, 400, 0},
-        {"GET", "k?wait=x", NULL, NULL, 400, 0},    {"GET", "k?wait=", NULL, NULL, 400, 0},
-        {"PUT", "k?wait=5s", NULL, "v", 400, 0},    {"DELETE", "k?wait=5s", NULL, NULL, 400, 0},
+        {"GET", "k?wait=6m", NULL, NULL, 400, 0}, {"GET", "k?wait=301s", NULL, NULL, 400, 0},
+        {"GET", "k?wait=x", NULL, NULL, 400, 0},  {"GET", "k?wait=", NULL, NULL, 400, 0},
+        {"PUT", "k?wait=5s", NULL, "v", 400, 0},  {"DELETE", "k?wait=5s", NULL, NULL, 400, 0},
         {"POST", "k?wait=5s", NULL, "v", 400, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
@@ -943,7 +984,8 @@ START_TEST(test_thousands_wait_at_once_and_others_are_served)
     int *fds = calloc(WAITERS, sizeof *fds);
     for (int i = 0; i < WAITERS; i++) {
         fds[i] = raw_connect(three->nodes[i % 3].port);
-        raw_print(fds[i], "GET %s?wait=60s HTTP/1.1\r\nHost: x\r\n\r\n", own(i % 100 ? "k" : "never"));
+        raw_print(fds[i], "GET %s?wait=60s HTTP/1.1\r\nHost: x\r\n\r\n",
+                  own(i % 100 ? "k" : "never"));
     }
     for (int i = 0; i < 30; i++)
         put_etag(THREE, own("served"), text("%d", i));
@@ -952,7 +994,8 @@ START_TEST(test_thousands_wait_at_once_and_others_are_served)
     for (int i = 0; i < WAITERS; i++) {
         if (i % 100) {
             struct response r = raw_receive(fds[i], end - now());
-            ck_assert_msg(r.status == 200 && body_is(&r, "now", 3), "waiter %d: %d %s", i, r.status, r.error);
+            ck_assert_msg(r.status == 200 && body_is(&r, "now", 3), "waiter %d: %d %s", i, r.status,
+                          r.error);
         } else {
             ck_assert(!raw_closed(fds[i], 0));
         }
@@ -1025,10 +1068,14 @@ END_TEST
 START_TEST(test_bad_counts_are_refused)
 {
     static const struct row rows[] = {
-        {"POST", "n?op=add&by=", NULL, NULL, 400, 0},    {"POST", "n?op=add&by=x", NULL, NULL, 400, 0},
-        {"POST", "n?op=add&by=1.5", NULL, NULL, 400, 0}, {"POST", "n?op=mul&by=2", NULL, NULL, 400, 0},
-        {"POST", "n?op=", NULL, NULL, 400, 0},           {"POST", "n?op=add&by=9223372036854775808", NULL, NULL, 400, 0},
-        {"PUT", "n?op=add&by=1", NULL, "", 400, 0},      {"GET", "n?op=add&by=1", NULL, NULL, 400, 0},
+        {"POST", "n?op=add&by=", NULL, NULL, 400, 0},
+        {"POST", "n?op=add&by=x", NULL, NULL, 400, 0},
+        {"POST", "n?op=add&by=1.5", NULL, NULL, 400, 0},
+        {"POST", "n?op=mul&by=2", NULL, NULL, 400, 0},
+        {"POST", "n?op=", NULL, NULL, 400, 0},
+        {"POST", "n?op=add&by=9223372036854775808", NULL, NULL, 400, 0},
+        {"PUT", "n?op=add&by=1", NULL, "", 400, 0},
+        {"GET", "n?op=add&by=1", NULL, NULL, 400, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
     has_none(_i, own("n"));
@@ -1081,7 +1128,8 @@ static struct lines list(int target, const char *path)
     l.keys = calloc(r.body_bytes + 1, sizeof *l.keys);
     for (char *line = r.body, *end; (end = strchr(line, '\n')); line = end + 1) {
         for (char *c = line; c < end; c++)
-            ck_assert_msg(*c > ' ' && *c < 127, "a byte of a key that should be percent-encoded: %d", *c);
+            ck_assert_msg(*c > ' ' && *c < 127,
+                          "a byte of a key that should be percent-encoded: %d", *c);
         l.keys[l.count++] = percent_decode(line, (size_t)(end - line), NULL);
     }
     return l;
@@ -1112,13 +1160,15 @@ static void lines_are(const struct lines *l, const char *const *names, int count
 }
 
 /* In byte order. */
-static const char *const listed[] = {"l/ ", "l/%", "l/A", "l/a", "l/a/b", "l/a/c", "l/aa", "l/b", "l/\xc3\xa9"};
+static const char *const listed[] = {"l/ ",   "l/%",  "l/A", "l/a",       "l/a/b",
+                                     "l/a/c", "l/aa", "l/b", "l/\xc3\xa9"};
 enum { LISTED = sizeof listed / sizeof *listed };
 
 static void put_listed(int target)
 {
     static const char *const others[] = {"k", "l", "l0", "m/a"};
-    static const char *const names[] = {"l/%c3%a9", "l/aa", "l/a", "l/b", "l/A", "l/a/c", "l/%25", "l/a%2fb", "l/%20"};
+    static const char *const names[] = {"l/%c3%a9", "l/aa",  "l/a",     "l/b",  "l/A",
+                                        "l/a/c",    "l/%25", "l/a%2fb", "l/%20"};
     for (int i = 0; i < LISTED; i++)
         put_etag(target, own(names[i]), names[i]);
     for (int i = 0; i < 4; i++)
@@ -1201,7 +1251,8 @@ START_TEST(test_json_tells_more_of_each_key)
     put_etag(_i, own("j/a"), "12345");
     ask(_i, 201, "PUT", text("%s?ttl=1h", own("j/b\"%22")), NULL, "");
     const char *etag = put_etag(_i, own("j/c"), "1");
-    struct response r = ask(_i, 200, "GET", text("%s?limit=2", own("j/")), "Accept: application/json", NULL);
+    struct response r =
+        ask(_i, 200, "GET", text("%s?limit=2", own("j/")), "Accept: application/json", NULL);
     ck_assert(!strncmp(header(&r, "Content-Type"), "application/json", 16));
     ck_assert_int_eq(json_count(r.body, "keys"), 2);
     ck_assert_str_eq(json_string(r.body, "keys.0.key"), own("j/a") + 1);
@@ -1417,7 +1468,8 @@ START_TEST(test_malformed_idempotency_keys_are_refused)
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
     has_none(_i, own("k"));
     char *key = idempotency(0, "", false);
-    ask(_i, 201, "PUT", own("k"), text("%s%s", key, letters(128 - strlen(key + strlen("Idempotency-Key: ")))), "v");
+    ask(_i, 201, "PUT", own("k"),
+        text("%s%s", key, letters(128 - strlen(key + strlen("Idempotency-Key: ")))), "v");
 }
 END_TEST
 
@@ -1433,9 +1485,9 @@ END_TEST
 START_TEST(test_unknown_or_misplaced_parameters_are_refused)
 {
     static const struct row rows[] = {
-        {"GET", "k?x=1", NULL, NULL, 400, 0},        {"PUT", "k?tttl=1s", NULL, "v", 400, 0},
-        {"DELETE", "k?force", NULL, NULL, 400, 0},   {"POST", "k?by=1&opp=add", NULL, "v", 400, 0},
-        {"GET", "k?ttl=1s", NULL, NULL, 400, 0},     {"PUT", "k?limit=5", NULL, "v", 400, 0},
+        {"GET", "k?x=1", NULL, NULL, 400, 0},      {"PUT", "k?tttl=1s", NULL, "v", 400, 0},
+        {"DELETE", "k?force", NULL, NULL, 400, 0}, {"POST", "k?by=1&opp=add", NULL, "v", 400, 0},
+        {"GET", "k?ttl=1s", NULL, NULL, 400, 0},   {"PUT", "k?limit=5", NULL, "v", 400, 0},
         {"PUT", "k?%zz=5", NULL, "v", 400, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
@@ -1446,10 +1498,14 @@ END_TEST
 START_TEST(test_other_methods_are_405_with_allow)
 {
     static const struct row rows[] = {
-        {"PATCH", "k", NULL, "v", 405, 0},       {"OPTIONS", "k", NULL, NULL, 405, 0},
-        {"BREW", "k", NULL, NULL, 405, 0},       {"TRACE", "k", NULL, NULL, 405, 405},
-        {"PUT", "/_health", NULL, "v", 405, 403}, {"POST", "/_status", NULL, "v", 405, 403},
-        {"DELETE", "/_metrics", NULL, NULL, 405, 403}, {"GET", "/_mail", NULL, NULL, 405, 403},
+        {"PATCH", "k", NULL, "v", 405, 0},
+        {"OPTIONS", "k", NULL, NULL, 405, 0},
+        {"BREW", "k", NULL, NULL, 405, 0},
+        {"TRACE", "k", NULL, NULL, 405, 405},
+        {"PUT", "/_health", NULL, "v", 405, 403},
+        {"POST", "/_status", NULL, "v", 405, 403},
+        {"DELETE", "/_metrics", NULL, NULL, 405, 403},
+        {"GET", "/_mail", NULL, NULL, 405, 403},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct response r = row_ask(_i, &rows[i]);
@@ -1457,8 +1513,11 @@ START_TEST(test_other_methods_are_405_with_allow)
             continue;
         ck_assert_msg(header(&r, "Allow") != NULL, "%s %s: no Allow", rows[i].method, rows[i].path);
         if (*rows[i].path != '/')
-            for (const char *const *m = (const char *const[]){"GET", "HEAD", "PUT", "POST", "DELETE", NULL}; *m; m++)
-                ck_assert_msg(strstr(header(&r, "Allow"), *m) != NULL, "Allow: %s", header(&r, "Allow"));
+            for (const char *const *m =
+                     (const char *const[]){"GET", "HEAD", "PUT", "POST", "DELETE", NULL};
+                 *m; m++)
+                ck_assert_msg(strstr(header(&r, "Allow"), *m) != NULL, "Allow: %s",
+                              header(&r, "Allow"));
     }
 }
 END_TEST
@@ -1494,7 +1553,8 @@ START_TEST(test_every_error_says_what_is_wrong_in_one_line)
         {"PATCH", "there", NULL, "v", 405, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
-    ask(_i, _i == NGINX ? 400 : 431, "GET", own("there"), text("X-Long: %s", letters(200000)), NULL);
+    ask(_i, _i == NGINX ? 400 : 431, "GET", own("there"), text("X-Long: %s", letters(200000)),
+        NULL);
     struct response r = get(alone->nodes[0].url, "/_unknown");
     ck_assert_int_eq(r.status, 404);
     tells_in_one_line(&r);
@@ -1509,8 +1569,8 @@ START_TEST(test_a_value_over_the_limit_is_413_and_changes_nothing)
     char *most = letters(100 << 10), *more = letters((100 << 10) + 1);
     ck_assert_int_eq(put(url, "/k", most).status, 201);
     for (int i = 0; i < 3; i++) {
-        struct response r = http(url, i == 2 ? "POST" : "PUT", "/k", i ? "Transfer-Encoding: chunked" : NULL, more,
-                                 strlen(more));
+        struct response r = http(url, i == 2 ? "POST" : "PUT", "/k",
+                                 i ? "Transfer-Encoding: chunked" : NULL, more, strlen(more));
         ck_assert_int_eq(r.status, 413);
         tells_in_one_line(&r);
         ck_assert_msg(strpbrk(r.body, "0123456789"), "does not name the limit: %s", r.body);
@@ -1558,31 +1618,53 @@ START_TEST(test_ambiguous_requests_are_400_and_the_connection_is_closed)
         const char *what, *request;
         size_t bytes; /* 0: all up to the NUL */
     } rows[] = {
-        {"both lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0},
-        {"both, the other way round", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 0},
-        {"two lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 0},
-        {"the same length twice", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", 0},
+        {"both lengths",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: "
+         "chunked\r\n\r\n0\r\n\r\n",
+         0},
+        {"both, the other way round",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: "
+         "5\r\n\r\n0\r\n\r\n",
+         0},
+        {"two lengths",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 0},
+        {"the same length twice",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na", 0},
         {"a list of lengths", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\na", 0},
         {"+1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\na", 0},
         {"-1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\na", 0},
         {"0x1", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 0x1\r\n\r\na", 0},
         {"1x", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 1x\r\n\r\na", 0},
         {"no number", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\na", 0},
-        {"a length beyond 64 bits", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551617\r\n\r\na", 0},
-        {"a length with a GET's twin", "GET /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n", 0},
-        {"chunked twice", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0},
-        {"chunked, chunked", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 0},
-        {"gzip", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 0},
+        {"a length beyond 64 bits",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551617\r\n\r\na", 0},
+        {"a length with a GET's twin",
+         "GET /wire HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n", 0},
+        {"chunked twice",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: "
+         "chunked\r\n\r\n0\r\n\r\n",
+         0},
+        {"chunked, chunked",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+         0},
+        {"gzip",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 0},
         {"identity", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n\r\n", 0},
-        {"an unknown coding", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 0},
-        {"an empty coding", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n", 0},
+        {"an unknown coding",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 0},
+        {"an empty coding", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n\r\n0\r\n\r\n",
+         0},
         {"two hosts", "GET /wire HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", 0},
         {"no host", "GET /wire HTTP/1.1\r\nAccept: x\r\n\r\n", 0},
-        {"white space before the colon", "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length : 1\r\n\r\na", 0},
+        {"white space before the colon",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nContent-Length : 1\r\n\r\na", 0},
         {"a tab before the colon", "GET /wire HTTP/1.1\r\nHost: x\r\nX-Any\t: 1\r\n\r\n", 0},
         {"a NUL in a header", "GET /wire HTTP/1.1\r\nHost: x\r\nX-Any: a\0b\r\n\r\n", 45},
         {"a NUL in the path", "GET /wi\0re HTTP/1.1\r\nHost: x\r\n\r\n", 33},
-        {"a bad chunk", "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n", 0},
+        {"a bad chunk",
+         "PUT /wire HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+         "chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n",
+         0},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         int fd = raw_connect(port_of(_i));
@@ -1609,8 +1691,10 @@ START_TEST(test_a_smuggled_request_is_not_heard)
     };
     for (int i = 0; i < 4; i++) {
         int fd = raw_connect(port_of(_i));
-        raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n0\r\n\r\nDELETE %s HTTP/1.1\r\nHost: x\r\n\r\n", own("other"),
-                  tricks[i], own("k"));
+        raw_print(fd,
+                  "PUT %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n0\r\n\r\nDELETE %s HTTP/1.1\r\nHost: "
+                  "x\r\n\r\n",
+                  own("other"), tricks[i], own("k"));
         ck_assert_int_eq(raw_receive(fd, 10).status, 400);
         ck_assert(raw_closed(fd, 5));
         close(fd);
@@ -1623,8 +1707,10 @@ START_TEST(test_pipelined_requests_are_answered_in_order)
 {
     int fd = raw_connect(port_of(_i));
     for (int i = 0; i < 10; i++)
-        raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%dGET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("k"),
-                  i, own("k"));
+        raw_print(fd,
+                  "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n%dGET %s "
+                  "HTTP/1.1\r\nHost: x\r\n\r\n",
+                  own("k"), i, own("k"));
     for (int i = 0; i < 10; i++) {
         struct response r = raw_receive(fd, 10);
         ck_assert_int_eq(r.status, i ? 204 : 201);
@@ -1639,7 +1725,8 @@ END_TEST
 START_TEST(test_a_client_may_ask_before_it_sends)
 {
     int fd = raw_connect(port_of(_i));
-    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", own("k"));
+    raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+              own("k"));
     char c[12];
     ck_assert_int_eq(recv(fd, c, sizeof c, MSG_PEEK | MSG_WAITALL), 12);
     ck_assert_int_eq(strncmp(c, "HTTP/1.1 100", 12), 0);
@@ -1711,16 +1798,20 @@ START_TEST(test_status_tells_the_cluster)
     int members = _i == ALONE ? 1 : 3;
     ck_assert(!strncmp(header(&r, "Content-Type"), "application/json", 16));
     ck_assert_int_eq(json_count(r.body, "members"), members);
-    static const char *const numbers[] = {"epoch", "keys", "bytes", "transition.complete", "transition.to_do"};
+    static const char *const numbers[] = {"epoch", "keys", "bytes", "transition.complete",
+                                          "transition.to_do"};
     for (int i = 0; i < 5; i++)
-        ck_assert_msg(!isnan(json_number(r.body, numbers[i])), "no %s in %.300s", numbers[i], r.body);
-    ck_assert_msg(*json_string(r.body, "node") && *json_string(r.body, "version") && *json_string(r.body, "cluster"),
+        ck_assert_msg(!isnan(json_number(r.body, numbers[i])), "no %s in %.300s", numbers[i],
+                      r.body);
+    ck_assert_msg(*json_string(r.body, "node") && *json_string(r.body, "version") &&
+                      *json_string(r.body, "cluster"),
                   "%.300s", r.body);
     for (int m = 0; m < members; m++) {
-        static const char *const strings[] = {"id", "address", "zone", "weight", "live", "lease_ms"};
+        static const char *const strings[] = {"id",     "address", "zone",
+                                              "weight", "live",    "lease_ms"};
         for (int i = 0; i < 6; i++)
-            ck_assert_msg(json_at(r.body, text("members.%d.%s", m, strings[i])) != NULL, "no %s in %.300s", strings[i],
-                          r.body);
+            ck_assert_msg(json_at(r.body, text("members.%d.%s", m, strings[i])) != NULL,
+                          "no %s in %.300s", strings[i], r.body);
         ck_assert_str_eq(json_string(r.body, text("members.%d.state", m)), "up");
         ck_assert_str_eq(json_string(r.body, text("members.%d.live", m)), "true");
     }
@@ -1744,12 +1835,14 @@ START_TEST(test_the_owners_of_a_key_are_told)
 {
     char *told = NULL;
     for (int i = 0; i < 3; i++) {
-        struct response r = ask(_i, 200, "GET", i ? "/_nodes/photos/%61.jpg" : "/_nodes/photos/a.jpg", NULL, NULL);
+        struct response r =
+            ask(_i, 200, "GET", i ? "/_nodes/photos/%61.jpg" : "/_nodes/photos/a.jpg", NULL, NULL);
         ck_assert_int_eq(json_count(r.body, "owners"), _i == ALONE ? 1 : 3);
         ck_assert_uint_eq(strlen(json_string(r.body, "hash")), 16);
         double partition = json_number(r.body, "partition");
         ck_assert(partition >= 0 && partition < 1024);
-        ck_assert_uint_eq((unsigned long)partition, strtoul(json_string(r.body, "hash"), NULL, 16) >> 54);
+        ck_assert_uint_eq((unsigned long)partition,
+                          strtoul(json_string(r.body, "hash"), NULL, 16) >> 54);
         char *owners = text("%s %s", json_string(r.body, "hash"), json_string(r.body, "owners"));
         if (told)
             ck_assert_str_eq(owners, told); /* by every node, in the same order */
@@ -1772,18 +1865,32 @@ START_TEST(test_metrics_please_promtool)
     struct response r = ask(_i, 200, "GET", "/_metrics", NULL, NULL);
     ck_assert(!strncmp(header(&r, "Content-Type"), "text/plain", 10));
     static const char *const names[] = {
-        "estoraje_http_requests_total{", "estoraje_http_request_duration_seconds_bucket{",
-        "estoraje_http_request_duration_seconds_sum{", "estoraje_http_requests_in_flight", "estoraje_keys",
-        "estoraje_data_bytes", "estoraje_log_bytes", "estoraje_log_garbage_bytes", "estoraje_fsync_duration_seconds_bucket{",
-        "estoraje_batch_records_bucket{", "estoraje_lease_expirations_total", "estoraje_epoch",
-        "estoraje_partitions_owned", "estoraje_partitions_incomplete", "estoraje_proposals_total{",
-        "estoraje_repairs_total{", "estoraje_build_info{version=", "process_cpu_seconds_total",
-        "process_resident_memory_bytes", "process_open_fds",
+        "estoraje_http_requests_total{",
+        "estoraje_http_request_duration_seconds_bucket{",
+        "estoraje_http_request_duration_seconds_sum{",
+        "estoraje_http_requests_in_flight",
+        "estoraje_keys",
+        "estoraje_data_bytes",
+        "estoraje_log_bytes",
+        "estoraje_log_garbage_bytes",
+        "estoraje_fsync_duration_seconds_bucket{",
+        "estoraje_batch_records_bucket{",
+        "estoraje_lease_expirations_total",
+        "estoraje_epoch",
+        "estoraje_partitions_owned",
+        "estoraje_partitions_incomplete",
+        "estoraje_proposals_total{",
+        "estoraje_repairs_total{",
+        "estoraje_build_info{version=",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+        "process_open_fds",
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         ck_assert_msg(strstr(r.body, text("\n%s", names[i])) != NULL, "no %s", names[i]);
-    static const char *const of_peers[] = {"estoraje_peer_up{peer=", "estoraje_peer_messages_total{peer=",
-                                           "estoraje_clock_offset_seconds{peer="};
+    static const char *const of_peers[] = {
+        "estoraje_peer_up{peer=", "estoraje_peer_messages_total{peer=",
+        "estoraje_clock_offset_seconds{peer="};
     for (int i = 0; _i != ALONE && i < 3; i++)
         ck_assert_msg(strstr(r.body, text("\n%s", of_peers[i])) != NULL, "no %s", of_peers[i]);
     ck_assert_ptr_null(strstr(r.body, own("k") + 1));
@@ -1814,21 +1921,28 @@ END_TEST
 START_TEST(test_nothing_dangerous_is_reached_through_nginx)
 {
     static const struct row rows[] = {
-        {"POST", "/_mail", NULL, "x", 0, 403},        {"DELETE", "/_nodes/1234567890abcdef", NULL, NULL, 0, 403},
-        {"POST", "/%5fmail", NULL, "x", 0, 403},      {"GET", "/_mail", NULL, NULL, 0, 403},
-        {"DELETE", "/_nodes", NULL, NULL, 0, 403},    {"GET", "/_anything", NULL, NULL, 0, 403},
+        {"POST", "/_mail", NULL, "x", 0, 403},
+        {"DELETE", "/_nodes/1234567890abcdef", NULL, NULL, 0, 403},
+        {"POST", "/%5fmail", NULL, "x", 0, 403},
+        {"GET", "/_mail", NULL, NULL, 0, 403},
+        {"DELETE", "/_nodes", NULL, NULL, 0, 403},
+        {"GET", "/_anything", NULL, NULL, 0, 403},
         {"DELETE", "/%5Fnodes/1234567890abcdef", NULL, NULL, 0, 403},
     };
     rows_ask(NGINX, rows, sizeof rows / sizeof *rows);
     for (int target = ALONE; target <= THREE; target++)
-        if (status_of(at(target), "POST", "/_mail", NULL, "not mail at all, but long enough to be some") / 100 == 2)
+        if (status_of(at(target), "POST", "/_mail", NULL,
+                      "not mail at all, but long enough to be some") /
+                100 ==
+            2)
             ck_abort_msg("noise is taken for mail");
 }
 END_TEST
 
 START_TEST(test_the_last_member_cannot_leave)
 {
-    struct response r = ask(ALONE, 409, "DELETE", text("/_nodes/%s", node_id(&alone->nodes[0])), NULL, NULL);
+    struct response r =
+        ask(ALONE, 409, "DELETE", text("/_nodes/%s", node_id(&alone->nodes[0])), NULL, NULL);
     tells_in_one_line(&r);
     ask(ALONE, 404, "DELETE", "/_nodes/0000000000000001", NULL, NULL);
     ask(THREE, 404, "DELETE", "/_nodes/0000000000000001", NULL, NULL);
@@ -1868,7 +1982,8 @@ START_TEST(test_wrong_usage_is_2_and_says_why)
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct output o = run(10, "exec %s %s", binary(), lines[i]);
-        ck_assert_msg(o.status == 2 || (i == 11 && o.status == 1), "%s: %d %s", lines[i], o.status, o.text);
+        ck_assert_msg(o.status == 2 || (i == 11 && o.status == 1), "%s: %d %s", lines[i], o.status,
+                      o.text);
         ck_assert_uint_gt(strlen(o.text), 10);
     }
 }
@@ -1876,7 +1991,8 @@ END_TEST
 
 START_TEST(test_an_empty_folder_needs_bootstrap_or_join)
 {
-    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s", binary(), free_port(), fresh("data"));
+    struct output o =
+        run(10, "exec %s --listen 127.0.0.1:%d --data %s", binary(), free_port(), fresh("data"));
     ck_assert_int_eq(o.status, 2);
     ck_assert_msg(strstr(o.text, "--bootstrap") && strstr(o.text, "--join"), "%s", o.text);
 }
@@ -1886,9 +2002,11 @@ START_TEST(test_help_names_every_option)
 {
     struct output o = run(10, "exec %s --help", binary());
     ck_assert_int_eq(o.status, 0);
-    static const char *const options[] = {"--listen", "--advertise", "--data", "--bootstrap", "--join", "--replicas",
-        "--zone", "--weight", "--lease", "--evict-after", "--max-value", "--memory", "--sync", "--secret-file",
-        "--tls-cert", "--tls-key", "--tls-ca", "--log-level", "--help", "--version", "ESTORAJE_"};
+    static const char *const options[] = {
+        "--listen", "--advertise",   "--data",     "--bootstrap",   "--join",      "--replicas",
+        "--zone",   "--weight",      "--lease",    "--evict-after", "--max-value", "--memory",
+        "--sync",   "--secret-file", "--tls-cert", "--tls-key",     "--tls-ca",    "--log-level",
+        "--help",   "--version",     "ESTORAJE_"};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         ck_assert_msg(strstr(o.text, options[i]) != NULL, "no %s in %s", options[i], o.text);
     o = run(10, "exec %s --version", binary());
@@ -1902,10 +2020,20 @@ START_TEST(test_options_can_come_from_the_environment)
     struct cluster *c = cluster_new(NULL, false);
     cluster_add(c);
     struct node *n = &c->nodes[0];
-    const char *environment[] = {text("ESTORAJE_LISTEN=127.0.0.1:%d", n->port), text("ESTORAJE_DATA=%s/data", n->folder),
-        "ESTORAJE_BOOTSTRAP=1", "ESTORAJE_MAX_VALUE=1k", "ESTORAJE_ZONE=attic", "ESTORAJE_WEIGHT=3", "ESTORAJE_LEASE=3s",
-        "ESTORAJE_EVICT_AFTER=90", "ESTORAJE_MEMORY=64M", "ESTORAJE_SYNC=always", "ESTORAJE_REPLICAS=2",
-        "ESTORAJE_LOG_LEVEL=info", text("ESTORAJE_ADVERTISE=127.0.0.1:%d", n->port), NULL};
+    const char *environment[] = {text("ESTORAJE_LISTEN=127.0.0.1:%d", n->port),
+                                 text("ESTORAJE_DATA=%s/data", n->folder),
+                                 "ESTORAJE_BOOTSTRAP=1",
+                                 "ESTORAJE_MAX_VALUE=1k",
+                                 "ESTORAJE_ZONE=attic",
+                                 "ESTORAJE_WEIGHT=3",
+                                 "ESTORAJE_LEASE=3s",
+                                 "ESTORAJE_EVICT_AFTER=90",
+                                 "ESTORAJE_MEMORY=64M",
+                                 "ESTORAJE_SYNC=always",
+                                 "ESTORAJE_REPLICAS=2",
+                                 "ESTORAJE_LOG_LEVEL=info",
+                                 text("ESTORAJE_ADVERTISE=127.0.0.1:%d", n->port),
+                                 NULL};
     n->pid = process_start((const char *const[]){binary(), NULL}, environment, n->log, SIGKILL);
     AWAIT(node_healthy(n), 20);
     struct response r = get(n->url, "/_status");
@@ -1914,8 +2042,9 @@ START_TEST(test_options_can_come_from_the_environment)
     ck_assert_int_eq(put(n->url, "/k", letters(1025)).status, 413);
     ck_assert_int_eq(put(n->url, "/k", letters(1024)).status, 201);
     cluster_stop(c);
-    struct output o = run(10, "ESTORAJE_REPLICAS=x exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(),
-                          free_port(), fresh("data"));
+    struct output o =
+        run(10, "ESTORAJE_REPLICAS=x exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(),
+            free_port(), fresh("data"));
     ck_assert_int_eq(o.status, 2);
 }
 END_TEST
@@ -1932,8 +2061,8 @@ END_TEST
 
 START_TEST(test_a_port_in_use_is_1_and_says_so)
 {
-    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(), alone->nodes[0].port,
-                          fresh("data"));
+    struct output o = run(10, "exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(),
+                          alone->nodes[0].port, fresh("data"));
     ck_assert_int_eq(o.status, 1);
     ck_assert_msg(strstr(o.text, text("%d", alone->nodes[0].port)) != NULL, "%s", o.text);
 }
@@ -1956,7 +2085,8 @@ START_TEST(test_a_node_comes_back_with_what_it_had_and_without_options)
         ck_assert_str_eq(node_id(n), id);
         for (int i = 0; i < 200; i++) {
             struct response r = get(n->url, text("/%d", i));
-            ck_assert(r.status == 200 && body_is(&r, text("value %d", i), strlen(text("value %d", i))));
+            ck_assert(r.status == 200 &&
+                      body_is(&r, text("value %d", i), strlen(text("value %d", i))));
         }
     }
     cluster_stop(c);
@@ -2037,7 +2167,9 @@ START_TEST(test_log_lines_are_logfmt)
     char *log = file_read(c->nodes[0].log, NULL), *save = NULL;
     int lines = 0;
     for (char *line = strtok_r(log, "\n", &save); line; line = strtok_r(NULL, "\n", &save), lines++)
-        ck_assert_msg(!strncmp(line, "time=", 5) && strstr(line, " level=") && strstr(line, " msg="), "%s", line);
+        ck_assert_msg(!strncmp(line, "time=", 5) && strstr(line, " level=") &&
+                          strstr(line, " msg="),
+                      "%s", line);
     ck_assert_int_ge(lines, 1);
     ck_assert_int_lt(lines, 30); /* none for a request */
     cluster_stop(c);
@@ -2163,15 +2295,21 @@ START_TEST(test_nodes_talk_tls)
         return;
     char *folder = fresh("tls");
     struct output o = run(60,
-        "mkdir %s && cd %s && printf 'subjectAltName=IP:127.0.0.1\\n' >ext && "
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem 2>/dev/null && "
-        "openssl req -newkey rsa:2048 -nodes -subj /CN=node -keyout node.key -out node.csr 2>/dev/null && "
-        "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out node.pem "
-        "2>/dev/null", folder, folder);
+                          "mkdir %s && cd %s && printf 'subjectAltName=IP:127.0.0.1\\n' >ext && "
+                          "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout "
+                          "ca.key -out ca.pem 2>/dev/null && "
+                          "openssl req -newkey rsa:2048 -nodes -subj /CN=node -keyout node.key "
+                          "-out node.csr 2>/dev/null && "
+                          "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial "
+                          "-days 2 -extfile ext -out node.pem "
+                          "2>/dev/null",
+                          folder, folder);
     ck_assert_msg(o.status == 0, "%s", o.text);
     http_authority = text("%s/ca.pem", folder);
-    const char *options[] = {"--tls-cert", text("%s/node.pem", folder), "--tls-key", text("%s/node.key", folder),
-                             "--tls-ca", http_authority, NULL};
+    const char *options[] = {"--tls-cert", text("%s/node.pem", folder),
+                             "--tls-key",  text("%s/node.key", folder),
+                             "--tls-ca",   http_authority,
+                             NULL};
     struct cluster *c = cluster_start(3, options);
     for (int i = 0; i < 30; i++)
         ck_assert_int_eq(put(c->nodes[i % 3].url, text("/%d", i), "v").status, 201);
@@ -2219,7 +2357,8 @@ START_TEST(test_half_sent_requests_leave_the_others_served)
         else if (i % 3 == 1)
             raw_print(fds[i], "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Le", own("k"));
         else
-            raw_print(fds[i], "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nonly this", own("k"));
+            raw_print(fds[i], "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nonly this",
+                      own("k"));
     }
     for (int i = 0; i < 50; i++) {
         put_etag(_i, own("served"), text("%d", i));
@@ -2252,7 +2391,8 @@ START_TEST(test_a_client_that_leaves_in_the_middle_stores_nothing)
     for (int i = 0; i < 30; i++) {
         int fd = raw_connect(port_of(_i));
         raw_print(fd, "PUT %s HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s", own(i % 2 ? "k" : "old"),
-                  i % 3 ? "Content-Length: 100" : "Transfer-Encoding: chunked", i % 3 ? "half" : "4\r\nhalf\r\n");
+                  i % 3 ? "Content-Length: 100" : "Transfer-Encoding: chunked",
+                  i % 3 ? "half" : "4\r\nhalf\r\n");
         close(fd);
     }
     has_none(_i, own("k"));
@@ -2306,7 +2446,11 @@ static const struct entry *entries(size_t *count)
     static struct entry all[256];
     size_t n = 0;
 #define EACH(feature, test) all[n++] = (struct entry){feature, test, true}
-#define ONCE(feature, test) all[n++] = (struct entry){feature, test, false}
+#define ONCE(feature, test)                                                                        \
+    all[n++] = (struct entry)                                                                      \
+    {                                                                                              \
+        feature, test, false                                                                       \
+    }
     EACH("keys", test_two_spellings_of_a_key_are_one_key);
     EACH("keys", test_slashes_and_dots_are_kept_as_they_are);
     EACH("keys", test_a_key_may_have_any_byte);

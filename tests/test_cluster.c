@@ -46,8 +46,12 @@ static struct cluster *behind_nginx(int nodes, const char *const *options)
 
 static struct load *load_through(const char *url, const char *prefix, int clients)
 {
-    return load_start(&(struct load_plan){
-        .urls = {url}, .prefix = prefix, .clients = clients, .keys = 40, .value_bytes = 100, .pause_ms = 2});
+    return load_start(&(struct load_plan){.urls = {url},
+                                          .prefix = prefix,
+                                          .clients = clients,
+                                          .keys = 40,
+                                          .value_bytes = 100,
+                                          .pause_ms = 2});
 }
 
 /* Until that many more requests were answered: so the load is in full swing, however slow the machine is. */
@@ -60,7 +64,8 @@ static void load_goes_on(struct load *l, long requests)
 static struct load_report load_end(struct load *l, const char *what)
 {
     struct load_report r = load_stop(l);
-    printf("%s: %ld requests, %ld failed, slowest: %s\n", what, r.requests, r.failed, r.slowest_what);
+    printf("%s: %ld requests, %ld failed, slowest: %s\n", what, r.requests, r.failed,
+           r.slowest_what);
     ck_assert_msg(r.wrong == 0, "%ld wrong, the first: %s", r.wrong, r.first_wrong);
     return r;
 }
@@ -68,7 +73,8 @@ static struct load_report load_end(struct load *l, const char *what)
 static void load_end_without_failure(struct load *l, const char *what)
 {
     struct load_report r = load_end(l, what);
-    ck_assert_msg(r.failed == 0, "%ld of %ld failed, the first: %s", r.failed, r.requests, r.first_failure);
+    ck_assert_msg(r.failed == 0, "%ld of %ld failed, the first: %s", r.failed, r.requests,
+                  r.first_failure);
 }
 
 /* All that was acknowledged is there, through each node that runs. */
@@ -110,8 +116,10 @@ static void *many_run(void *argument)
     for (int i; (i = __atomic_fetch_add(&m->next, 1, __ATOMIC_SEQ_CST)) < m->count;) {
         char *key = key_of(i), *value = value_of(i);
         bool puts = !strcmp(m->method, "PUT"), gets = !strcmp(m->method, "GET");
-        struct response r = http(m->urls[i % urls], m->method, key, NULL, puts ? value : NULL, puts ? strlen(value) : 0);
-        bool good = gets ? r.status == 200 && body_is(&r, value, strlen(value)) : r.status / 100 == 2;
+        struct response r = http(m->urls[i % urls], m->method, key, NULL, puts ? value : NULL,
+                                 puts ? strlen(value) : 0);
+        bool good =
+            gets ? r.status == 200 && body_is(&r, value, strlen(value)) : r.status / 100 == 2;
         if (!good && !__atomic_fetch_add(&m->failed, 1, __ATOMIC_SEQ_CST))
             m->first = text("%s %s: %d %.100s%s", m->method, key, r.status, r.body, r.error);
         response_free(&r);
@@ -207,15 +215,16 @@ static int coordinator(const struct cluster *c)
 {
     int smallest = -1;
     for (int i = 0; i < c->count; i++)
-        if (c->nodes[i].pid && (smallest < 0 || strcmp(node_id(&c->nodes[i]), node_id(&c->nodes[smallest])) < 0))
+        if (c->nodes[i].pid &&
+            (smallest < 0 || strcmp(node_id(&c->nodes[i]), node_id(&c->nodes[smallest])) < 0))
             smallest = i;
     return smallest;
 }
 
 static void drain(struct cluster *c, int i)
 {
-    struct response r = http(c->nodes[other_than(c, i)].url, "DELETE", text("/_nodes/%s", node_id(&c->nodes[i])), NULL,
-                             NULL, 0);
+    struct response r = http(c->nodes[other_than(c, i)].url, "DELETE",
+                             text("/_nodes/%s", node_id(&c->nodes[i])), NULL, NULL, 0);
     ck_assert_msg(r.status == 202, "%d %s", r.status, r.body);
 }
 
@@ -265,7 +274,8 @@ static char *path_encoded(const char *path)
 {
     char *encoded = calloc(3, strlen(path) + 1), *to = encoded;
     for (const char *c = path; *c; c++)
-        if (strchr("/.-_~", *c) || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z'))
+        if (strchr("/.-_~", *c) || (*c >= '0' && *c <= '9') ||
+            ((*c | 32) >= 'a' && (*c | 32) <= 'z'))
             *to++ = *c;
         else
             to += sprintf(to, "%%%02X", (unsigned char)*c);
@@ -277,13 +287,17 @@ static void *files_run(void *argument)
     (void)argument;
     for (int i; (i = __atomic_fetch_add(&files.next, 1, __ATOMIC_SEQ_CST)) < files.count;) {
         size_t bytes = 0;
-        char *content = file_read(files.all[i].path, &bytes), *path = path_encoded(files.all[i].path);
+        char *content = file_read(files.all[i].path, &bytes),
+             *path = path_encoded(files.all[i].path);
         bool puts = !strcmp(files.method, "PUT");
-        struct response r = http(files.url, files.method, path, NULL, puts ? content : NULL, puts ? bytes : 0);
-        bool good = puts ? r.status == 201 || r.status == 204 : r.status == 200 && body_is(&r, content, bytes);
+        struct response r =
+            http(files.url, files.method, path, NULL, puts ? content : NULL, puts ? bytes : 0);
+        bool good = puts ? r.status == 201 || r.status == 204
+                         : r.status == 200 && body_is(&r, content, bytes);
         if (!good && !__atomic_fetch_add(&files.failed, 1, __ATOMIC_SEQ_CST))
-            files.first = text("%s %s%s: %d, %zu bytes of %zu, %.100s%s", files.method, files.url, path, r.status,
-                               r.body_bytes, bytes, r.status == 200 ? "" : r.body, r.error);
+            files.first =
+                text("%s %s%s: %d, %zu bytes of %zu, %.100s%s", files.method, files.url, path,
+                     r.status, r.body_bytes, bytes, r.status == 200 ? "" : r.body, r.error);
         response_free(&r);
         free(path);
         free(content);
@@ -304,7 +318,8 @@ static void files_end(pthread_t *threads, int count)
 {
     for (int i = 0; i < count; i++)
         pthread_join(threads[i], NULL);
-    ck_assert_msg(files.failed == 0, "%d of %d failed, the first: %s", files.failed, files.count, files.first);
+    ck_assert_msg(files.failed == 0, "%d of %d failed, the first: %s", files.failed, files.count,
+                  files.first);
 }
 
 static void files_await(double share)
@@ -367,8 +382,11 @@ END_TEST
 START_TEST(test_a_stopped_node_costs_no_request)
 {
     struct cluster *c = behind_nginx(3, NULL);
-    const struct load_plan direct = {.urls = {c->nodes[1].url, c->nodes[2].url}, .prefix = "/direct", .clients = 3,
-                                     .keys = 40, .pause_ms = 2};
+    const struct load_plan direct = {.urls = {c->nodes[1].url, c->nodes[2].url},
+                                     .prefix = "/direct",
+                                     .clients = 3,
+                                     .keys = 40,
+                                     .pause_ms = 2};
     struct load *through = load_through(c->nginx_url, "/nginx", 4), *others = load_start(&direct);
     load_goes_on(others, 300);
     node_signal(c, 0, SIGSTOP);
@@ -400,7 +418,8 @@ START_TEST(test_a_node_cut_off_costs_no_request_through_nginx)
         struct response r = put(c->nodes[i].url, "/cut-off", "v");
         ck_assert_int_eq(r.status, 503);
         ck_assert_ptr_nonnull(header(&r, "Retry-After"));
-        ck_assert_msg(r.seconds < slowest_allowed(2), "without a lease 503 comes at once, not after %.2f s", r.seconds);
+        ck_assert_msg(r.seconds < slowest_allowed(2),
+                      "without a lease 503 comes at once, not after %.2f s", r.seconds);
         ck_assert_int_eq(status_of(c->nodes[i].url, "GET", "/cut-off", NULL, NULL), 503);
         load_goes_on(l, 300);
         cluster_isolate(c, i, false);
@@ -435,8 +454,11 @@ END_TEST
 START_TEST(test_all_killed_at_once_lose_nothing_acknowledged)
 {
     struct cluster *c = cluster_start(3, NULL);
-    const struct load_plan plan = {.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url}, .prefix = "/load",
-                                   .clients = 8, .keys = 25, .put_percent = 80};
+    const struct load_plan plan = {.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url},
+                                   .prefix = "/load",
+                                   .clients = 8,
+                                   .keys = 25,
+                                   .put_percent = 80};
     for (int round = 0; round < 4; round++) {
         struct load_plan p = plan;
         p.prefix = text("/load%d", round);
@@ -453,7 +475,8 @@ START_TEST(test_all_killed_at_once_lose_nothing_acknowledged)
         for (int i = 0; i < 3; i++)
             node_start(c, i);
         cluster_await(c, 3, 40);
-        printf("killed all: %ld writes acknowledged, %ld unknown, %d keys\n", r.acknowledged, r.unknown, load_keys(l));
+        printf("killed all: %ld writes acknowledged, %ld unknown, %d keys\n", r.acknowledged,
+               r.unknown, load_keys(l));
         load_is_there(l, c);
         ck_assert_int_ge(load_keys(l), 1);
     }
@@ -471,7 +494,8 @@ START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
     AWAIT(!node_healthy(&c->nodes[0]), 15);
     static const char *const methods[] = {"PUT", "GET", "DELETE", "POST"};
     for (int i = 0; i < 4; i++) {
-        struct response r = http(url, methods[i], "/keys/0/0", NULL, i % 2 ? NULL : "v", i % 2 ? 0 : 1);
+        struct response r =
+            http(url, methods[i], "/keys/0/0", NULL, i % 2 ? NULL : "v", i % 2 ? 0 : 1);
         if (!strcmp(methods[i], "GET"))
             r = get(url, "/keys/0/0");
         ck_assert_msg(r.status == 503, "%s: %d", methods[i], r.status);
@@ -489,7 +513,8 @@ START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
     node_start(c, 2);
     cluster_await(c, 3, 40);
     keys_are_everywhere(100, c);
-    AWAIT((r = get(c->nodes[1].url, "/lonely")).status == 200 && body_is(&r, "still taken", 11), 20);
+    AWAIT((r = get(c->nodes[1].url, "/lonely")).status == 200 && body_is(&r, "still taken", 11),
+          20);
     cluster_stop(c);
 }
 END_TEST
@@ -505,7 +530,9 @@ START_TEST(test_a_rolling_restart_costs_no_request)
         ck_assert_int_eq(status, 0);
         node_start(c, i);
         cluster_await(c, 3, 40);
-        AWAIT(node_metric(&c->nodes[i], "estoraje_http_requests_total{method=\"GET\",code=\"200\"}") > 10, 20);
+        AWAIT(node_metric(&c->nodes[i],
+                          "estoraje_http_requests_total{method=\"GET\",code=\"200\"}") > 10,
+              20);
     }
     load_end_without_failure(l, "restarted in turn");
     load_is_there(l, c);
@@ -523,7 +550,8 @@ START_TEST(test_a_node_that_was_away_catches_up)
     node_kill(c, 2);
     keys_on("PUT", count, c->nodes[0].url);
     for (int i = 0; i < 10; i++)
-        ck_assert_int_eq(status_of(c->nodes[1].url, "DELETE", text("/deleted/%d", i), NULL, NULL), 200);
+        ck_assert_int_eq(status_of(c->nodes[1].url, "DELETE", text("/deleted/%d", i), NULL, NULL),
+                         200);
     node_start(c, 2);
     cluster_await(c, 3, 40);
     double start = now();
@@ -532,7 +560,8 @@ START_TEST(test_a_node_that_was_away_catches_up)
     node_kill(c, 0); /* so that what it caught up on is needed */
     keys_on("GET", count, c->nodes[2].url);
     for (int i = 0; i < 10; i++)
-        ck_assert_int_eq(status_of(c->nodes[2].url, "GET", text("/deleted/%d", i), NULL, NULL), 404);
+        ck_assert_int_eq(status_of(c->nodes[2].url, "GET", text("/deleted/%d", i), NULL, NULL),
+                         404);
     cluster_stop(c);
 }
 END_TEST
@@ -544,7 +573,8 @@ START_TEST(test_deleted_keys_stay_deleted_whoever_was_away)
     for (int i = 0; i < 3; i++) {
         node_kill(c, i);
         for (int k = i; k < 150; k += 3)
-            ck_assert_int_eq(status_of(c->nodes[(i + 1) % 3].url, "DELETE", key_of(k), NULL, NULL), 200);
+            ck_assert_int_eq(status_of(c->nodes[(i + 1) % 3].url, "DELETE", key_of(k), NULL, NULL),
+                             200);
         node_start(c, i);
         cluster_await(c, 3, 40);
     }
@@ -572,7 +602,8 @@ START_TEST(test_a_joiner_takes_its_share_while_clients_run)
     keys_are_everywhere(count, c);
     load_is_there(l, c);
     AWAIT(copies(c) == status_number(&c->nodes[0], "keys") + status_number(&c->nodes[1], "keys") +
-                           status_number(&c->nodes[2], "keys") + status_number(&c->nodes[3], "keys"),
+                           status_number(&c->nodes[2], "keys") +
+                           status_number(&c->nodes[3], "keys"),
           10);
     double share = status_number(&c->nodes[3], "keys") / copies(c);
     ck_assert_msg(share > .15 && share < .35, "the fourth holds %.2f of all copies", share);
@@ -605,7 +636,8 @@ START_TEST(test_a_drained_member_leaves_and_its_data_stays)
     char *id = node_id(&c->nodes[1]);
     drain(c, 1);
     struct response again = http(c->nodes[0].url, "DELETE", text("/_nodes/%s", id), NULL, NULL, 0);
-    ck_assert_msg(again.status == 202 || again.status == 404 || again.status == 409, "%d", again.status);
+    ck_assert_msg(again.status == 202 || again.status == 404 || again.status == 409, "%d",
+                  again.status);
     AWAIT(members(&c->nodes[0]) == 3, 60);
     bury(c, 1);
     cluster_await(c, 3, 40);
@@ -706,7 +738,9 @@ START_TEST(test_a_node_that_missed_many_views_follows_them)
     keys_on("PUT", 500, c->nodes[0].url);
     node_kill(c, 1);
     node_start(c, cluster_add(c));
-    AWAIT(members(&c->nodes[0]) == 5 && !strcmp(member_state(&c->nodes[0], node_id(&c->nodes[4])), "up"), 60);
+    AWAIT(members(&c->nodes[0]) == 5 &&
+              !strcmp(member_state(&c->nodes[0], node_id(&c->nodes[4])), "up"),
+          60);
     drain(c, 3);
     AWAIT(members(&c->nodes[0]) == 4, 60);
     bury(c, 3);
@@ -727,11 +761,13 @@ static int listing_count(const char *url, const char *path)
     char *next = strdup(path);
     for (int pages = 0; next && pages < 1000; pages++) {
         struct response r = get(url, next);
-        ck_assert_msg(r.status == 200 || r.status == 503, "%s%s: %d %s", url, next, r.status, r.body);
+        ck_assert_msg(r.status == 200 || r.status == 503, "%s%s: %d %s", url, next, r.status,
+                      r.body);
         if (r.status == 503)
             return -1;
         char *save = NULL;
-        for (char *line = strtok_r(r.body, "\n", &save); line; line = strtok_r(NULL, "\n", &save), count++) {
+        for (char *line = strtok_r(r.body, "\n", &save); line;
+             line = strtok_r(NULL, "\n", &save), count++) {
             ck_assert_msg(strcmp(line, last) > 0, "%s after %s", line, last);
             free(last);
             last = strdup(line);
@@ -801,8 +837,10 @@ START_TEST(test_five_nodes_live_through_everything)
     cluster_await(c, 4, 40);
     printf("cut off from two\n");
     struct load_report r = load_end(l, "five nodes");
-    ck_assert_msg(r.unknown == 0, "%ld of unknown outcome, the first failure: %s", r.unknown, r.first_failure);
-    ck_assert_msg(r.failed * 200 <= r.requests, "%ld of %ld: %s", r.failed, r.requests, r.first_failure);
+    ck_assert_msg(r.unknown == 0, "%ld of unknown outcome, the first failure: %s", r.unknown,
+                  r.first_failure);
+    ck_assert_msg(r.failed * 200 <= r.requests, "%ld of %ld: %s", r.failed, r.requests,
+                  r.first_failure);
     keys_are_everywhere(count, c);
     load_is_there(l, c);
     await_copies(c, count + load_keys(l), 3);
@@ -817,7 +855,6 @@ struct search {
     size_t bytes;
     char *path; /* where it was found first */
     long at;
-    bool last; /* the last place, not the first */
     long found;
 };
 
@@ -826,9 +863,10 @@ static bool search_in(const char *path, size_t bytes, void *context)
     struct search *s = context;
     size_t count;
     char *content = bytes ? file_read(path, &count) : NULL;
-    for (char *at = content; at && (at = memmem(at, count - (size_t)(at - content), s->what, s->bytes)); at++) {
+    for (char *at = content;
+         at && (at = memmem(at, count - (size_t)(at - content), s->what, s->bytes)); at++) {
         s->found++;
-        if (!s->path || s->last) {
+        if (!s->path) {
             s->path = strdup(path);
             s->at = at - content;
         }
@@ -856,7 +894,9 @@ static void flip_bit(const char *path, long at)
 
 static char *marked(int i)
 {
-    return text("the marked value number %05d, which is long enough not to lie in the index of any node at all", i);
+    return text("the marked value number %05d, which is long enough not to lie in the index of any "
+                "node at all",
+                i);
 }
 
 START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
@@ -873,9 +913,11 @@ START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
         for (int n = 0; n < 3; n++)
             for (int i = 0; i < 30; i++) {
                 struct response r = get(c->nodes[n].url, text("/k%d", i));
-                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))),
+                              "%d: %s", r.status, r.body);
                 r = get(c->nodes[n].url, text("/k%d?consistency=one", i));
-                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))),
+                              "%d: %s", r.status, r.body);
             }
     for (int i = 0; i < 30; i++) /* whole again on its own disk */
         AWAIT(search(c->nodes[1].folder, marked(i)).found > 0, 40);
@@ -891,10 +933,10 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
         ck_assert_int_eq(put(c->nodes[0].url, text("/m%d", i), marked(i)).status, 201);
     keys_on("PUT", COUNT, c->nginx_url);
     for (int kind = 0; kind < 2; kind++) {
-        char *id = node_id(&c->nodes[1]);
-        AWAIT(search(c->nodes[1].folder, marked(7)).found > 0, 20);
+        char *id = node_id(&c->nodes[1]), *log = in_folder(c->nodes[1].folder, "data/%s", id);
+        AWAIT(search(log, marked(7)).found > 0, 20);
         node_kill(c, 1);
-        struct search s = search(c->nodes[1].folder, marked(7));
+        struct search s = search(log, marked(7));
         if (kind)
             ck_assert_int_eq(truncate(s.path, s.at + 10), 0);
         else
@@ -902,12 +944,14 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
         struct load *l = load_through(c->nginx_url, text("/load%d", kind), 3);
         node_start(c, 1);
         cluster_await(c, 3, 60);
-        load_end_without_failure(l, kind ? "a segment cut short" : "a bit flipped below what was durable");
+        load_end_without_failure(l, kind ? "a segment cut short"
+                                         : "a bit flipped below what was durable");
         ck_assert_msg(strcmp(node_id(&c->nodes[1]), id), "the damaged node is still %s", id);
         keys_are_everywhere(COUNT, c);
         for (int i = 0; i < 20; i++) {
             struct response r = get(c->nodes[1].url, text("/m%d", i));
-            ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s", r.status, r.body);
+            ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))), "%d: %s",
+                          r.status, r.body);
         }
         node_kill(c, kind ? 2 : 0); /* what it has is needed now */
         keys_on("GET", COUNT, c->nodes[1].url);
@@ -955,7 +999,8 @@ START_TEST(test_a_torn_tail_is_dropped)
         node_start(c, 0);
         AWAIT(node_healthy(&c->nodes[0]), 20);
         for (int i = 0; i < 20; i++)
-            ck_assert_int_eq(status_of(c->nodes[0].url, "GET", text("/%d/%d", round, i), NULL, NULL), 200);
+            ck_assert_int_eq(
+                status_of(c->nodes[0].url, "GET", text("/%d/%d", round, i), NULL, NULL), 200);
         struct response r = get(c->nodes[0].url, text("/torn/%d", round));
         ck_assert_msg(r.status == 404, "%d %s", r.status, r.body);
     }
@@ -1061,7 +1106,8 @@ static char *failing_library(const char *folder)
         "int fdatasync(int fd)\n{\n"
         "    static int (*real)(int);\n"
         "    if (!real)\n        real = (int (*)(int))dlsym(RTLD_NEXT, \"fdatasync\");\n"
-        "    if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n        return -1;\n    }\n"
+        "    if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n        return "
+        "-1;\n    }\n"
         "    return real(fd);\n}\n";
     char *path = in_folder(folder, "fail.c"), *library = in_folder(folder, "fail.so");
     file_write(path, source, sizeof source - 1);
@@ -1125,9 +1171,12 @@ START_TEST(test_the_log_does_not_grow_without_bound)
         }
     }
     double segment = 64 << 20;
-    AWAIT(node_metric(n, "estoraje_log_garbage_bytes") <= node_metric(n, "estoraje_log_bytes") / 2 + segment / 2, 60);
+    AWAIT(node_metric(n, "estoraje_log_garbage_bytes") <=
+              node_metric(n, "estoraje_log_bytes") / 2 + segment / 2,
+          60);
     printf("%d MiB written, %.0f MiB of log, %.0f MiB of it garbage\n", KEYS * ROUNDS,
-           node_metric(n, "estoraje_log_bytes") / (1 << 20), node_metric(n, "estoraje_log_garbage_bytes") / (1 << 20));
+           node_metric(n, "estoraje_log_bytes") / (1 << 20),
+           node_metric(n, "estoraje_log_garbage_bytes") / (1 << 20));
     AWAIT(node_metric(n, "estoraje_log_bytes") <= 4 * segment, 60);
     for (int again = 0; again < 2; again++) {
         for (int i = 0; i < KEYS; i++) {
@@ -1172,7 +1221,8 @@ static void *tries_run(void *argument)
         } else if (!strcmp(t->kind, "match")) {
             struct response r = get(t->url, path);
             status = r.status != 200 ? r.status
-                                     : status_of(t->url, "PUT", path, text("If-Match: %s", header(&r, "ETag")), "new");
+                                     : status_of(t->url, "PUT", path,
+                                                 text("If-Match: %s", header(&r, "ETag")), "new");
             wanted = 204;
         } else {
             status = status_of(t->url, "POST", "/counter?op=add&by=1", NULL, NULL);
@@ -1212,7 +1262,8 @@ static int tries_good(const struct tries *all)
 {
     int good = 0;
     for (int k = 0; k < KINDS; k++)
-        good += __atomic_load_n(&all[k].good, __ATOMIC_SEQ_CST) + __atomic_load_n(&all[k].bad, __ATOMIC_SEQ_CST);
+        good += __atomic_load_n(&all[k].good, __ATOMIC_SEQ_CST) +
+                __atomic_load_n(&all[k].bad, __ATOMIC_SEQ_CST);
     return good;
 }
 
@@ -1221,14 +1272,16 @@ static void tries_end(struct tries *all, pthread_t *threads)
     for (int i = 0; i < KINDS * TRIERS; i++)
         pthread_join(threads[i], NULL);
     for (int k = 0; k < KINDS; k++)
-        ck_assert_msg(all[k].bad == 0, "%d of %d, the first: %s", all[k].bad, all[k].good + all[k].bad, all[k].first);
+        ck_assert_msg(all[k].bad == 0, "%d of %d, the first: %s", all[k].bad,
+                      all[k].good + all[k].bad, all[k].first);
 }
 
 static void counter_is(const struct cluster *c, int number)
 {
     for (int i = 0; i < c->count; i++) {
         struct response r = get(c->nodes[i].url, "/counter");
-        ck_assert_msg(r.status == 200 && atoi(r.body) == number, "%d %s, not %d", r.status, r.body, number);
+        ck_assert_msg(r.status == 200 && atoi(r.body) == number, "%d %s, not %d", r.status, r.body,
+                      number);
     }
 }
 
@@ -1272,7 +1325,9 @@ START_TEST(test_writes_whose_node_is_stopped_get_their_true_answer_once)
     }
     for (int client = 0; client < TRIERS; client++)
         for (int i = 0; i < EACH; i++)
-            ck_assert_int_eq(status_of(c->nodes[i % 3].url, "GET", text("/delete/%d/%d", client, i), NULL, NULL), 404);
+            ck_assert_int_eq(
+                status_of(c->nodes[i % 3].url, "GET", text("/delete/%d/%d", client, i), NULL, NULL),
+                404);
     cluster_stop(c);
 }
 END_TEST
@@ -1288,7 +1343,8 @@ static void *adder_run(void *argument)
     int turn = __atomic_fetch_add(&a->next, 1, __ATOMIC_SEQ_CST);
     http_fresh = true; /* libcurl must not repeat any */
     for (int i = 0; i < 100; i++) {
-        struct response r = http(a->c->nodes[(turn + i) % 3].url, "POST", "/counter?op=add&by=1", NULL, NULL, 0);
+        struct response r =
+            http(a->c->nodes[(turn + i) % 3].url, "POST", "/counter?op=add&by=1", NULL, NULL, 0);
         if (r.status == 200)
             __atomic_add_fetch(&a->acknowledged, 1, __ATOMIC_SEQ_CST);
         else if ((r.status == 0 && !r.refused) || header(&r, "Estoraje-Outcome"))
@@ -1327,7 +1383,8 @@ END_TEST
 static void *holder_run(void *argument)
 {
     const struct cluster *c = argument;
-    struct response r = http(c->nodes[1].url, "GET", "/lock?wait=60s", NULL, NULL, 0); /* it is there: the first answer */
+    struct response r = http(c->nodes[1].url, "GET", "/lock?wait=60s", NULL, NULL,
+                             0); /* it is there: the first answer */
     char *etag = text("If-None-Match: %s", header(&r, "ETag"));
     r = http(c->nodes[2].url, "GET", "/lock?wait=60s", etag, NULL, 0);
     ck_assert_int_eq(r.status, 404); /* it expired: its holder is dead */
@@ -1338,7 +1395,8 @@ static void *holder_run(void *argument)
 START_TEST(test_a_dead_holders_lock_goes_to_the_one_who_waits)
 {
     struct cluster *c = cluster_start(3, NULL);
-    struct response first = http(c->nodes[0].url, "PUT", "/lock?ttl=4s", "If-None-Match: *", "first", 5);
+    struct response first =
+        http(c->nodes[0].url, "PUT", "/lock?ttl=4s", "If-None-Match: *", "first", 5);
     ck_assert_int_eq(first.status, 201);
     pthread_t waiter;
     void *status;
@@ -1366,7 +1424,8 @@ struct command {
 static struct command command_start(const char *line)
 {
     static int count;
-    struct command c = {.output = in_folder(harness_folder(), "command-%d-%d", (int)getpid(), count++)};
+    struct command c = {.output =
+                            in_folder(harness_folder(), "command-%d-%d", (int)getpid(), count++)};
     c.pid = process_start((const char *const[]){"sh", "-c", line, NULL}, NULL, c.output, SIGKILL);
     return c;
 }
@@ -1393,7 +1452,8 @@ START_TEST(test_restic_backs_up_and_restores_with_a_node_killed)
     setenv("RESTIC_CACHE_DIR", in_folder(c->folder, "cache"), 1);
     char *target = in_folder(c->folder, "restored");
     do_command(60, "restic init");
-    struct command backup = command_start("restic backup /usr/include/linux /usr/share/doc/nginx* /usr/bin/gdb /bin");
+    struct command backup =
+        command_start("restic backup /usr/include/linux /usr/share/doc/nginx* /usr/bin/gdb /bin");
     AWAIT(node_metric(&c->nodes[0], "estoraje_keys") >= 4, 60);
     node_kill(c, 1);
     command_end(&backup, 120, "backup");
@@ -1401,7 +1461,8 @@ START_TEST(test_restic_backs_up_and_restores_with_a_node_killed)
     node_start(c, 1);
     do_command(120, "restic check --read-data");
     node_kill(c, 2);
-    do_command(120, text("restic restore latest --target %s && diff -r --no-dereference /usr/include/linux %s/usr/include/linux",
+    do_command(120, text("restic restore latest --target %s && diff -r --no-dereference "
+                         "/usr/include/linux %s/usr/include/linux",
                          target, target));
     do_command(120, "restic forget --keep-last 1 --prune");
     node_start(c, 2);
@@ -1419,14 +1480,19 @@ START_TEST(test_ccache_finds_what_it_stored_with_a_node_killed)
     char *sources = in_folder(c->folder, "sources");
     mkdir(sources, 0755);
     for (int i = 0; i < 6; i++) {
-        char *code = text("#include <stdio.h>\n#include <stdlib.h>\nint f%d(int x) { return printf(\"%%d\", x + %d); }\n", i, i);
+        char *code = text("#include <stdio.h>\n#include <stdlib.h>\nint f%d(int x) { return "
+                          "printf(\"%%d\", x + %d); }\n",
+                          i, i);
         file_write(in_folder(sources, "f%d.c", i), code, strlen(code));
     }
     setenv("CCACHE_REMOTE_STORAGE", text("%s/ccache", c->nginx_url), 1);
-    setenv("CCACHE_SECONDARY_STORAGE", text("%s/ccache", c->nginx_url), 1); /* its name before version 4.7 */
-    const char *compile = "cd %s && export CCACHE_DIR=%s && for f in f*.c; do ccache cc -O1 -c $f -o $f.o || exit 1; done "
+    setenv("CCACHE_SECONDARY_STORAGE", text("%s/ccache", c->nginx_url),
+           1); /* its name before version 4.7 */
+    const char *compile = "cd %s && export CCACHE_DIR=%s && for f in f*.c; do ccache cc -O1 -c $f "
+                          "-o $f.o || exit 1; done "
                           "&& ccache --print-stats";
-    char *first = text(compile, sources, in_folder(c->folder, "one")), *second = text(compile, sources, in_folder(c->folder, "two"));
+    char *first = text(compile, sources, in_folder(c->folder, "one")),
+         *second = text(compile, sources, in_folder(c->folder, "two"));
     do_command(90, first);
     node_kill(c, 0);
     struct output o = run(90, "%s", second);
@@ -1444,9 +1510,10 @@ START_TEST(test_prometheus_scrapes_three_nodes)
         return;
     struct cluster *c = cluster_start(3, NULL);
     char *configuration = in_folder(c->folder, "prometheus.yml");
-    char *yaml = text("global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n- job_name: estoraje\n"
-                      "  metrics_path: /_metrics\n  static_configs:\n  - targets: ['%s', '%s', '%s']\n",
-                      c->nodes[0].address, c->nodes[1].address, c->nodes[2].address);
+    char *yaml = text(
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n- job_name: estoraje\n"
+        "  metrics_path: /_metrics\n  static_configs:\n  - targets: ['%s', '%s', '%s']\n",
+        c->nodes[0].address, c->nodes[1].address, c->nodes[2].address);
     file_write(configuration, yaml, strlen(yaml));
     int port = free_port();
     const char *argv[] = {"prometheus", text("--config.file=%s", configuration),
@@ -1455,14 +1522,21 @@ START_TEST(test_prometheus_scrapes_three_nodes)
     pid_t pid = process_start(argv, NULL, in_folder(c->folder, "prometheus.stderr"), SIGKILL);
     char *url = text("http://127.0.0.1:%d", port);
     AWAIT(get(url, "/-/ready").status == 200, 60);
-    struct load *l = load_start(&(struct load_plan){.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url},
-                                                    .prefix = "/load", .clients = 3, .keys = 10, .pause_ms = 5});
-    const char *rate = "/api/v1/query?query=sum(rate(estoraje_http_requests_total%5B10s%5D))by(instance)";
+    struct load *l =
+        load_start(&(struct load_plan){.urls = {c->nodes[0].url, c->nodes[1].url, c->nodes[2].url},
+                                       .prefix = "/load",
+                                       .clients = 3,
+                                       .keys = 10,
+                                       .pause_ms = 5});
+    const char *rate =
+        "/api/v1/query?query=sum(rate(estoraje_http_requests_total%5B10s%5D))by(instance)";
     struct response r = {0};
     AWAIT((r = get(url, rate)).status == 200 && json_count(r.body, "data.result") == 3, 60);
     for (int i = 0; i < 3; i++)
         AWAIT(atof(json_string(get(url, rate).body, text("data.result.%d.value.1", i))) > 0, 30);
-    AWAIT(json_count(get(url, "/api/v1/query?query=up%7Bjob=%22estoraje%22%7D==1").body, "data.result") == 3, 30);
+    AWAIT(json_count(get(url, "/api/v1/query?query=up%7Bjob=%22estoraje%22%7D==1").body,
+                     "data.result") == 3,
+          30);
     r = get(url, "/api/v1/query?query=sum(estoraje_peer_up)");
     ck_assert_double_eq(atof(json_string(r.body, "data.result.0.value.1")), 6);
     load_end_without_failure(l, "scraped");

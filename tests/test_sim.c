@@ -39,6 +39,7 @@ enum {
     JOINERS_MAX = 2,
     REPAIRS_MAX = 4,
     PARCEL_BYTES = 2 << 10,
+    COLD_BYTES_MAX = 1 << 20,
     OUTBOX_BYTES_MAX = 1 << 20,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
@@ -109,7 +110,7 @@ static void ring_place(struct ring *ring, const struct member *members, size_t m
 
 /* === 2 The world ============================================================================== */
 
-enum event_type { TICKS, MAIL, DISK_DONE, FETCHED, ARRIVE, CLIENT, TIMEOUT, RETRY, FAULT, UP, DOWN };
+enum event_type { TICKS, MAIL, DISK_DONE, ARRIVE, CLIENT, TIMEOUT, RETRY, FAULT, UP, DOWN };
 
 struct event {
     uint64_t time, sequence;
@@ -136,13 +137,10 @@ struct host {
     int64_t clock_error; /* microseconds */
     double clock_drift;
     bool far, ahead; /* its clock is over 10 s wrong */
+    bool deaf;       /* for good */
     uint8_t *disk;
     uint64_t disk_bytes, disk_start, disk_first, disk_synced, disk_last; /* LSN of the last batch synced */
     bool disk_flipped;
-    struct {
-        uint64_t lsn, bytes;
-    } warm[WARM_MAX];
-    unsigned warm_next;
     struct try *tries; /* requests that it has not answered */
 };
 
@@ -179,7 +177,8 @@ struct plan {
     uint64_t late_repeat;   /* a repeat may come that late */
     unsigned large;         /* values above PARCEL_BYTES */
     unsigned one_keys;      /* keys of consistency=one */
-    bool built_by_joins, zones, patient;
+    uint64_t away;          /* 0: as the eviction time has it */
+    bool built_by_joins, zones, patient, tombstones, deaf_for_good;
 };
 
 enum key_kind { REGISTER, COUNTER, MORTAL, ONE, LISTED };
@@ -211,6 +210,7 @@ struct world {
     unsigned clients_busy;
     bool healed, over;
     uint64_t last_reads; /* that are to be made when all is over */
+    bool last_phase;
     uint64_t next_value;
     uint64_t clock_error_max;
     struct view **views;
@@ -473,20 +473,12 @@ static void drive_tear(struct host *h)
     trace(h, "its batch of %zu bytes is torn after %zu", flight->count, kept);
 }
 
-static bool drive_is_warm(const struct host *h, uint64_t lsn, size_t bytes)
-{
-    for (int i = 0; i < WARM_MAX; i++)
-        if (lsn >= h->warm[i].lsn && lsn + bytes <= h->warm[i].lsn + h->warm[i].bytes)
-            return true;
-    return false;
-}
-
 static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     struct host *h = n->world;
     if (lsn < h->disk_start)
         violation("h%d reads bytes that were cleaned away", h->index);
-    if (!wait && chance(w.plan.cold) && !drive_is_warm(h, lsn, bytes))
+    if (!wait && chance(w.plan.cold))
         return false;
     size_t there = lsn < h->disk_bytes ? min_u64(bytes, h->disk_bytes - lsn) : 0;
     memcpy(to, h->disk + lsn, there);
@@ -494,40 +486,54 @@ static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
     return true;
 }
 
-/* What is fetched: the bytes' place, then the message that waits for them. */
-struct cold {
-    uint64_t lsn, bytes;
-    struct bytes again;
-};
-
-static void hook_log_fetch(struct node *n, uint64_t lsn, size_t bytes, struct bytes *again)
-{
-    struct host *h = n->world;
-    struct cold *f = allocate(sizeof *f);
-    *f = (struct cold){lsn, bytes, *again};
-    *again = (struct bytes){0};
-    event_at(w.now + 1 + below(10 * MS), FETCHED, h, f, 0);
-}
-
-static void cold_free(struct cold *f)
-{
-    bytes_free(&f->again);
-    free(f);
-}
-
-static void drive_fetched(struct host *h, struct cold *f)
-{
-    h->warm[h->warm_next].lsn = f->lsn;
-    h->warm[h->warm_next].bytes = f->bytes;
-    h->warm_next = (h->warm_next + 1) % WARM_MAX;
-    node_fetched(h->node, &f->again);
-}
-
 /* === 5 Hosts ================================================================================== */
 
 static void hook_reply(struct node *n, void *client, const struct message *result);
 
-static const struct hooks hooks = {hook_reply, hook_log_read, hook_log_fetch};
+static void node_free(struct node *n)
+{
+    n->log.live_bytes = 0;
+    for (int i = 0; i <= VIEWS_PARTITION; i++)
+        partition_drop(n, &n->partitions[i]);
+    for (int i = 0; i < ROUND_BUCKETS; i++) {
+        while (n->by_op[i]) {
+            struct round *r = n->by_op[i];
+            while (r->taken)
+                request_free(requests_pop(&r->taken));
+            while (r->waiting)
+                request_free(requests_pop(&r->waiting));
+            round_free(n, r);
+        }
+        while (n->watches[i]) {
+            struct watch *first = n->watches[i];
+            n->watches[i] = first->next;
+            free(first);
+        }
+    }
+    while (n->forwards)
+        request_free(requests_pop(&n->forwards));
+    while (n->listings) {
+        n->listings->failed = true;
+        listing_end(n, n->listings);
+    }
+    for (size_t i = 0; i < n->peers_count; i++) {
+        bytes_free(&n->peers[i]->outbox[0]);
+        bytes_free(&n->peers[i]->outbox[1]);
+        free(n->peers[i]);
+    }
+    for (size_t i = 0; i < n->views_count; i++)
+        free(n->views[i]);
+    sync_reset(n);
+    free(n->views);
+    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox,
+                           &n->gated,       &n->scratch,    &n->view_chosen, &n->cold};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        bytes_free(all[i]);
+    free(n->draft);
+    free(n);
+}
+
+static const struct hooks hooks = {hook_reply, hook_log_read};
 
 static uint64_t host_wall(const struct host *h)
 {
@@ -553,7 +559,6 @@ static void host_node(struct host *h)
     h->epoch_seen = 0;
     h->boot++;
     h->serves = true;
-    memset(h->warm, 0, sizeof h->warm);
     host_time(h);
     event_at(w.now + 1 + below(TICK), TICKS, h, NULL, 0);
 }
@@ -923,6 +928,8 @@ static void listing_answered(struct op *op, const struct message *m);
 static void op_answered(struct op *op, const struct message *m, bool repeat)
 {
     w.answered_ok += m->status < 500;
+    if (w.last_phase && m->status >= 500)
+        violation("%s: answered %u when all was healed", op->key->name, m->status);
     if (op->listing) {
         listing_answered(op, m);
     } else if (!op_writes(op)) {
@@ -992,7 +999,7 @@ static struct host *random_host(void)
     unsigned start = (unsigned)below(w.hosts_count);
     for (unsigned i = 0; i < w.hosts_count; i++) {
         struct host *h = &w.hosts[(start + i) % w.hosts_count];
-        if (h->node && h->serves && h->node->view)
+        if (h->node && h->serves && h->node->view && !h->deaf)
             return h;
     }
     return NULL;
@@ -1001,11 +1008,11 @@ static struct host *random_host(void)
 /* A key with a time to live: when it may be, and must be, gone. */
 static void op_expires(struct op *op, uint64_t expiry)
 {
-    uint64_t due = expiry - WALL_AT_START, error = w.clock_error_max + MS;
-    uint64_t from = due > error ? due - error : 1;
+    int64_t due = (int64_t)(expiry - WALL_AT_START), error = (int64_t)w.clock_error_max + 1000;
+    uint64_t from = due > error ? (uint64_t)(due - error) : 1;
     if (!op->told.gone_from || from < op->told.gone_from)
         op->told.gone_from = from;
-    op->told.gone_by = max_u64(op->told.gone_by, due + error);
+    op->told.gone_by = max_u64(op->told.gone_by, max_u64(from, (uint64_t)(due + error)));
 }
 
 /* Sends it to a random host, where it arrives a little later, or when that is no longer paused. */
@@ -1117,7 +1124,7 @@ static void op_choose_condition(struct op *op)
 static void op_choose_write(struct op *op)
 {
     enum key_kind kind = op->key->kind;
-    bool deletes = chance(kind == COUNTER ? 50 : 250);
+    bool deletes = chance(kind == COUNTER ? 50 : w.plan.tombstones ? 500 : 250);
     op->m.function = deletes ? DO_DELETE : kind == COUNTER ? DO_ADD : DO_PUT;
     op->told.kind = deletes ? HISTORY_DELETE : kind == COUNTER ? HISTORY_ADD : HISTORY_PUT;
     if (kind == COUNTER && !deletes) {
@@ -1178,6 +1185,10 @@ static void client_begins(struct client *c)
         op->key->touched = true;
         op->told.kind = HISTORY_PUT;
         op->m.function = DO_PUT;
+        op_value(op, false);
+    } else if (w.over && op->key->kind == REGISTER && chance(400)) {
+        op->m.function = DO_PUT;
+        op->told.kind = HISTORY_PUT;
         op_value(op, false);
     } else if (!w.over && op->key->ops_count < OPS_MAX && chance(550)) {
         op_choose_write(op);
@@ -1267,7 +1278,7 @@ static bool may_lose_a_disk(void)
     if (!v || !view_is_settled(v) || v->members_count < 3 || w.plan.replicas < 3)
         return false;
     for (unsigned i = 0; i < w.hosts_count; i++)
-        if (w.hosts[i].disk_flipped || w.hosts[i].far)
+        if (w.hosts[i].disk_flipped || w.hosts[i].far || w.hosts[i].deaf)
             return false;
     for (uint32_t i = 0; i < v->members_count; i++) {
         bool there = false;
@@ -1436,7 +1447,8 @@ static void fault_happens(enum fault fault)
         fault_drain(h);
         break;
     case AWAY:
-        host_down(h, w.plan.evict_after + below(w.plan.evict_after) + 2 * lease);
+        host_down(h, w.plan.away ? below(w.plan.away)
+                                 : w.plan.evict_after + below(w.plan.evict_after) + 2 * lease);
         break;
     case WIPE:
         if (may_lose_a_disk()) {
@@ -1491,6 +1503,12 @@ static void heal(void)
     for (unsigned i = 0; i < w.hosts_count; i++) {
         struct host *h = &w.hosts[i];
         h->deaf_until = h->slow_until = h->stalled_until = 0;
+        if (w.plan.deaf_for_good && h->node && may_lose_a_disk()) {
+            h->deaf = true;
+            h->deaf_until = UINT64_MAX;
+            w.plan.deaf_for_good = false;
+            trace(h, "is deaf for good");
+        }
         if (h->far) {
             h->clock_error = 0;
             if (h->ahead)
@@ -1549,7 +1567,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
 static struct host *host_of(uint64_t id)
 {
     for (unsigned i = 0; i < w.hosts_count; i++)
-        if (w.hosts[i].id == id && w.hosts[i].node)
+        if (w.hosts[i].id == id && w.hosts[i].node && !w.hosts[i].deaf)
             return &w.hosts[i];
     return NULL;
 }
@@ -1594,7 +1612,7 @@ static const char *unsettled(char why[200])
     const char *found = NULL;
     struct node *any = NULL;
     for (unsigned i = 0; i < w.hosts_count && !found; i++)
-        if (w.hosts[i].node)
+        if (w.hosts[i].node && !w.hosts[i].deaf)
             found = unsettled_host(&w.hosts[i], why), any = w.hosts[i].node;
     for (uint32_t i = 0; i < v->members_count && !found; i++)
         if (!host_of(v->members[i].id)) {
@@ -1681,19 +1699,81 @@ static void judge(void)
 struct mix {
     const char *name;
     unsigned weight[FAULT_KINDS];
+    void (*shape)(struct plan *p); /* what else is special about it */
 };
 
+/* Deletes are forgotten soon, nobody is evicted, and mail may come after that. */
+static void shape_forget(struct plan *p)
+{
+    p->hosts = (unsigned)between(3, 4);
+    p->replicas = 3;
+    p->lease = between(200, 400) * MS;
+    p->evict_after = 60 * SECOND;
+    p->away = between(2, 5) * SECOND;
+    p->keys = (unsigned)between(4, 8);
+    p->fault_time = between(12, 20) * SECOND;
+    p->late = (unsigned)below(30);
+    p->delay_far = between(2, 6) * SECOND;
+    p->large = 200;
+    p->built_by_joins = false;
+    p->tombstones = true;
+    sim_memory = between(700, 1200) * MS;
+}
+
+/* Clocks differ much, and members change all the time. */
+static void shape_epochs(struct plan *p)
+{
+    p->hosts = (unsigned)between(3, 4);
+    p->skew = 4 * SECOND;
+    p->keys = 2;
+    p->lease = between(200, 300) * MS;
+    p->evict_after = 4 * p->lease;
+    p->loss = 100 + (unsigned)below(200);
+    p->fault_pause = between(30, 150) * MS;
+    p->one_keys = 0;
+}
+
+/* One host is deaf for good: it must be evicted. */
+static void shape_deaf(struct plan *p)
+{
+    p->hosts = 5;
+    p->replicas = 3;
+    p->built_by_joins = false;
+    p->evict_after = 4 * p->lease;
+    p->deaf_for_good = true;
+}
+
+/* Many nodes think that they are the coordinator. */
+static void shape_coordinators(struct plan *p)
+{
+    p->hosts = (unsigned)between(4, 5);
+    p->lease = between(200, 300) * MS;
+    p->evict_after = 2 * p->lease;
+    p->fault_pause = between(30, 150) * MS;
+    p->keys = 3;
+    p->late = 300;
+    p->delay_far = 600 * MS;
+    p->built_by_joins = false;
+}
+
 static const struct mix mixes[] = {
-    {"calm", {0}},
-    {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}},
-    {"network", {[CUT] = 5, [DEAF] = 1, [SLOW] = 2, [PAUSE] = 1, [CRASH] = 1}},
-    {"moves", {[JOIN] = 3, [DRAIN] = 3, [CRASH] = 2, [CUT] = 2, [PAUSE] = 1, [STALL] = 1}},
-    {"deaths", {[AWAY] = 3, [WIPE] = 3, [JOIN] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1}},
-    {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}},
-    {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [BLACKOUT] = 1, [CUT] = 1}},
+    {"calm", {0}, NULL},
+    {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}, NULL},
+    {"network", {[CUT] = 5, [DEAF] = 1, [SLOW] = 2, [PAUSE] = 1, [CRASH] = 1}, NULL},
+    {"moves", {[JOIN] = 3, [DRAIN] = 3, [CRASH] = 2, [CUT] = 2, [PAUSE] = 1, [STALL] = 1}, NULL},
+    {"deaths", {[AWAY] = 3, [WIPE] = 3, [JOIN] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1}, NULL},
+    {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}, NULL},
+    {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
+    {"skew", {[CLOCK] = 4, [CUT] = 1, [PAUSE] = 1}, NULL},
+    {"forget", {[AWAY] = 3, [CUT] = 3, [DEAF] = 1, [CRASH] = 2, [PAUSE] = 1}, shape_forget},
+    {"epochs", {[JOIN] = 2, [DRAIN] = 5, [CUT] = 5, [CRASH] = 1, [CLOCK] = 1}, shape_epochs},
+    {"deaf", {[CUT] = 1}, shape_deaf},
+    {"coordinators",
+     {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3}, shape_coordinators},
     {"all",
      {[CRASH] = 4, [PAUSE] = 3, [CUT] = 4, [DEAF] = 1, [STALL] = 2, [CLOCK] = 2, [JOIN] = 2,
-      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FAR_CLOCK] = 1}},
+      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FAR_CLOCK] = 1},
+     NULL},
 };
 enum { MIXES = sizeof mixes / sizeof *mixes };
 
@@ -1727,6 +1807,9 @@ static void plan_make(const struct mix *mix)
     p->zones = chance(200);
     p->patient = chance(400);
     sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
+    if (mix->shape)
+        mix->shape(p);
+    sim_memory = max_u64(sim_memory, p->skew + SECOND); /* or a right clock is always too late */
     w.clock_error_max = p->skew + MS + p->fault_time;
 }
 
@@ -1775,9 +1858,7 @@ static void cluster_begin(void)
 
 static void event_free(const struct event *e)
 {
-    if (e->type == FETCHED)
-        cold_free(e->data);
-    else if (e->type == ARRIVE)
+    if (e->type == ARRIVE)
         try_lost(e->data);
     else if (e->type == MAIL)
         free(e->data);
@@ -1795,10 +1876,6 @@ static void host_event(struct host *h, const struct event *e)
         break;
     case DISK_DONE:
         drive_done(h);
-        break;
-    case FETCHED:
-        drive_fetched(h, e->data);
-        cold_free(e->data);
         break;
     case ARRIVE:
         if (h->serves)
@@ -1962,6 +2039,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
     w.over = true;
     rest(120 * SECOND);
     w.last_reads = 3 * w.keys_count;
+    w.last_phase = w.plan.patient = true;
     clients_start(clients);
     rest(30 * SECOND);
     judge();
