@@ -115,6 +115,7 @@ enum {
 #define STEP_TIME (100 * MS)            /* a step of a round, before it is sent again */
 #define FORWARD_TIME SECOND
 #define CONTENDED_TIME SECOND
+#define LEASE_GRACE (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
 #define WATCH_TIME (5 * SECOND)
 #endif
 
@@ -590,6 +591,7 @@ struct node {
     size_t views_count;
     struct view *view;   /* the newest, null before the first */
     uint64_t view_lsn;   /* where the log ends with it */
+    uint64_t views_lsn;  /* behind it, the log has all views */
     int self;            /* our index in the view, -1: no member */
     bool settled, gone;  /* gone: was a member, and is no more */
     bool leaves;         /* it is being drained, or was: it does not join again */
@@ -602,7 +604,7 @@ struct node {
     struct peer *self_peer;
     struct joiner joiners[JOINERS_MAX];
     bool has_lease;
-    uint64_t lease_at; /* when it was gained */
+    uint64_t lease_at; /* when it was gained or lost */
     uint64_t next_heartbeat, catch_up_until;
     uint16_t digest_next, walk_next, sync_next;
 
@@ -1190,11 +1192,9 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     tell(n, from, m, M_PROMISE, false);
 }
 
-static bool room_for(const struct node *n, const struct message *m)
+/* Whether there is space for a message, and `keep` besides. */
+static bool room_for(const struct node *n, const struct message *m, uint64_t keep)
 {
-    uint64_t keep = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION
-                        ? DISK_KEEP_BYTES / 2
-                        : DISK_KEEP_BYTES;
     return n->log.pending.count + n->log.flight.count + m->bytes + keep <= n->log.room;
 }
 
@@ -1224,7 +1224,8 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
             repair_key(n, m->partition, body.key, m->key_bytes);
         return;
     }
-    if (!room_for(n, m))
+    bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
+    if (!room_for(n, m, small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES))
         return;
     if (!e)
         e = entry_make(p, body.key, m->key_bytes);
@@ -1385,6 +1386,13 @@ static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
     }
 }
 
+static void view_log(struct node *n, const struct view *v)
+{
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
+    m.value_bytes = (uint32_t)view_bytes(v);
+    log_append(n, &m, &(struct body){.value = v});
+}
+
 /* The next view becomes ours: it and the drop are in one batch of the log, as nothing is flushed in
  * the middle of an event. */
 static void view_adopt(struct node *n, const struct view *v)
@@ -1396,19 +1404,12 @@ static void view_adopt(struct node *n, const struct view *v)
     sync_reset(n);
     mail_discard(n);
     view_apply(n);
-    struct body body = {.value = n->view};
-    log_append(n,
-               &(struct message){.type = M_VIEW,
-                                 .flags = FLAG_WHOLE,
-                                 .value_bytes = (uint32_t)view_bytes(v)},
-               &body);
+    view_log(n, v);
     uint8_t dropped[PARTITIONS / 8];
-    if (n->settled && RULE(17) && view_drop(n, dropped)) {
-        body.value = dropped;
+    if (n->settled && RULE(17) && view_drop(n, dropped))
         log_append(
             n, &(struct message){.type = M_DROP, .flags = FLAG_WHOLE, .value_bytes = sizeof dropped},
-            &body);
-    }
+            &(struct body){.value = dropped});
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->settled && n->self >= 0);
@@ -2120,6 +2121,9 @@ static void round_due(struct node *n, struct round *r)
         one_begin(n, r);
     } else if (r->state == ROUND_LINGER || (r->state == ROUND_ACCEPT && !r->refused)) {
         round_accept(n, r, partition_owners(n, r->partition) & ~r->answered);
+    } else if (r->state == ROUND_PREPARE && !r->refused) {
+        round_mail(n, r, partition_owners(n, r->partition) & ~r->answered, M_PREPARE, 0);
+        r->due = n->now + STEP_TIME;
     } else {
         round_rest(n, r, n->now);
         round_begin(n, r);
@@ -2333,7 +2337,8 @@ static void request_admit(struct node *n, struct request *q)
 {
     struct body body = message_body(q->m);
     const struct message *m = q->m;
-    if (n->self < 0 || (!n->has_lease && !(m->flags & FLAG_ONE))) {
+    bool no_lease = !n->has_lease && n->lease_at + LEASE_GRACE < n->now;
+    if (n->self < 0 || (no_lease && !(m->flags & FLAG_ONE))) {
         request_fail(n, q, 503);
         return;
     }
@@ -2372,7 +2377,8 @@ static void node_request(struct node *n, void *client, const struct message *m,
     q->deadline += wait;
     n->requests++;
     clock_raise(n, m->dropped);
-    if (is_write(q) && n->log.full && !room_for(n, m))
+    uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
+    if (is_write(q) && n->log.full && !room_for(n, m, keep))
         request_fail(n, q, 507);
     else
         request_admit(n, q);
@@ -2747,8 +2753,9 @@ static void lease_tick(struct node *n)
         if (live >> i & 1)
             n->member_peer[i]->live_at = n->now;
     bool has = majority(live, n->voters);
-    if (has && !n->has_lease) {
+    if (has != n->has_lease)
         n->lease_at = n->now;
+    if (has && !n->has_lease) {
         n->catch_up_until = n->now + 10 * n->lease;
     } else if (!has && n->has_lease) {
         n->counters.lease_expirations++;
@@ -3361,8 +3368,12 @@ static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
     struct body body = message_body(m);
     struct entry *e;
     switch (m->type) {
-    case M_VIEW:
-        log_append(n, m, &body);
+    case M_VIEW: /* all at once, or copies that a crash left would be copied for ever */
+        if (lsn < n->views_lsn)
+            break;
+        n->views_lsn = log_end(n);
+        for (uint64_t i = 0; i < node_epoch(n); i++)
+            view_log(n, n->views[i]);
         break;
     case M_FLOOR:
         if (p->floor_lsn == lsn)
@@ -3427,6 +3438,7 @@ static void clean_tick(struct node *n)
         log->cleaned_until = 0;
     }
     if (log->cleaned_until || log->stuck || n->self < 0 ||
+        log->room < DISK_KEEP_BYTES / 4 ||
         log_end(n) - log->first < 2 * log->live_bytes + CLEAN_SLACK_BYTES)
         return;
     uint64_t at = log->first;
@@ -3772,6 +3784,7 @@ struct disk {
     pthread_t thread;
     int files[SEGMENTS_MAX]; /* by number modulo SEGMENTS_MAX, 0: none; opened and closed by the thread */
     uint64_t oldest;         /* number of the first file */
+    uint64_t given;          /* LSN up to which space was given back */
     uint64_t taken, zeroed;  /* LSNs up to which there is space, and zeros or data */
     pthread_mutex_t lock;    /* of what is below */
     pthread_cond_t work;
@@ -3806,7 +3819,7 @@ static void wake(int event)
         die("eventfd");
 }
 
-enum stream_op { STREAM_READ, STREAM_READ_HOT, STREAM_WRITE, STREAM_TAKE, STREAM_SYNC };
+enum stream_op { STREAM_READ, STREAM_READ_HOT, STREAM_WRITE, STREAM_TAKE, STREAM_GIVE, STREAM_SYNC };
 
 /* One file's part of stream_do. Errors of writing end the process; what cannot be read is zeros,
  * which no checksum fits. */
@@ -3841,6 +3854,9 @@ static bool part_do(enum stream_op op, int file, uint8_t *data, size_t bytes, of
         if (errno == ENOSPC || errno == EDQUOT)
             return false;
         count = errno ? -1 : 0;
+        break;
+    case STREAM_GIVE: /* back to the disk; where that is not possible, with the whole file */
+        fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)bytes);
         break;
     case STREAM_SYNC:
         count = fdatasync(file);
@@ -3895,7 +3911,7 @@ static void disk_extend(struct disk *d, uint64_t end)
     d->room = d->taken - min_u64(d->taken, end);
 }
 
-/* Writes a batch and makes it durable; then removes the files that are wholly below `first`. */
+/* Writes a batch and makes it durable; then gives back what is below `first`. */
 static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
 {
     char name[32];
@@ -3906,6 +3922,9 @@ static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn, 
     if (d->sync)
         stream_do(d, STREAM_SYNC, lsn, NULL, batch->count);
     d->sync_seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
+    if (first > d->given)
+        stream_do(d, STREAM_GIVE, d->given, NULL, first - d->given);
+    d->given = max_u64(d->given, first);
     for (; (d->oldest + 1) * SEGMENT_BYTES <= first; d->oldest++) {
         close(segment_open(d, d->oldest));
         d->files[d->oldest % SEGMENTS_MAX] = 0;
@@ -3981,6 +4000,7 @@ static void disk_stop(struct disk *d)
 /* Begins to write behind `end`, the log's end as it was recovered. */
 static void disk_start(struct disk *d, uint64_t end)
 {
+    d->given = d->oldest * SEGMENT_BYTES;
     d->taken = d->zeroed = end;
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->work, NULL);
@@ -4494,12 +4514,10 @@ static const char *unhealthy(const struct server *s)
  * What is wrong with a request is answered when its body was read, unless that is not worth reading.
  */
 
-enum {
-    READS = 1 << GET | 1 << HEAD,
-    STORES = 1 << PUT | 1 << POST,
-    CONSISTENCY_ONE = 2,
-    CONSISTENCY_ALL,
-};
+static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
+                  every[] = "GET, HEAD, PUT, POST, DELETE";
+enum { CONSISTENCY_ONE = 2, CONSISTENCY_ALL };
+enum { ROUTE_KEY, ROUTE_LIST, ROUTE_MAIL };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
@@ -4595,16 +4613,10 @@ static const char *call_get(const struct call *c, const char *header)
     return MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, header);
 }
 
-/* 405, and which methods are possible. */
-static bool call_allow(struct call *c, unsigned allowed)
+static bool call_allow(struct call *c, const char *allowed)
 {
-    char list[64] = "";
-    for (int m = 0; m < OTHER; m++)
-        if (allowed >> m & 1)
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", *list ? ", " : "",
-                     methods[m]);
-    call_error(c, 405, "this method is not possible here; possible: %s", list);
-    call_header(c, "Allow", "%s", list);
+    call_error(c, 405, "this method is not possible here; possible: %s", allowed);
+    call_header(c, "Allow", "%s", allowed);
     return false;
 }
 
@@ -4632,9 +4644,12 @@ static int percent_decode(char *text)
 struct setting {
     const char *name;
     enum { TEXT, FLAG, CHOICE, KEY, SIGNED, COUNT, BYTES, MILLISECONDS, SECONDS } kind;
-    const char *argument, *standard, *help; /* argument: null if none; a CHOICE's: "a|b|c" */
+    const char *argument;        /* null: none; of a CHOICE: all of them, "a|b|c" */
+    const char *standard, *help; /* of an option */
     size_t offset; /* of a const char *; a bool for FLAG, a struct bytes for KEY, else a uint64_t */
     uint64_t least, most;
+    const char *methods; /* of a parameter: with which it goes, and with which route */
+    int route;
 };
 
 /* The place of `text` among "a|b|c", from 1 on; 0: none of them. */
@@ -4657,20 +4672,18 @@ static bool parse_number(const char *text, int kind, uint64_t *value)
         const char *name;
         int kind;
         uint64_t scale;
-    } units[] = {
-        {"", COUNT, 1},
-        {"", BYTES, 1},
-        {"k", BYTES, 1 << 10},
-        {"M", BYTES, 1 << 20},
-        {"G", BYTES, 1 << 30},
-        {"", MILLISECONDS, MS},
-        {"", SECONDS, SECOND},
-        {"ms", SECONDS, MS},
-        {"s", SECONDS, SECOND},
-        {"m", SECONDS, 60 * SECOND},
-        {"h", SECONDS, 3600 * SECOND},
-        {"d", SECONDS, 86400 * SECOND},
-    };
+    } units[] = {{"", COUNT, 1},
+                 {"", BYTES, 1},
+                 {"k", BYTES, 1 << 10},
+                 {"M", BYTES, 1 << 20},
+                 {"G", BYTES, 1 << 30},
+                 {"", MILLISECONDS, MS},
+                 {"", SECONDS, SECOND},
+                 {"ms", SECONDS, MS},
+                 {"s", SECONDS, SECOND},
+                 {"m", SECONDS, 60 * SECOND},
+                 {"h", SECONDS, 3600 * SECOND},
+                 {"d", SECONDS, 86400 * SECOND}};
     char *end;
     errno = 0;
     uint64_t number = strtoull(text, &end, 10);
@@ -4789,32 +4802,21 @@ static bool call_wire(struct call *c, const char *version)
 }
 
 #define QUERY(field) offsetof(struct query, field)
-enum { ROUTE_KEY, ROUTE_LIST, ROUTE_MAIL };
 enum { PARAMETER_BY };
-
-/* With which route and methods a parameter goes. */
-static const struct parameter {
-    struct setting setting;
-    int route;
-    unsigned methods;
-} parameters[] = {
-    [PARAMETER_BY] = {{"by", SIGNED, "a 64-bit integer", NULL, NULL, QUERY(by), 0, 0},
-                      ROUTE_KEY,
-                      1 << POST},
-    {{"consistency", CHOICE, "quorum|one|all", NULL, NULL, QUERY(consistency), 0, 0},
-     ROUTE_KEY,
-     READS | STORES | 1 << DELETE},
-    {{"ttl", SECONDS, "a time, such as 30s", NULL, NULL, QUERY(ttl), 1, INT64_MAX / 2},
-     ROUTE_KEY,
-     STORES},
-    {{"wait", SECONDS, "a time, at most 5m", NULL, NULL, QUERY(wait), 0, 300 * SECOND},
-     ROUTE_KEY,
-     1 << GET},
-    {{"op", CHOICE, "add", NULL, NULL, QUERY(op), 0, 0}, ROUTE_KEY, 1 << POST},
-    {{"limit", COUNT, "1 to 100000", NULL, NULL, QUERY(limit), 1, 100000}, ROUTE_LIST, READS},
-    {{"after", KEY, "a key", NULL, NULL, QUERY(after), 0, 0}, ROUTE_LIST, READS},
-    {{"prefix", KEY, "the beginning of a key", NULL, NULL, QUERY(prefix), 0, 0}, ROUTE_LIST, READS},
-    {{"create", CHOICE, "true", NULL, NULL, QUERY(create), 0, 0}, ROUTE_LIST, 1 << POST},
+static const struct setting parameters[] = {
+    {.name = "by", SIGNED, "a 64-bit integer", .offset = QUERY(by), .methods = "POST"},
+    {.name = "op", CHOICE, "add", .offset = QUERY(op), .methods = "POST"},
+    {.name = "consistency",
+     CHOICE,
+     "quorum|one|all",
+     .offset = QUERY(consistency),
+     .methods = every},
+    {.name = "ttl", SECONDS, "a time, as 30s", .offset = QUERY(ttl), 1, INT64_MAX / 2, storing},
+    {.name = "wait", SECONDS, "at most 5m", .offset = QUERY(wait), 0, 300 * SECOND, "GET"},
+    {.name = "limit", COUNT, "1 to 100000", .offset = QUERY(limit), 1, 100000, reading, ROUTE_LIST},
+    {.name = "after", KEY, "a key", .offset = QUERY(after), .methods = reading, ROUTE_LIST},
+    {.name = "prefix", KEY, "a key", .offset = QUERY(prefix), .methods = reading, ROUTE_LIST},
+    {.name = "create", CHOICE, "true", .offset = QUERY(create), .methods = "POST", ROUTE_LIST},
 };
 enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
@@ -4828,13 +4830,13 @@ static bool call_query(struct call *c, char *query)
         if (*value)
             *value++ = 0;
         int i = 0, bytes = percent_decode(value);
-        while (i < PARAMETERS && strcmp(parameters[i].setting.name, part) != 0)
+        while (i < PARAMETERS && strcmp(parameters[i].name, part) != 0)
             i++;
         if (i == PARAMETERS || parameters[i].route != c->route ||
-            !(parameters[i].methods >> c->method & 1) || seen >> i & 1)
+            !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
             return call_error(c, 400, "parameter '%.40s' is unknown here, or there twice", part);
-        if (bytes < 0 || !setting_parse(&parameters[i].setting, q, value, (size_t)bytes))
-            return call_error(c, 400, "%s= needs %s", part, parameters[i].setting.argument);
+        if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
+            return call_error(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
     }
     bool by = seen >> PARAMETER_BY & 1;
@@ -4918,16 +4920,15 @@ static void call_version(struct call *c)
     bytes_free(&all);
 }
 
+/* Takes as long, whatever is wrong with it. */
 static bool secret_matches(const struct call *c)
 {
     const char *secret = c->server->secret, *got = call_get(c, "Authorization");
-    unsigned differ = !got || strncmp(got, "Bearer ", 7) != 0;
-    if (!secret || differ)
+    if (!secret || !got || strncmp(got, "Bearer ", 7) != 0 || strlen(got) != strlen(secret) + 7)
         return !secret;
-    got += 7;
-    differ = strlen(got) != strlen(secret);
-    for (size_t i = 0; !differ && secret[i]; i++)
-        differ |= (unsigned)(got[i] ^ secret[i]);
+    unsigned differ = 0;
+    for (size_t i = 0; secret[i]; i++)
+        differ |= (unsigned)(got[i + 7] ^ secret[i]);
     return !differ;
 }
 
@@ -4978,7 +4979,7 @@ static void answer_list(struct call *c)
         if (c->query.create)
             call_respond(c, 200, NULL); /* restic makes a repository: nothing is to be done */
         else
-            call_allow(c, READS);
+            call_allow(c, reading);
         return;
     }
     bytes_append(&prefix, c->key.data, c->key.count);
@@ -5033,20 +5034,20 @@ static void answer_mail(struct call *c)
 
 static const struct route {
     const char *path; /* null: any that does not begin with an underscore; see fnmatch */
-    unsigned methods;
+    const char *methods;
     void (*answer)(struct call *c);
     void (*print)(struct bytes *out, const struct server *s);
     const char *type;
 } routes[] = {
-    [ROUTE_KEY] = {NULL, READS | STORES | 1 << DELETE, answer_key, NULL, NULL},
-    [ROUTE_LIST] = {NULL, READS | 1 << POST, answer_list, NULL, NULL},
-    [ROUTE_MAIL] = {"_mail", 1 << POST, answer_mail, NULL, NULL},
-    {"_health", READS, answer_health, NULL, NULL},
-    {"_nodes/?*", READS | 1 << DELETE, answer_node, NULL, NULL},
-    {"_status", READS, answer_page, print_status, "application/json"},
-    {"_nodes", READS, answer_page, print_nodes, "text/plain"},
-    {"_ring", READS, answer_page, print_page, "text/html; charset=utf-8"},
-    {"_metrics", READS, answer_page, print_metrics, "text/plain; version=0.0.4"},
+    [ROUTE_KEY] = {.methods = every, answer_key},
+    [ROUTE_LIST] = {.methods = "GET, HEAD, POST", answer_list},
+    [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
+    {.path = "_health", reading, answer_health},
+    {.path = "_nodes/?*", "GET, HEAD, DELETE", answer_node},
+    {.path = "_status", reading, answer_page, print_status, "application/json"},
+    {.path = "_nodes", reading, answer_page, print_nodes, "text/plain"},
+    {.path = "_ring", reading, answer_page, print_page, "text/html; charset=utf-8"},
+    {.path = "_metrics", reading, answer_page, print_metrics, "text/plain; version=0.0.4"},
 };
 enum { ROUTES = sizeof routes / sizeof *routes };
 
@@ -5072,7 +5073,8 @@ static bool call_route(struct call *c, char *path)
         return call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
     if (c->route >= ROUTE_MAIL && c->method > HEAD && !secret_matches(c))
         return call_error(c, 401, "the cluster's secret is needed");
-    return routes[c->route].methods >> c->method & 1 || call_allow(c, routes[c->route].methods);
+    return strstr(routes[c->route].methods, methods[c->method]) ||
+           call_allow(c, routes[c->route].methods);
 }
 
 /* The call as far as its headers tell. */
@@ -5220,15 +5222,13 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++)
         if (refusals[i].status == m->status)
             call_error(c, m->status, "%s", refusals[i].text);
-    if (c->response)
-        (void)0;
-    else if (m->status == 404)
+    if (m->status == 404)
         call_respond(c, 404, NULL);
-    else if (c->route == ROUTE_LIST)
+    else if (c->route == ROUTE_LIST && !c->response)
         reply_list(c, m);
-    else if (c->m.function == DO_READ)
+    else if (c->m.function == DO_READ && !c->response)
         reply_value(c, m, etag);
-    else
+    else if (!c->response)
         reply_write(c, m);
     if (m->modified && (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         call_header(c, "ETag", "%s", etag);
@@ -5436,12 +5436,8 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
     folder_make(path, s->options.data, id, ".new");
     made = (struct disk){.sync = true, .wake = s->wake};
     disk_open(&made, path, &start, &end);
-    for (size_t e = 0; e < s->node->views_count; e++) {
-        const struct view *v = s->node->views[e];
-        struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
-        m.value_bytes = (uint32_t)view_bytes(v);
-        log_append(n, &m, &(struct body){.value = v});
-    }
+    for (size_t e = 0; e < s->node->views_count; e++)
+        view_log(n, s->node->views[e]);
     clock_reserve(n);
     disk_write(&made, log_flush(n), 0, 0);
     folder_rename(s->options.data, s->node->id, "", ".old");
@@ -5523,7 +5519,9 @@ static void server_open(struct server *s)
     folder_make(path, o->data, id, "");
     disk_open(&s->disk, path, &start, &end);
     struct node *n = s->node = server_node(s, id);
-    bool whole = node_recover(n, start, end);
+    /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
+    bool whole = node_recover(n, start, end) &&
+                 (n->log.pending_lsn == start || n->log.pending_lsn + ZEROS_BYTES <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
         if (tries == DAMAGED_TRIES)
@@ -5708,28 +5706,26 @@ static char *read_file(const char *path)
 #define DAYS      (30 * 86400 * SECOND)
 #define AT(field) offsetof(struct options, field)
 static const struct setting option_rows[] = {
-    {"listen", TEXT, "ADDR:PORT", "127.0.0.1:8001", "where to serve", AT(listen), 0, 0},
-    {"advertise", TEXT, "ADDR:PORT", NULL, "where peers reach it", AT(advertise), 0, 0},
-    {"data", TEXT, "DIR", "data", "the data directory", AT(data), 0, 0},
-    {"bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap), 0, 0},
-    {"join", TEXT, "LIST", NULL, "enter the cluster of these addresses", AT(join), 0, 0},
-    {"replicas", COUNT, "1 to 7", "3", "copies of a key, set by the first node", AT(replicas), 1,
-     7},
-    {"zone", TEXT, "NAME", "", "what fails together; copies are spread", AT(zone), 0, 0},
-    {"weight", COUNT, "1 to 100", "1", "share of the keys", AT(weight), 1, WEIGHT_MAX},
-    {"lease", MILLISECONDS, "MS", "2000", "how long a silent node counts as live", AT(lease), 1,
-     DAYS},
-    {"evict-after", SECONDS, "SECONDS", "60", "a dead node is replaced", AT(evict_after), 1, DAYS},
-    {"max-value", BYTES, "BYTES", "64M", "the largest value, up to 1G", AT(max_value), 1, 1 << 30},
-    {"memory", BYTES, "BYTES", "1G", "most bodies in flight at once", AT(memory), 1, INT64_MAX},
-    {"sync", CHOICE, "always|none", "always", "none: power loss loses writes", AT(sync), 0, 0},
-    {"secret-file", TEXT, "FILE", NULL, "a secret that all nodes share", AT(secret_file), 0, 0},
-    {"tls-cert", TEXT, "FILE", NULL, "this node's certificate", AT(tls_cert), 0, 0},
-    {"tls-key", TEXT, "FILE", NULL, "and its key", AT(tls_key), 0, 0},
-    {"tls-ca", TEXT, "FILE", NULL, "whose certificates are trusted", AT(tls_ca), 0, 0},
-    {"log-level", CHOICE, "error|warn|info|debug", "info", "what to tell", AT(log_level), 0, 0},
-    {"help", FLAG, NULL, NULL, "this text", AT(help), 0, 0},
-    {"version", FLAG, NULL, NULL, "the version", AT(version), 0, 0},
+    {.name = "listen", TEXT, "ADDR:PORT", "127.0.0.1:8001", "where to serve", AT(listen)},
+    {.name = "advertise", TEXT, "ADDR:PORT", NULL, "where peers reach it", AT(advertise)},
+    {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
+    {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
+    {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
+    {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
+    {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
+    {.name = "weight", COUNT, "1 to 100", "1", "share of the keys", AT(weight), 1, WEIGHT_MAX},
+    {.name = "lease", MILLISECONDS, "MS", "2000", "of a silent node", AT(lease), 1, DAYS},
+    {.name = "evict-after", SECONDS, "SECONDS", "60", "a dead node goes", AT(evict_after), 1, DAYS},
+    {.name = "max-value", BYTES, "BYTES", "64M", "the largest value", AT(max_value), 1, 1 << 30},
+    {.name = "memory", BYTES, "BYTES", "1G", "most bodies in flight", AT(memory), 1, INT64_MAX},
+    {.name = "sync", CHOICE, "always|none", "always", "none: writes may be lost", AT(sync)},
+    {.name = "secret-file", TEXT, "FILE", NULL, "a secret that all nodes share", AT(secret_file)},
+    {.name = "tls-cert", TEXT, "FILE", NULL, "this node's certificate", AT(tls_cert)},
+    {.name = "tls-key", TEXT, "FILE", NULL, "and its key", AT(tls_key)},
+    {.name = "tls-ca", TEXT, "FILE", NULL, "whose certificates are trusted", AT(tls_ca)},
+    {.name = "log-level", CHOICE, "error|warn|info|debug", "info", "on stderr", AT(log_level)},
+    {.name = "help", FLAG, NULL, NULL, "this text", AT(help)},
+    {.name = "version", FLAG, NULL, NULL, "the version", AT(version)},
 };
 enum { OPTIONS = sizeof option_rows / sizeof *option_rows };
 

@@ -415,7 +415,7 @@ struct state {
     uint64_t gone_by;
     uint64_t denied;    /* ETags that this state, whose ETag is unknown, is known not to have */
     uint64_t moment;    /* the last step was not before; 0 in a history without expiry */
-    uint64_t row_ends;  /* 1 if no unknown write may be the next (S6) */
+    uint64_t row;       /* unknown writes in a row just now; 0 while any number may be (S6) */
 };
 
 /* An operation, as the search sees it. */
@@ -446,7 +446,7 @@ static bool state_same(const struct state *a, const struct state *b)
 
 static void state_empty(struct state *state)
 {
-    *state = (struct state){.holds = HOLDS_NOTHING, .moment = state->moment, .row_ends = state->row_ends};
+    *state = (struct state){.holds = HOLDS_NOTHING, .moment = state->moment, .row = state->row};
 }
 
 enum met { MET_NO, MET_YES, MET_EITHER };
@@ -512,7 +512,7 @@ static bool register_put(struct state *state, const struct item *item)
         .gone_from = item->gone_from,
         .gone_by = item->gone_by,
         .moment = state->moment,
-        .row_ends = state->row_ends,
+        .row = state->row,
     };
     if (state->gone_by < state->moment) /* applied so late that nobody ever saw it */
         state_empty(state);
@@ -652,7 +652,7 @@ static enum memo_answer memo_add(struct memo *memo, const uint64_t set[2],
                                  const struct state *state, const uint64_t *used)
 {
     const uint64_t fields[] = {state->holds,   state->etag,   state->value,  state->gone_from,
-                               state->gone_by, state->denied, state->moment, state->row_ends};
+                               state->gone_by, state->denied, state->moment, state->row};
     uint64_t key[2] = {set[0], set[1]};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         key[0] = mix(key[0] ^ fields[i]);
@@ -829,6 +829,7 @@ static void search_take_readers(struct search *search, struct state *now)
             register_step(&search->known, search->expiring_count > 0, now, link->item, &after) &&
             state_same(now, &after) && !moment_would_skip(search, now, after.moment)) {
             *now = after;
+            now->row = 0;
             link_take(search, link);
         }
     }
@@ -879,6 +880,7 @@ static bool search_through_must(struct search *search, const struct state *now)
         struct state after;
         if (!register_step(&search->known, search->expiring_count > 0, now, item, &after))
             continue;
+        after.row = 0;
         link_take(search, link);
         if (!(item_changes_state(item) && state_is_awaited(search, now, item->etag_observed)) &&
             search_from(search, after, NULL))
@@ -888,19 +890,10 @@ static bool search_through_must(struct search *search, const struct state *now)
     return false;
 }
 
-/* What comes next comes before this. */
-static uint64_t search_first_end(const struct search *search)
-{
-    const struct link *link = search->links[0].after;
-    while (link->end != NULL)
-        link = link->after;
-    return link->time;
-}
-
-static bool search_through_expiry(struct search *search, const struct state *now)
+static bool search_through_expiry(struct search *search, const struct state *now, uint64_t end)
 {
     if (search->gave_up || now->holds == HOLDS_NOTHING || now->gone_from == UINT64_MAX ||
-        now->gone_from > search_first_end(search) || state_is_awaited(search, now, ETAG_UNKNOWN))
+        now->gone_from > end || state_is_awaited(search, now, ETAG_UNKNOWN))
         return false;
     struct state after = *now;
     state_empty(&after);
@@ -922,12 +915,10 @@ static bool may_was_no_use(const struct search *search, const struct state *befo
            state_same(&without, after) && without.moment <= after->moment;
 }
 
-/* Uses `length` more unknown writes in a row, then goes on. */
 static bool search_through_may(struct search *search, const struct state *now,
-                               const struct state *before_may, uint64_t length)
+                               const struct state *before_may, uint64_t end)
 {
     const struct item *fitted = NULL; /* the last that surely fits; families are in a row (S5) */
-    uint64_t end = search_first_end(search);
     for (size_t i = 0; i < search->class_count && !search->gave_up; i++) {
         struct item *item = search->class_next[i];
         struct state after;
@@ -937,36 +928,20 @@ static bool search_through_may(struct search *search, const struct state *now,
             state_same(now, &after) || state_is_awaited(search, now, item->etag_observed) ||
             may_was_no_use(search, before_may, item, &after))
             continue;
-        if (search->order_count >= 2 * search->known.count) {
+        if (now->row == search->row_max || search->order_count >= 2 * search->known.count) {
             search->cut = true;
             return false;
         }
         if (state_meets_condition(&search->known, now, item) == MET_YES)
             fitted = item;
+        if (search->row_max < ROW_ANY)
+            after.row = now->row + 1;
         search->class_next[i] += !search->reuse;
         item_take(search, item);
-        if (length > 1 ? search_through_may(search, &after, now, length - 1)
-                       : search_from(search, after, now))
+        if (search_from(search, after, now))
             return true;
         item_put_back(search);
         search->class_next[i] -= !search->reuse;
-    }
-    return false;
-}
-
-/* S6: the short rows first, for what they leave unused may be needed later. */
-static bool search_through_rows(struct search *search, const struct state *now,
-                                const struct state *before_may)
-{
-    if (search->row_max == ROW_ANY)
-        return search_through_may(search, now, before_may, 1);
-    if (before_may != NULL) {
-        search->cut = true;
-        return false;
-    }
-    for (uint64_t length = 1; length <= search->row_max && !search->gave_up; length++) {
-        if (search_through_may(search, now, NULL, length))
-            return true;
     }
     return false;
 }
@@ -995,13 +970,16 @@ static bool search_from(struct search *search, struct state now, const struct st
         before_may = NULL;
     if (search->must_left == 0)
         return true;
-    now.row_ends = before_may != NULL && search->row_max != ROW_ANY;
     enum memo_answer answer = memo_add(&search->memo, search->set, &now, search->used);
     if (answer == MEMO_FULL)
         search->gave_up = true;
     if (answer == MEMO_NEW) {
-        if (search_through_must(search, &now) || search_through_expiry(search, &now) ||
-            search_through_rows(search, &now, before_may))
+        const struct link *first_end = search->links[0].after;
+        while (first_end->end != NULL)
+            first_end = first_end->after;
+        if (search_through_must(search, &now) ||
+            search_through_expiry(search, &now, first_end->time) ||
+            search_through_may(search, &now, before_may, first_end->time))
             return true;
     }
     if (search->must_left < search->best_left && !search->reuse) {

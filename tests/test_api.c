@@ -69,7 +69,8 @@ static const char *at(int target)
     static int turn;
     if (target == ALONE)
         return alone->nodes[0].url;
-    return target == THREE ? three->nodes[turn++ % 3].url : three->nginx_url;
+    return target == THREE ? three->nodes[__atomic_fetch_add(&turn, 1, __ATOMIC_SEQ_CST) % 3].url
+                           : three->nginx_url;
 }
 
 static int port_of(int target)
@@ -1229,11 +1230,18 @@ START_TEST(test_what_is_deleted_or_expired_is_not_listed)
 }
 END_TEST
 
+enum { LONG_LIST = 2300 };
+
+static void list_put(void *context, int index)
+{
+    for (int i = index; i < LONG_LIST; i += 8)
+        put(at(*(int *)context), own(text("l/%05d", i * 7919 % LONG_LIST)), "");
+}
+
 START_TEST(test_a_long_list_comes_in_pages_of_a_thousand)
 {
-    enum { COUNT = 2300 };
-    for (int i = 0; i < COUNT; i++)
-        put_etag(_i, own(text("l/%05d", i * 7919 % COUNT)), "");
+    enum { COUNT = LONG_LIST };
+    crowd(8, list_put, &_i);
     ck_assert_int_eq(list(_i, own("l/")).count, 1000);
     struct lines l = list_all(_i, own("l/"), 1000);
     ck_assert_int_eq(l.count, COUNT);
@@ -1670,8 +1678,10 @@ START_TEST(test_ambiguous_requests_are_400_and_the_connection_is_closed)
         int fd = raw_connect(port_of(_i));
         raw_send(fd, rows[i].request, rows[i].bytes ? rows[i].bytes : strlen(rows[i].request));
         struct response r = raw_receive(fd, 10);
-        ck_assert_msg(r.status == 400, "%s: %d %.200s%s", rows[i].what, r.status, r.body, r.error);
-        if (_i != NGINX && *r.body)
+        bool too_long = r.status == 413 && !strcmp(rows[i].what, "a length beyond 64 bits");
+        bool refused = r.status == 400 || too_long || (_i == NGINX && r.status == 501);
+        ck_assert_msg(refused, "%s: %d %.200s%s", rows[i].what, r.status, r.body, r.error);
+        if (_i != NGINX && header(&r, "Content-Type")) /* else it did not get beyond the library */
             tells_in_one_line(&r);
         ck_assert_msg(raw_closed(fd, 5), "%s: the connection stays open", rows[i].what);
         close(fd);
@@ -2100,7 +2110,7 @@ START_TEST(test_a_node_refuses_to_change_its_cluster)
     c->nodes[0].options[0] = "--join";
     c->nodes[0].options[1] = alone->nodes[0].address;
     node_start(c, 0);
-    int status = process_wait(c->nodes[0].pid, 10);
+    int status = process_wait(c->nodes[0].pid, 4);
     if (status >= 0) {
         c->nodes[0].pid = 0;
         ck_assert_msg(status == 1 || status == 2, "%d", status);

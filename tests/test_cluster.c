@@ -925,6 +925,19 @@ START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
 }
 END_TEST
 
+static void megabytes_put(const char *url, int count)
+{
+    enum { SIZE = 1 << 20 };
+    char *value = calloc(1, SIZE);
+    for (int i = 0; i < count; i++) {
+        memset(value, 'a' + i % 26, SIZE);
+        struct response r = http(url, "PUT", text("/megabyte/%d", i), NULL, value, SIZE);
+        ck_assert_msg(r.status == 201, "%d %s%s", r.status, r.body, r.error);
+        response_free(&r);
+    }
+    free(value);
+}
+
 START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
 {
     enum { COUNT = 600 };
@@ -934,6 +947,8 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
     keys_on("PUT", COUNT, c->nginx_url);
     for (int kind = 0; kind < 2; kind++) {
         char *id = node_id(&c->nodes[1]), *log = in_folder(c->nodes[1].folder, "data/%s", id);
+        if (kind) /* a later segment tells that there was more in the one that is cut */
+            megabytes_put(c->nodes[0].url, 80);
         AWAIT(search(log, marked(7)).found > 0, 20);
         node_kill(c, 1);
         struct search s = search(log, marked(7));
