@@ -512,7 +512,9 @@ struct response http(const char *url, const char *method, const char *path, cons
     head_parse(&r);
     if (code != CURLE_OK) {
         r.status = 0;
-        r.refused = code == CURLE_COULDNT_CONNECT;
+        long sent = 0; /* libcurl may have tried a kept connection first, and then another one */
+        curl_easy_getinfo(curl, CURLINFO_REQUEST_SIZE, &sent);
+        r.refused = code == CURLE_COULDNT_CONNECT && sent == 0;
         if (!*r.error)
             snprintf(r.error, sizeof r.error, "%s", curl_easy_strerror(code));
     }

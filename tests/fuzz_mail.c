@@ -1,7 +1,7 @@
 /*
  * fuzz_mail.c - a member of a cluster of three gets any mail, while its clients ask for things, time
- * goes on and its disk writes. The bytes are a list of events, see struct step. What would keep mail
- * from being read at all is put right: batch headers, lengths, names of what is under way.
+ * goes on and its disk writes. The bytes are a list of events (struct step) and recipes of messages
+ * (struct recipe); lengths and checksums are right, so that it is the messages that are tried.
  */
 #define PARTITION_BITS 4
 #define ring_place     ring_place_slowly
@@ -17,13 +17,11 @@ static void ring_place(struct ring *ring, const struct member *members, size_t m
 #include "lone.h"
 #undef stderr
 
-/* 0 what, 1 who, 2 bytes that follow (u16) */
 struct step {
-    uint8_t what, who;
-    uint16_t bytes;
+    uint8_t what, who, bytes; /* that follow */
 };
 enum { MAIL, RAW_MAIL, TICK, REQUEST, LIST, DISK, WHATS };
-enum { STEPS_MAX = 24, KEYS = 6, FREE_FORM = 0x80 };
+enum { STEPS_MAX = 24, KEYS = 6 };
 
 static const char *const keys[KEYS] = {"live", "gone", "mortal", "promise", "none", "number"};
 
@@ -104,65 +102,109 @@ static uint64_t op_under_way(const struct node *n, unsigned nth)
     return 0;
 }
 
-static uint64_t time_near(const struct node *n, uint64_t time)
+/* One message, in few bytes: what a peer could say of what is known here. */
+struct recipe {
+    uint8_t type, flags, key, op, epoch, node, answers, function, condition, listed;
+    uint8_t value_bytes;
+    int8_t time;   /* from now on, in quarters of a second */
+    uint16_t text; /* with it, parts that nobody would send that way */
+    uint16_t status;
+};
+enum { LIES = 0xf000 };
+
+/* The value of a list, or of the next view: fit to be understood, but for what the recipe changes. */
+static void value_cook(const struct node *n, const struct recipe *r, struct ballot ballot,
+                       struct bytes *value)
 {
-    return time < 1 << 20 ? n->clock + time - (1 << 19) : time;
+    for (int i = 0; r->type % M_TYPES == M_LISTED && i < KEYS; i++) {
+        struct listed l = {.ballot = ballot, .version = 5, .modified = ballot.time};
+        l.key_bytes = (uint16_t)strlen(keys[i]);
+        l.flags = (uint8_t)(FLAG_RECORD | (r->status >> i & 1 ? FLAG_TOMBSTONE : 0));
+        l.value_bytes = r->value_bytes;
+        if (r->listed >> i & 1)
+            listed_append(value, &l, keys[i]);
+    }
+    if (r->type % M_TYPES == M_HEARTBEAT)
+        memset(bytes_extend(value, sizeof(struct heartbeat)), r->value_bytes,
+               sizeof(struct heartbeat));
+    if (r->type % M_TYPES != M_VIEW || !n->view)
+        return;
+    bytes_append(value, n->view, view_bytes(n->view));
+    struct view *v = (struct view *)value->data;
+    v->epoch += r->epoch % 4;
+    v->members[r->node % v->members_count].state = r->function % 4;
+    v->members[r->node % v->members_count].weight = r->condition % 8;
+    v->members_count -= v->members_count > 1 && r->answers & 1;
+    value->count = view_bytes(v);
 }
 
-/* Makes bytes a message: of what they say, as far as its parts have room. Returns its size, 0: no. */
-static size_t message_mend(const struct node *n, uint8_t *data, size_t room)
+static void message_cook(const struct node *n, const struct recipe *r, const uint8_t *text,
+                         struct bytes *to)
 {
-    struct message *m = (struct message *)data;
-    if (room < sizeof *m)
-        return 0;
-    size_t left = room - sizeof *m;
-    bool free_form = m->zero[0] & FREE_FORM;
-    m->type %= M_TYPES;
-    m->answers %= 4;
-    m->answers = (uint16_t)min_u64(m->answers, left / sizeof(struct answer));
-    left -= m->answers * sizeof(struct answer);
-    if (!free_form && m->type != M_HEARTBEAT && m->type != M_JOIN)
-        m->key_bytes = (uint16_t)strlen(keys[m->key_bytes % KEYS]);
-    m->key_bytes = (uint16_t)min_u64(m->key_bytes, left);
-    left -= m->key_bytes;
-    m->type_bytes = (uint16_t)min_u64(m->type_bytes % 64, left);
-    left -= m->type_bytes;
-    if (m->flags & FLAG_WHOLE)
-        m->value_bytes = (uint32_t)min_u64(m->value_bytes, left);
-    m->bytes = (uint32_t)message_bytes(m);
-    if (m->bytes > room)
-        return 0;
-    uint8_t *key = data + sizeof *m + m->answers * sizeof(struct answer);
-    for (int i = 0; i < KEYS && !free_form; i++)
-        if (strlen(keys[i]) == m->key_bytes)
-            memcpy(key, keys[i], m->key_bytes);
-    m->partition = free_form ? m->partition % (VIEWS_PARTITION + 1)
-                             : key_partition(key, m->key_bytes);
-    m->op = m->op < 64 ? op_under_way(n, (unsigned)m->op) : m->op;
-    m->ballot.epoch = m->ballot.epoch < 4 ? m->ballot.epoch : 1;
-    m->ballot.time = time_near(n, m->ballot.time);
-    m->dropped = time_near(n, m->dropped);
-    return m->bytes;
+    static const struct answer answers[4] = {{1, 1, 1, 200, 0}, {7, 7, 7, 412, 0}};
+    const char *key = keys[r->key % KEYS];
+    struct message m = {.type = r->type % M_TYPES, .flags = r->flags, .status = r->status};
+    struct bytes value = {0};
+    m.ballot = (struct ballot){r->epoch % 4, n->clock + (uint64_t)(r->time * 250 * (int64_t)MS),
+                               LONE_ID + r->node % 4};
+    m.key_bytes = (uint16_t)strlen(key);
+    m.partition = key_partition(key, m.key_bytes);
+    m.op = r->op ? op_under_way(n, r->op - 1u) : 0;
+    m.answers = r->answers % 5;
+    m.function = r->function;
+    m.condition = r->condition;
+    m.modified = m.dropped = m.ballot.time;
+    m.version = m.number = r->listed;
+    m.expiry = r->listed & 1 ? m.ballot.time : 0;
+    if (r->text > LIES) {
+        m.partition = r->text % (VIEWS_PARTITION + 1);
+        m.key_bytes = (uint16_t)min_u64(strlen(key), r->text % 8);
+    }
+    value_cook(n, r, m.ballot, &value);
+    if (!value.count)
+        bytes_append(&value, text, r->value_bytes);
+    m.value_bytes = r->text > LIES && !(r->flags & FLAG_WHOLE) ? r->text : (uint32_t)value.count;
+    struct body body = {answers, key, NULL, value.data};
+    if (m.answers == 4) /* more than there are */
+        m.answers = 0;
+    message_append(to, &m, &body);
+    bytes_free(&value);
 }
 
-/* `data` has room for a header and the bytes behind it. */
-static void mail_to(struct lone *l, const struct step *step, uint8_t *data, size_t bytes)
+/* Recipes, each followed by the bytes of its value. */
+static void messages_cook(const struct node *n, const uint8_t *data, size_t bytes, struct bytes *to)
+{
+    struct recipe r;
+    while (bytes >= sizeof r) {
+        memcpy(&r, data, sizeof r);
+        bytes -= sizeof r;
+        data += sizeof r;
+        r.value_bytes = (uint8_t)min_u64(r.value_bytes, bytes);
+        message_cook(n, &r, data, to);
+        data += r.value_bytes;
+        bytes -= r.value_bytes;
+    }
+}
+
+static void mail_to(struct lone *l, const struct step *step, const uint8_t *data)
 {
     struct node *n = l->node;
-    struct batch *b = (struct batch *)data;
-    size_t count = sizeof *b, part = 1;
+    struct bytes mail = {0};
+    struct batch *b = bytes_extend(&mail, sizeof *b);
+    if (step->what % WHATS == RAW_MAIL)
+        bytes_append(&mail, data, step->bytes & ~7u);
+    else
+        messages_cook(n, data, step->bytes, &mail);
+    b = (struct batch *)mail.data;
     *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
+    b->from *= (step->who & 0xf) != 0xf;
     b->to = step->who & 0x80 ? 0 : n->id;
     b->epoch = node_epoch(n) + (step->who >> 4 & 1) - (step->who >> 5 & 1);
     b->clock = n->clock + (step->who >> 6 & 1);
-    if (step->what % WHATS == RAW_MAIL)
-        count += bytes & ~(size_t)7;
-    else
-        while (part && count < sizeof *b + bytes)
-            count += part = message_mend(n, data + count, sizeof *b + bytes - count);
-    b->bytes = (uint32_t)count;
-    b->check = XXH3_64bits(&b->cluster, count - 16);
-    node_receive(n, data, count);
+    b->bytes = (uint32_t)mail.count;
+    b->check = XXH3_64bits(&b->cluster, mail.count - 16);
+    node_receive(n, mail.data, mail.count);
+    bytes_free(&mail);
 }
 
 /* Whatever leaves can be read by those who get it. */
@@ -203,16 +245,15 @@ static void index_check(const struct node *n)
     assert(count == n->keys && bytes == n->value_bytes && live == n->log.live_bytes);
 }
 
-static void step_do(struct lone *l, const struct step *step, uint8_t *data)
+static void step_do(struct lone *l, const struct step *step, const uint8_t *bytes)
 {
     static const uint8_t functions[] = {DO_READ, DO_PUT, DO_DELETE, DO_ADD};
     static const uint8_t flags[] = {0, FLAG_ALL, FLAG_ONE, FLAG_WATCH};
     struct node *n = l->node;
-    const uint8_t *bytes = data + sizeof(struct batch);
     switch (step->what % WHATS) {
     case MAIL:
     case RAW_MAIL:
-        mail_to(l, step, data, step->bytes);
+        mail_to(l, step, bytes);
         break;
     case TICK:
         lone_tick(l, 1 + (uint64_t)step->who * 20 * MS, step->what & 0x40);
@@ -242,7 +283,6 @@ static void step_do(struct lone *l, const struct step *step, uint8_t *data)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t count)
 {
     static struct lone l;
-    static _Alignas(8) uint8_t room[sizeof(struct batch) + UINT16_MAX + 8];
     if (!silence)
         silence = fopen("/dev/null", "w");
     begin(&l);
@@ -251,12 +291,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t count)
         memcpy(&step, data, sizeof step);
         data += sizeof step;
         count -= sizeof step;
-        step.bytes = (uint16_t)min_u64(step.bytes, count);
-        memset(room, 0, sizeof(struct batch) + step.bytes + 8u);
-        memcpy(room + sizeof(struct batch), data, step.bytes);
+        step.bytes = (uint8_t)min_u64(step.bytes, count);
+        step_do(&l, &step, data);
         data += step.bytes;
         count -= step.bytes;
-        step_do(&l, &step, room);
     }
     index_check(l.node);
     lone_node_free(&l);

@@ -1,12 +1,12 @@
 /* history.c - the linearizability checker. history.h says what is checked.
  *
- *   1. Words       messages, memory, sorting
- *   2. Knowledge   what the whole history tells of each value and each ETag
+ *   1. Words         messages, memory
+ *   2. Knowledge     what the whole history tells of each value and each ETag
  *   3. Plain faults  H1 to H3, each found in one pass
- *   4. Register    what one operation does to a state, and whether its answer fits
- *   5. Memory      configurations that are known to lead nowhere
- *   6. Search      Wing and Gong's, from one configuration to the next
- *   7. Verdict     history_check and the story of a violation
+ *   4. Register      what one operation does to a state, and whether its answer fits
+ *   5. Memory        configurations that are known to lead nowhere
+ *   6. Search        Wing and Gong's, from one configuration to the next
+ *   7. Verdict       history_check and the story of a violation
  *
  * To follow a check, start at history_check, then search_from.
  *
@@ -715,7 +715,7 @@ struct search {
     struct memo memo;
     uint64_t row_max; /* S6 */
     bool reuse;       /* S7 */
-    bool cut;         /* some row ended at row_max, so that to find nothing says nothing */
+    bool cut;         /* some row ended for its length, so that to find nothing says nothing */
     bool gave_up;
 
     /* the configuration with the fewest left that nothing can follow, for the message */
@@ -906,6 +906,7 @@ static bool search_through_expiry(struct search *search, const struct state *now
     return false;
 }
 
+/* S6. */
 static bool may_was_no_use(const struct search *search, const struct state *before_may,
                            const struct item *item, const struct state *after)
 {
@@ -928,6 +929,7 @@ static bool search_through_may(struct search *search, const struct state *now,
             state_same(now, &after) || state_is_awaited(search, now, item->etag_observed) ||
             may_was_no_use(search, before_may, item, &after))
             continue;
+        /* Only S7 can come to the second: it counts for ever, and the stack has an end. */
         if (now->row == search->row_max || search->order_count >= 2 * search->known.count) {
             search->cut = true;
             return false;
@@ -960,7 +962,7 @@ static void search_rewind(struct search *search)
     }
 }
 
-/* Whether the rest can be taken from here. If not, the configuration is as it was before.
+/* Whether the rest can be taken from here (half a kilobyte of stack for each step). If not, the configuration is as it was before.
  * `before_may`: the state before the last step, if that was an unknown write, else NULL. */
 static bool search_from(struct search *search, struct state now, const struct state *before_may)
 {
@@ -1153,7 +1155,7 @@ static void search_free(struct search *search)
     free(search->used);
 }
 
-/* In this order. The first is enough for nearly all, the second for most that are not linearizable;
+/* The searches, in this order. The first is enough for nearly all, the second for most that are not linearizable;
  * the others are for counters with many unknown ADDs: what is not found soon with rows of one is
  * found sooner with rows of two than by trying all that can be done with rows of one. */
 static const struct {

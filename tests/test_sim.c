@@ -60,6 +60,7 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define REQUEST_TIME (2300 * MS)
 #define STEP_TIME (100 * MS)
 #define FORWARD_TIME SECOND
+#define LEASE_GRACE (200 * MS)
 #define CONTENDED_TIME SECOND
 #define WATCH_TIME (5 * SECOND)
 
