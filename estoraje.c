@@ -2337,8 +2337,9 @@ static void request_admit(struct node *n, struct request *q)
 {
     struct body body = message_body(q->m);
     const struct message *m = q->m;
-    bool no_lease = !n->has_lease && n->lease_at + LEASE_GRACE < n->now;
-    if (n->self < 0 || (no_lease && !(m->flags & FLAG_ONE))) {
+    if (!n->has_lease && !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
+        q->deadline = min_u64(q->deadline, n->lease_at + LEASE_GRACE);
+    if (n->self < 0 || q->deadline < n->now) {
         request_fail(n, q, 503);
         return;
     }
@@ -3968,24 +3969,29 @@ static int is_segment(const struct dirent *e)
     return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
 }
 
-/* Opens the folder of a log; `start` and `end` are those of the stream that its files hold. */
-static void disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
+/* Opens the folder of a log; `start` and `end` are those of the stream that its files hold. False: a
+ * file is missing, or was cut short, as all but the last have their full size. */
+static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
 {
     struct dirent **names;
     int count = scandir(path, &names, is_segment, alphasort);
-    struct stat file = {0};
+    bool whole = true;
     d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (d->dir < 0 || count < 0)
         die("cannot open the folder of the log");
-    uint64_t last = count ? strtoull(names[count - 1]->d_name, NULL, 10) : 0;
     d->oldest = count ? strtoull(names[0]->d_name, NULL, 10) : 0;
-    if (count && fstat(segment_open(d, last), &file) < 0)
-        die("cannot read the log");
-    *start = d->oldest * SEGMENT_BYTES;
-    *end = last * SEGMENT_BYTES + (uint64_t)file.st_size;
-    while (count > 0)
-        free(names[--count]);
+    *start = *end = d->oldest * SEGMENT_BYTES;
+    for (int i = 0; i < count; i++) {
+        struct stat file;
+        uint64_t number = strtoull(names[i]->d_name, NULL, 10);
+        if (fstat(segment_open(d, number), &file) < 0)
+            die("cannot read the log");
+        whole &= *end == number * SEGMENT_BYTES;
+        *end = number * SEGMENT_BYTES + (uint64_t)file.st_size;
+        free(names[i]);
+    }
     free(names);
+    return whole;
 }
 
 static void disk_stop(struct disk *d)
@@ -5434,7 +5440,7 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
     struct node *n = server_node(s, id);
     say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, id);
     folder_make(path, s->options.data, id, ".new");
-    made = (struct disk){.sync = true, .wake = s->wake};
+    made = (struct disk){.sync = true, .wake = s->wake, .ahead_bytes = 2 * ZEROS_BYTES};
     disk_open(&made, path, &start, &end);
     for (size_t e = 0; e < s->node->views_count; e++)
         view_log(n, s->node->views[e]);
@@ -5517,11 +5523,11 @@ static void server_open(struct server *s)
     if (!found && !o->bootstrap == !o->join)
         usage_error("the data directory is empty: say --bootstrap for a new cluster, or else --join");
     folder_make(path, o->data, id, "");
-    disk_open(&s->disk, path, &start, &end);
+    bool whole = disk_open(&s->disk, path, &start, &end);
     struct node *n = s->node = server_node(s, id);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
-    bool whole = node_recover(n, start, end) &&
-                 (n->log.pending_lsn == start || n->log.pending_lsn + ZEROS_BYTES <= end);
+    whole &= node_recover(n, start, end) &&
+             (n->log.pending_lsn == start || n->log.pending_lsn + ZEROS_BYTES <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
         if (tries == DAMAGED_TRIES)

@@ -8,7 +8,7 @@
  *   6. Search        Wing and Gong's, from one configuration to the next
  *   7. Verdict       history_check and the story of a violation
  *
- * To follow a check, start at history_check, then search_from.
+ * To follow a check, start at history_check, then search_run and search_once.
  *
  * The search is Wing and Gong (1993): take away one operation that nothing still waiting precedes,
  * do it on the register, go on from there; step back when none fits. A configuration is the set of
@@ -48,7 +48,8 @@ struct text {
     size_t size, used;
 };
 
-__attribute__((format(printf, 2, 3)))
+static void text_add(struct text *, const char *, ...) __attribute__((format(printf, 2, 3)));
+
 static void text_add(struct text *text, const char *format, ...)
 {
     if (text->used + 1 >= text->size)
@@ -106,8 +107,7 @@ static void text_add_op(struct text *text, const struct history_op *ops,
     if (op->condition == HISTORY_IF_PRESENT)
         text_add(text, " if present");
     if (op->condition == HISTORY_IF_ETAG)
-        text_add(text, " if etag %" PRIx64 "-%" PRIx64, op->etag_expected[0],
-                 op->etag_expected[1]);
+        text_add(text, " if etag %" PRIx64 "-%" PRIx64, op->etag_expected[0], op->etag_expected[1]);
     text_add(text, ": %s%s", outcomes[op->outcome], existed[op->existed]);
     if (op->outcome == HISTORY_OK && op->kind == HISTORY_GET)
         text_add_value(text, op->value, op->number);
@@ -154,9 +154,9 @@ enum { VALUE_UNREAD }; /* in the place of every value that nobody read; above: k
 struct value {
     uint64_t id;
     const struct history_op *writer;
-    const struct history_op *read; /* the one that ended first, or NULL */
+    const struct history_op *read;   /* the one that ended first, or NULL */
     const struct history_op *teller; /* of its ETag, or NULL */
-    uint32_t reads_left;           /* in this configuration */
+    uint32_t reads_left;             /* in this configuration */
 };
 
 struct etag {
@@ -197,9 +197,8 @@ static bool op_names_value(const struct history_op *op)
 /* Its ETag is that of the value which was there when it came. */
 static bool op_tells_current_etag(const struct history_op *op)
 {
-    return etag_is_told(op->etag) &&
-           (op->outcome == HISTORY_REFUSED ||
-            (op->outcome == HISTORY_OK && op->kind == HISTORY_GET));
+    return etag_is_told(op->etag) && (op->outcome == HISTORY_REFUSED ||
+                                      (op->outcome == HISTORY_OK && op->kind == HISTORY_GET));
 }
 
 /* Its ETag is the one it was given itself. */
@@ -413,20 +412,20 @@ struct state {
     uint64_t value;     /* index into knowledge.values, or the number */
     uint64_t gone_from; /* UINT64_MAX: it does not expire */
     uint64_t gone_by;
-    uint64_t denied;    /* ETags that this state, whose ETag is unknown, is known not to have */
-    uint64_t moment;    /* the last step was not before; 0 in a history without expiry */
-    uint64_t row;       /* unknown writes in a row just now; 0 while any number may be (S6) */
+    uint64_t denied; /* ETags that this state, whose ETag is unknown, is known not to have */
+    uint64_t moment; /* the last step was not before; 0 in a history without expiry */
+    uint64_t row;    /* unknown writes in a row just now; 0 while any number may be (S6) */
 };
 
 /* An operation, as the search sees it. */
 struct item {
     const struct history_op *op;
-    uint64_t hash[2];       /* of being taken */
-    uint64_t end;           /* S3; UINT64_MAX for those that need not be taken */
-    uint64_t gone_from;     /* UINT64_MAX: it does not expire */
+    uint64_t hash[2];   /* of being taken */
+    uint64_t end;       /* S3; UINT64_MAX for those that need not be taken */
+    uint64_t gone_from; /* UINT64_MAX: it does not expire */
     uint64_t gone_by;
-    uint64_t value;         /* as in a state */
-    uint32_t etag_current;  /* what it tells of the state it found */
+    uint64_t value;        /* as in a state */
+    uint32_t etag_current; /* what it tells of the state it found */
     uint32_t etag_new;
     uint32_t etag_expected;
     uint32_t etag_observed; /* it shows that a state has this: told, or asked for with success */
@@ -578,11 +577,13 @@ static bool register_step(const struct knowledge *known, bool expiring, const st
 /* The set of operations taken is not kept, only a 128-bit sum of random numbers (Zobrist 1970), one
  * for each, mixed with the state. That two configurations of two million share one has a chance of
  * 2^-87. The unknown writes used (S4) are no part of it: they are compared bit by bit. */
+struct memo_entry {
+    uint64_t key[2];
+    uint32_t next; /* in its bucket: index + 1, 0 is the end */
+};
+
 struct memo {
-    struct memo_entry {
-        uint64_t key[2];
-        uint32_t next; /* in its bucket: index + 1, 0 is the end */
-    } *entries;
+    struct memo_entry *entries;
     uint64_t *used; /* `words` for each entry */
     uint32_t *buckets;
     size_t words;
@@ -666,8 +667,7 @@ static enum memo_answer memo_add(struct memo *memo, const uint64_t set[2],
             return MEMO_MET;
         at = entry->next;
     }
-    if (memo->count == memo->count_max ||
-        memo->compared / MEMO_COMPARED_MAX > memo->count_max)
+    if (memo->count == memo->count_max || memo->compared / MEMO_COMPARED_MAX > memo->count_max)
         return MEMO_FULL;
     if (memo->count == memo->room)
         memo_double(memo);
@@ -694,6 +694,18 @@ static const uint64_t ROW_ANY = UINT64_MAX;
 
 enum { ORDER_EXPIRY = UINT32_MAX }; /* in an order, in the place of an item's index */
 
+/* A configuration on the way from the first to the one that the search is at, and what was tried
+ * from it: first what must be taken, then expiry, then what may be. */
+struct frame {
+    struct state now;
+    size_t order_before; /* where the operations taken on entering it (S1) begin in the order */
+    enum step { STEP_MUST, STEP_EXPIRY, STEP_MAY } step; /* the last one tried */
+    bool by_may;               /* it was reached by an unknown write alone */
+    struct link *link;         /* STEP_MUST's, or NULL */
+    size_t class;              /* STEP_MAY's */
+    const struct item *fitted; /* the last that surely fitted; families are side by side (S5) */
+};
+
 struct search {
     struct knowledge known;
     struct item *items; /* first those that must be taken; then those that may, class by class */
@@ -704,6 +716,10 @@ struct search {
     size_t class_count;
     struct item **expiring; /* all that write an expiry; none: moments do not matter */
     size_t expiring_count;
+
+    /* the way here */
+    struct frame *frames;
+    size_t depth, frames_room;
 
     /* the configuration, but for its state */
     size_t must_left;
@@ -839,9 +855,9 @@ static void search_take_readers(struct search *search, struct state *now)
 static int item_by_family(const struct item *a, const struct item *b)
 {
     const uint64_t fields[][2] = {
-        {a->op->kind, b->op->kind},     {a->op->number, b->op->number},
-        {a->value, b->value},           {(uint64_t)a->op->delta, (uint64_t)b->op->delta},
-        {a->gone_from, b->gone_from},   {a->gone_by, b->gone_by},
+        {a->op->kind, b->op->kind},   {a->op->number, b->op->number},
+        {a->value, b->value},         {(uint64_t)a->op->delta, (uint64_t)b->op->delta},
+        {a->gone_from, b->gone_from}, {a->gone_by, b->gone_by},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (fields[i][0] != fields[i][1])
@@ -870,40 +886,47 @@ static int item_by_class_and_start(const void *a, const void *b)
     return order != 0 ? order : x < y ? -1 : x > y;
 }
 
-static bool search_from(struct search *search, struct state now, const struct state *before_may);
-
-static bool search_through_must(struct search *search, const struct state *now)
+/* The next operation after frame->link that fits, of those that must be taken. */
+static bool frame_takes_must(struct search *search, struct frame *frame, struct state *after)
 {
-    for (struct link *link = search->links[0].after; link->end != NULL && !search->gave_up;
-         link = link->after) {
-        struct item *item = link->item;
-        struct state after;
-        if (!register_step(&search->known, search->expiring_count > 0, now, item, &after))
+    struct link *link = frame->link == NULL ? &search->links[0] : frame->link;
+    for (link = link->after; link->end != NULL; link = link->after) {
+        const struct item *item = link->item;
+        if (!register_step(&search->known, search->expiring_count > 0, &frame->now, item, after))
             continue;
-        after.row = 0;
+        after->row = 0;
+        frame->link = link;
         link_take(search, link);
-        if (!(item_changes_state(item) && state_is_awaited(search, now, item->etag_observed)) &&
-            search_from(search, after, NULL))
+        if (!item_changes_state(item) ||
+            !state_is_awaited(search, &frame->now, item->etag_observed))
             return true;
         link_put_back(search, link);
     }
     return false;
 }
 
-static bool search_through_expiry(struct search *search, const struct state *now, uint64_t end)
+/* What comes next comes before this. */
+static uint64_t search_first_end(const struct search *search)
 {
-    if (search->gave_up || now->holds == HOLDS_NOTHING || now->gone_from == UINT64_MAX ||
-        now->gone_from > end || state_is_awaited(search, now, ETAG_UNKNOWN))
+    const struct link *link = search->links[0].after;
+    while (link->end != NULL)
+        link = link->after;
+    return link->time;
+}
+
+static bool frame_takes_expiry(struct search *search, const struct frame *frame,
+                               struct state *after)
+{
+    const struct state *now = &frame->now;
+    if (now->holds == HOLDS_NOTHING || now->gone_from == UINT64_MAX ||
+        now->gone_from > search_first_end(search) || state_is_awaited(search, now, ETAG_UNKNOWN))
         return false;
-    struct state after = *now;
-    state_empty(&after);
-    if (after.moment < now->gone_from)
-        after.moment = now->gone_from;
+    *after = *now;
+    state_empty(after);
+    if (after->moment < now->gone_from)
+        after->moment = now->gone_from;
     search->order[search->order_count++] = ORDER_EXPIRY;
-    if (search_from(search, after, NULL))
-        return true;
-    search->order_count--;
-    return false;
+    return true;
 }
 
 /* S6. */
@@ -916,85 +939,123 @@ static bool may_was_no_use(const struct search *search, const struct state *befo
            state_same(&without, after) && without.moment <= after->moment;
 }
 
-static bool search_through_may(struct search *search, const struct state *now,
-                               const struct state *before_may, uint64_t end)
+/* The next unknown write that fits, from frame->class on. */
+static bool frame_takes_may(struct search *search, struct frame *frame, struct state *after)
 {
-    const struct item *fitted = NULL; /* the last that surely fits; families are in a row (S5) */
-    for (size_t i = 0; i < search->class_count && !search->gave_up; i++) {
-        struct item *item = search->class_next[i];
-        struct state after;
-        if (item == search->class_end[i] || item->op->start > end ||
-            (fitted != NULL && item_by_family(fitted, item) == 0) ||
-            !register_step(&search->known, search->expiring_count > 0, now, item, &after) ||
-            state_same(now, &after) || state_is_awaited(search, now, item->etag_observed) ||
-            may_was_no_use(search, before_may, item, &after))
+    const struct state *now = &frame->now, *before_may = frame->by_may ? &frame[-1].now : NULL;
+    uint64_t end = search_first_end(search);
+    for (; frame->class < search->class_count; frame->class ++) {
+        struct item *item = search->class_next[frame->class];
+        if (item == search->class_end[frame->class] || item->op->start > end ||
+            (frame->fitted != NULL && item_by_family(frame->fitted, item) == 0) ||
+            !register_step(&search->known, search->expiring_count > 0, now, item, after) ||
+            state_same(now, after) || state_is_awaited(search, now, item->etag_observed) ||
+            may_was_no_use(search, before_may, item, after))
             continue;
-        /* Only S7 can come to the second: it counts for ever, and the stack has an end. */
+        /* Only S7 can come to the second: it may count for ever. */
         if (now->row == search->row_max || search->order_count >= 2 * search->known.count) {
             search->cut = true;
             return false;
         }
         if (state_meets_condition(&search->known, now, item) == MET_YES)
-            fitted = item;
+            frame->fitted = item;
         if (search->row_max < ROW_ANY)
-            after.row = now->row + 1;
-        search->class_next[i] += !search->reuse;
+            after->row = now->row + 1;
+        search->class_next[frame->class] += !search->reuse;
         item_take(search, item);
-        if (search_from(search, after, now))
-            return true;
-        item_put_back(search);
-        search->class_next[i] -= !search->reuse;
+        return true;
     }
     return false;
 }
 
-/* Back to the beginning. */
-static void search_rewind(struct search *search)
+/* Takes the next step that leads on from here, or says that there is none. */
+static bool frame_takes_step(struct search *search, struct frame *frame, struct state *after)
 {
-    while (search->order_count > 0) {
-        size_t index = search->order[search->order_count - 1];
-        if (index == ORDER_EXPIRY)
-            search->order_count--;
-        else if (index < search->must_count)
-            link_put_back(search, &search->links[1 + 2 * index]);
-        else
-            item_put_back(search);
+    if (frame->step == STEP_MUST) {
+        if (frame_takes_must(search, frame, after))
+            return true;
+        frame->step = STEP_EXPIRY;
+        if (frame_takes_expiry(search, frame, after))
+            return true;
+    }
+    frame->step = STEP_MAY;
+    return frame_takes_may(search, frame, after);
+}
+
+static void frame_steps_back(struct search *search, struct frame *frame)
+{
+    switch (frame->step) {
+    case STEP_MUST:
+        link_put_back(search, frame->link);
+        break;
+    case STEP_EXPIRY:
+        search->order_count--;
+        break;
+    case STEP_MAY:
+        item_put_back(search);
+        search->class_next[frame->class ++] -= !search->reuse;
+        break;
     }
 }
 
-/* Whether the rest can be taken from here (half a kilobyte of stack for each step). If not, the configuration is as it was before.
- * `before_may`: the state before the last step, if that was an unknown write, else NULL. */
-static bool search_from(struct search *search, struct state now, const struct state *before_may)
+/* Comes to a new configuration: true if it is worth going on from. */
+static bool search_enter(struct search *search, const struct state *now, bool by_may)
 {
-    size_t order_before = search->order_count;
-    search_take_readers(search, &now);
-    if (search->order_count > order_before)
-        before_may = NULL;
+    if (search->depth == search->frames_room) {
+        search->frames_room = 2 * search->frames_room + 64;
+        search->frames = memory_grow(search->frames, search->frames_room, sizeof *search->frames);
+    }
+    struct frame *frame = &search->frames[search->depth++];
+    *frame = (struct frame){.now = *now, .order_before = search->order_count};
+    search_take_readers(search, &frame->now);
+    frame->by_may = by_may && search->order_count == frame->order_before;
     if (search->must_left == 0)
         return true;
-    enum memo_answer answer = memo_add(&search->memo, search->set, &now, search->used);
+    enum memo_answer answer = memo_add(&search->memo, search->set, &frame->now, search->used);
     if (answer == MEMO_FULL)
         search->gave_up = true;
-    if (answer == MEMO_NEW) {
-        const struct link *first_end = search->links[0].after;
-        while (first_end->end != NULL)
-            first_end = first_end->after;
-        if (search_through_must(search, &now) ||
-            search_through_expiry(search, &now, first_end->time) ||
-            search_through_may(search, &now, before_may, first_end->time))
-            return true;
-    }
+    return answer == MEMO_NEW;
+}
+
+/* Leaves a configuration from which there is no way on. All is as it was before it was entered. */
+static void search_leave(struct search *search)
+{
+    struct frame *frame = &search->frames[--search->depth];
     if (search->must_left < search->best_left && !search->reuse) {
         search->best_left = search->must_left;
         search->best_count = search->order_count;
-        search->best_state = now;
+        search->best_state = frame->now;
         memcpy(search->best_order, search->order, search->order_count * sizeof *search->order);
     }
-    while (search->order_count > order_before) {
-        size_t index = search->order[search->order_count - 1];
-        link_put_back(search, &search->links[1 + 2 * index]);
+    while (search->order_count > frame->order_before)
+        link_put_back(search, &search->links[1 + 2 * search->order[search->order_count - 1]]);
+}
+
+/* One search, with what search_run has chosen. Whether all can be taken; leaves all as it was. */
+static bool search_once(struct search *search)
+{
+    struct state after = {.holds = HOLDS_NOTHING};
+    bool go_on = search_enter(search, &after, false);
+    for (;;) {
+        struct frame *frame = &search->frames[search->depth - 1];
+        if (search->must_left == 0)
+            break;
+        if (go_on && frame_takes_step(search, frame, &after)) {
+            go_on = search_enter(search, &after, frame->step == STEP_MAY);
+            continue;
+        }
+        search_leave(search);
+        if (search->depth == 0)
+            return false;
+        frame_steps_back(search, frame - 1);
+        go_on = !search->gave_up;
     }
-    return false;
+    while (search->depth > 0) {
+        search_leave(search);
+        if (search->depth > 0)
+            frame_steps_back(search, &search->frames[search->depth - 1]);
+    }
+    return true;
 }
 
 static int link_by_time(const void *a, const void *b)
@@ -1153,11 +1214,12 @@ static void search_free(struct search *search)
     free(search->order);
     free(search->best_order);
     free(search->used);
+    free(search->frames);
 }
 
-/* The searches, in this order. The first is enough for nearly all, the second for most that are not linearizable;
- * the others are for counters with many unknown ADDs: what is not found soon with rows of one is
- * found sooner with rows of two than by trying all that can be done with rows of one. */
+/* The searches, in this order. The first is enough for nearly all, the second for most that are not
+ * linearizable; the others are for counters with many unknown ADDs: what is not found soon with
+ * rows of one is found sooner with rows of two than by trying all that rows of one can do. */
 static const struct {
     uint64_t row_max;
     bool reuse;
@@ -1183,13 +1245,11 @@ static enum history_verdict search_run(struct search *search)
         search->reuse = searches[i].reuse;
         search->cut = search->gave_up = false;
         memo_start(&search->memo, words, searches[i].configurations_max);
-        bool found = search_from(search, (struct state){.holds = HOLDS_NOTHING}, NULL);
+        bool found = search_once(search);
         memo_free(&search->memo);
         if (found && !search->reuse)
             return HISTORY_LINEARIZABLE;
-        if (found)
-            search_rewind(search);
-        else if (!search->cut && !search->gave_up)
+        if (!found && !search->cut && !search->gave_up)
             return HISTORY_VIOLATED;
     }
     return HISTORY_GAVE_UP;
@@ -1204,9 +1264,8 @@ static void story_add_state(struct text *why, const struct search *search)
     const struct state *state = &search->best_state;
     const struct history_op *writer = NULL;
     for (size_t i = 0; i < search->best_count; i++) {
-        const struct item *item = search->best_order[i] == ORDER_EXPIRY
-                                      ? NULL
-                                      : &search->items[search->best_order[i]];
+        const struct item *item =
+            search->best_order[i] == ORDER_EXPIRY ? NULL : &search->items[search->best_order[i]];
         if (item != NULL && item_changes_state(item))
             writer = item->op;
     }

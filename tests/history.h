@@ -58,6 +58,7 @@ enum history_existed {
 };
 
 /* All zero but what is named by the operation's kind. An ETag of {0, 0} is one that was not told.
+ * A value stands for the bytes: no two PUTs of a history write the same, but numbers may repeat.
  *
  *              GET             PUT             DELETE          ADD
  * condition                    yes             yes             yes
@@ -75,17 +76,16 @@ struct history_op {
     enum history_condition condition;
     enum history_outcome outcome;
     enum history_existed existed;
-    uint64_t start;            /* when it was asked */
-    uint64_t end;              /* when it was answered; not looked at if UNKNOWN */
-    uint64_t value;            /* names the bytes: not 0, and each PUT of a history has its own; but
-                                  if `number`, or of an ADD, it is the int64_t, and need not differ */
-    bool number;               /* the bytes are a decimal 64-bit integer, which an ADD can add to */
+    uint64_t start; /* when it was asked */
+    uint64_t end;   /* when it was answered; not looked at if UNKNOWN */
+    uint64_t value; /* not 0, and another for each PUT; of a number: the int64_t itself */
+    bool number;    /* the bytes are a decimal 64-bit integer, which an ADD can add to */
     int64_t delta;
     uint64_t etag_expected[2]; /* if HISTORY_IF_ETAG */
     uint64_t etag[2];
-    uint64_t gone_from;        /* the written value may expire from then on (0: it never does) */
-    uint64_t gone_by;          /* and must have by then; UINT64_MAX: whenever */
-    uint64_t client;           /* for the message only */
+    uint64_t gone_from; /* the written value may expire from then on (0: it never does) */
+    uint64_t gone_by;   /* and must have by then; UINT64_MAX: whenever */
+    uint64_t client;    /* for the message only */
 };
 
 enum history_verdict {

@@ -39,8 +39,11 @@ static struct history_op put(uint64_t start, uint64_t end, uint64_t value)
 
 static struct history_op put_unknown(uint64_t start, uint64_t value)
 {
-    return (struct history_op){.kind = HISTORY_PUT, .outcome = HISTORY_UNKNOWN, .start = start,
-                               .end = start + 1, .value = value};
+    return (struct history_op){.kind = HISTORY_PUT,
+                               .outcome = HISTORY_UNKNOWN,
+                               .start = start,
+                               .end = start + 1,
+                               .value = value};
 }
 
 static struct history_op get(uint64_t start, uint64_t end, uint64_t value)
@@ -50,25 +53,25 @@ static struct history_op get(uint64_t start, uint64_t end, uint64_t value)
 
 static struct history_op get_number(uint64_t start, uint64_t end, int64_t number)
 {
-    return (struct history_op){.kind = HISTORY_GET, .start = start, .end = end,
-                               .value = (uint64_t)number, .number = true};
+    return (struct history_op){
+        .kind = HISTORY_GET, .start = start, .end = end, .value = (uint64_t)number, .number = true};
 }
 
 static struct history_op get_nothing(uint64_t start, uint64_t end)
 {
-    return (struct history_op){.kind = HISTORY_GET, .outcome = HISTORY_REFUSED, .start = start,
-                               .end = end};
+    return (struct history_op){
+        .kind = HISTORY_GET, .outcome = HISTORY_REFUSED, .start = start, .end = end};
 }
 
-static struct history_op delete(uint64_t start, uint64_t end)
+static struct history_op delete (uint64_t start, uint64_t end)
 {
     return (struct history_op){.kind = HISTORY_DELETE, .start = start, .end = end};
 }
 
 static struct history_op add(uint64_t start, uint64_t end, int64_t delta, int64_t sum)
 {
-    return (struct history_op){.kind = HISTORY_ADD, .start = start, .end = end, .delta = delta,
-                               .value = (uint64_t)sum};
+    return (struct history_op){
+        .kind = HISTORY_ADD, .start = start, .end = end, .delta = delta, .value = (uint64_t)sum};
 }
 
 static struct history_op told(struct history_op op, uint64_t modified)
@@ -119,8 +122,9 @@ END_TEST
 
 START_TEST(test_a_read_sees_the_write_before_it)
 {
-    struct history_op good[] = {get_nothing(1, 2), put(3, 4, 11), get(5, 6, 11), delete(7, 8),
-                                get_nothing(9, 10), but(delete(11, 12), HISTORY_REFUSED)};
+    struct history_op good[] = {get_nothing(1, 2),  put(3, 4, 11),
+                                get(5, 6, 11),      delete (7, 8),
+                                get_nothing(9, 10), but(delete (11, 12), HISTORY_REFUSED)};
     expect_linearizable(good, COUNT(good));
     struct history_op bad[] = {put(3, 4, 11), get_nothing(5, 6)};
     expect_violated(bad, COUNT(bad), "#1 client 0 [5, 6] GET: refused");
@@ -129,8 +133,8 @@ END_TEST
 
 START_TEST(test_operations_at_one_time_may_come_in_any_order)
 {
-    struct history_op either[] = {put(1, 10, 11), put(1, 10, 12), get(2, 9, 12), get(2, 9, 11),
-                                  get_nothing(2, 9), get(11, 12, 11)};
+    struct history_op either[] = {put(1, 10, 11), put(1, 10, 12),    get(2, 9, 12),
+                                  get(2, 9, 11),  get_nothing(2, 9), get(11, 12, 11)};
     expect_linearizable(either, COUNT(either));
     struct history_op same_instant[] = {put(1, 10, 11), get_nothing(10, 12)};
     expect_linearizable(same_instant, COUNT(same_instant));
@@ -215,7 +219,7 @@ START_TEST(test_a_write_applied_after_its_client_was_told_no_is_a_violation)
 {
     struct history_op refused[] = {put(1, 2, 11),
                                    but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED),
-                                   delete(5, 6), get(7, 8, 12)};
+                                   delete (5, 6), get(7, 8, 12)};
     expect_violated(refused, COUNT(refused), "H1: a refused write was read");
     struct history_op failed[] = {but(put(1, 2, 11), HISTORY_FAILED), get(7, 8, 11)};
     expect_violated(failed, COUNT(failed), "H1: a failed write was read");
@@ -245,7 +249,7 @@ START_TEST(test_an_unknown_write_may_be_applied_late)
     struct history_op unread[] = {put_unknown(1, 11),
                                   but(on(put(9, 10, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED)};
     expect_linearizable(unread, COUNT(unread));
-    struct history_op one_for_two[] = {put_unknown(1, 11), delete(2, 3), delete(4, 5)};
+    struct history_op one_for_two[] = {put_unknown(1, 11), delete (2, 3), delete (4, 5)};
     expect_violated(one_for_two, COUNT(one_for_two), "leaves nothing");
 }
 END_TEST
@@ -254,8 +258,8 @@ START_TEST(test_an_unknown_write_may_never_be_applied)
 {
     struct history_op good[] = {put_unknown(1, 11), get_nothing(10, 11), get_nothing(50, 60)};
     expect_linearizable(good, COUNT(good));
-    struct history_op unmet[] = {put(1, 2, 11),
-                                 on(put_unknown(3, 12), HISTORY_IF_ABSENT), get(4, 5, 12)};
+    struct history_op unmet[] = {put(1, 2, 11), on(put_unknown(3, 12), HISTORY_IF_ABSENT),
+                                 get(4, 5, 12)};
     expect_violated(unmet, COUNT(unmet), "if absent: unknown");
 }
 END_TEST
@@ -266,7 +270,7 @@ START_TEST(test_of_two_unknown_writes_the_one_that_fits_more_rarely_is_used_firs
         put_unknown(1, 21),
         on(put_unknown(1, 22), HISTORY_IF_ABSENT),
         but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED),
-        delete(5, 6),
+        delete (5, 6),
         told(put(7, 8, 11), 5),
         but(if_etag(put(9, 10, 13), 5), HISTORY_REFUSED),
     };
@@ -278,10 +282,10 @@ END_TEST
 
 START_TEST(test_an_unknown_delete_explains_one_absence)
 {
-    struct history_op good[] = {put(1, 2, 11), but(delete(3, 4), HISTORY_UNKNOWN), get(5, 6, 11),
+    struct history_op good[] = {put(1, 2, 11), but(delete (3, 4), HISTORY_UNKNOWN), get(5, 6, 11),
                                 get_nothing(7, 8)};
     expect_linearizable(good, COUNT(good));
-    struct history_op bad[] = {put(1, 2, 11), but(delete(3, 4), HISTORY_UNKNOWN),
+    struct history_op bad[] = {put(1, 2, 11), but(delete (3, 4), HISTORY_UNKNOWN),
                                get_nothing(5, 6), put(7, 8, 12), get_nothing(9, 10)};
     expect_violated(bad, COUNT(bad), "#4");
 }
@@ -289,10 +293,11 @@ END_TEST
 
 START_TEST(test_a_deleted_key_that_comes_back_is_a_violation)
 {
-    struct history_op bad[] = {put(1, 2, 11), delete(3, 4), get_nothing(5, 6), get(7, 8, 11)};
+    struct history_op bad[] = {put(1, 2, 11), delete (3, 4), get_nothing(5, 6), get(7, 8, 11)};
     expect_violated(bad, COUNT(bad), "leaves");
-    struct history_op unread[] = {put(1, 2, 11), delete(3, 4), existed(put(5, 6, 12), HISTORY_MADE),
-                                  delete(7, 8), delete(9, 10)};
+    struct history_op unread[] = {put(1, 2, 11), delete (3, 4),
+                                  existed(put(5, 6, 12), HISTORY_MADE), delete (7, 8),
+                                  delete (9, 10)};
     expect_violated(unread, COUNT(unread), "leaves nothing");
 }
 END_TEST
@@ -303,7 +308,7 @@ START_TEST(test_etags_never_sort_lower_as_time_goes_on)
     expect_violated(writes, COUNT(writes), "H3: a later ETag sorts lower");
     struct history_op at_once[] = {told(put(1, 3, 11), 5), told(put(3, 4, 12), 4)};
     expect_linearizable(at_once, COUNT(at_once));
-    struct history_op reads[] = {told(get(1, 20, 11), 5), put(1, 20, 11), delete(21, 22),
+    struct history_op reads[] = {told(get(1, 20, 11), 5), put(1, 20, 11), delete (21, 22),
                                  told(put(23, 24, 12), 3)};
     expect_violated(reads, COUNT(reads), "H3: a later ETag sorts lower");
     struct history_op again[] = {told(get(1, 2, 11), 5), put(1, 9, 11), told(add(3, 4, 1, 1), 5)};
@@ -346,9 +351,13 @@ END_TEST
 
 START_TEST(test_a_counter_counts_from_nothing_and_only_on_numbers)
 {
-    struct history_op good[] = {add(1, 2, -3, -3), add(3, 4, 3, 0), get_number(5, 6, 0),
-                                put(7, 8, 11), but(add(9, 10, 1, 0), HISTORY_REFUSED),
-                                delete(11, 12), add(13, 14, 2, 2)};
+    struct history_op good[] = {add(1, 2, -3, -3),
+                                add(3, 4, 3, 0),
+                                get_number(5, 6, 0),
+                                put(7, 8, 11),
+                                but(add(9, 10, 1, 0), HISTORY_REFUSED),
+                                delete (11, 12),
+                                add(13, 14, 2, 2)};
     expect_linearizable(good, COUNT(good));
     struct history_op overflow[] = {add(1, 2, INT64_MAX, INT64_MAX),
                                     but(add(3, 4, 1, 0), HISTORY_REFUSED)};
@@ -550,8 +559,8 @@ static void atomic_apply(const struct load *load, struct atomic_register *at,
                (op->condition == HISTORY_IF_PRESENT && at->present) ||
                (op->condition == HISTORY_IF_ETAG && at->present &&
                 memcmp(op->etag_expected, at->etag, sizeof at->etag) == 0);
-    bool refused = !met || ((op->kind == HISTORY_GET || op->kind == HISTORY_DELETE) &&
-                            !at->present) ||
+    bool refused = !met ||
+                   ((op->kind == HISTORY_GET || op->kind == HISTORY_DELETE) && !at->present) ||
                    (op->kind == HISTORY_ADD && at->present && !at->number);
     if (refused) {
         if (!unknown)
@@ -575,8 +584,8 @@ static void atomic_apply(const struct load *load, struct atomic_register *at,
         return;
     case HISTORY_PUT:
         op->value = number;
-        *at = (struct atomic_register){.present = true, .number = op->number, .value = number,
-                                       .gone_at = UINT64_MAX};
+        *at = (struct atomic_register){
+            .present = true, .number = op->number, .value = number, .gone_at = UINT64_MAX};
         if (op->gone_from != 0)
             at->gone_at = op->gone_from + random_below(op->gone_by - op->gone_from + 1);
         if (!unknown && random_percent(50))
@@ -858,8 +867,8 @@ static bool plain_etags_sorted(const struct history_op *ops, size_t count)
     for (size_t i = 0; i < count; i++) {
         for (size_t j = 0; j < count; j++) {
             const struct history_op *a = &ops[i], *b = &ops[j];
-            if (a->outcome > HISTORY_REFUSED || b->outcome > HISTORY_REFUSED ||
-                a->etag[0] == 0 || b->etag[0] == 0 || a->end >= b->start)
+            if (a->outcome > HISTORY_REFUSED || b->outcome > HISTORY_REFUSED || a->etag[0] == 0 ||
+                b->etag[0] == 0 || a->end >= b->start)
                 continue;
             bool new = b->kind != HISTORY_GET && b->outcome == HISTORY_OK;
             if (a->etag[0] > b->etag[0] || (new && a->etag[0] == b->etag[0]))
@@ -921,8 +930,8 @@ static struct history_op random_op(uint64_t id, unsigned time_max, bool ttl)
         op.delta = (int64_t)random_below(3) - 1;
         op.value = op.outcome == HISTORY_OK ? random_below(3) : 0;
     }
-    bool tells = op.outcome == HISTORY_REFUSED ||
-                 (op.outcome == HISTORY_OK && op.kind != HISTORY_DELETE);
+    bool tells =
+        op.outcome == HISTORY_REFUSED || (op.outcome == HISTORY_OK && op.kind != HISTORY_DELETE);
     if (tells && random_percent(25))
         etag_random(op.etag);
     return op;
@@ -932,8 +941,8 @@ static struct history_op random_op(uint64_t id, unsigned time_max, bool ttl)
 static void mutate(struct history_op *ops, size_t count)
 {
     struct history_op *op = &ops[random_below(count)], *other = &ops[random_below(count)];
-    bool tells = op->outcome == HISTORY_REFUSED ||
-                 (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
+    bool tells =
+        op->outcome == HISTORY_REFUSED || (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
     switch (random_below(6)) {
     case 0:
         if (op->kind == HISTORY_GET && other->kind != HISTORY_DELETE) {
@@ -972,7 +981,8 @@ static void expect_agreement(const struct history_op *ops, size_t count, uint64_
     enum history_verdict verdict = history_check(ops, count, why, sizeof why);
     if (verdict != (plain ? HISTORY_LINEARIZABLE : HISTORY_VIOLATED)) {
         for (size_t i = 0; i < count; i++)
-            fprintf(stderr, "#%zu kind %d if %d outcome %d existed %d [%" PRIu64 ", %" PRIu64
+            fprintf(stderr,
+                    "#%zu kind %d if %d outcome %d existed %d [%" PRIu64 ", %" PRIu64
                     "] value %" PRIu64 "%s delta %" PRId64 " etag %" PRIx64 "-%" PRIx64
                     " expected %" PRIx64 "-%" PRIx64 " gone %" PRIu64 " %" PRIu64 "\n",
                     i, (int)ops[i].kind, (int)ops[i].condition, (int)ops[i].outcome,

@@ -1714,8 +1714,9 @@ static void shape_forget(struct plan *p)
     p->away = between(2, 5) * SECOND;
     p->keys = 12;
     p->fault_time = between(12, 20) * SECOND;
-    p->late = (unsigned)below(30);
-    p->delay_far = between(2, 6) * SECOND;
+    p->late = (unsigned)below(100);
+    p->delay_far = between(3, 7) * SECOND;
+    p->loss = p->twice = 0;
     p->large = 200;
     p->built_by_joins = false;
     p->tombstones = true;
@@ -1763,11 +1764,11 @@ static void shape_restarts(struct plan *p)
 static void shape_coordinators(struct plan *p)
 {
     p->hosts = (unsigned)between(4, 5);
-    p->lease = between(200, 300) * MS;
-    p->evict_after = 2 * p->lease;
     p->fault_pause = between(30, 150) * MS;
     p->keys = 3;
-    p->delay = between(20, 150) * MS;
+    p->delay = between(5, 40) * MS;
+    p->lease = 3 * p->delay + 200 * MS;
+    p->evict_after = 2 * p->lease;
     p->built_by_joins = false;
 }
 
@@ -2068,12 +2069,6 @@ static void simulate(uint64_t seed, const struct mix *mix)
 
 /* === 11 Many runs ============================================================================= */
 
-static uint64_t number_from(const char *name, uint64_t otherwise)
-{
-    const char *text = getenv(name);
-    return text && *text ? strtoull(text, NULL, 10) : otherwise;
-}
-
 struct totals {
     uint64_t seeds, operations, answered, unknown, events, views, failed_seed;
 };
@@ -2128,6 +2123,225 @@ static int workers_run(uint64_t first, uint64_t count, const struct mix *mix, st
     return bad;
 }
 
+#ifdef MUTANTS
+/* === 12 Mutants ===============================================================================
+ *
+ * Without each rule of PROTOCOL.md something must go wrong: in a run of some mix of faults or, where
+ * chance would be slow, in a scenario by hand: one node, member 10 of 10, 20 and 30, and the test
+ * plays the others.
+ */
+
+static void hand_mail(struct node *n, uint64_t from, const struct message *head,
+                      const struct body *body)
+{
+    struct bytes mail = {0};
+    struct batch *b = bytes_extend(&mail, sizeof *b);
+    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
+    b->clock = n->clock;
+    b->epoch = node_epoch(n);
+    message_append(&mail, head, body);
+    b = (struct batch *)mail.data;
+    b->bytes = (uint32_t)mail.count;
+    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    ck_assert(node_receive(n, mail.data, mail.count));
+    bytes_free(&mail);
+}
+
+static bool hand_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
+{
+    struct bytes *disk = n->world;
+    (void)wait;
+    memcpy(to, disk->data + lsn, bytes);
+    return true;
+}
+
+static struct node *hand_node(struct bytes *disk)
+{
+    static const struct hooks by_hand = {NULL, hand_log_read};
+    struct {
+        struct view view;
+        struct member members[3];
+    } first = {{1, 77, 3, 3}, {{.id = 10}, {.id = 20}, {.id = 30}}};
+    struct node *n = node_new(10, 1, "h0", &by_hand, disk);
+    n->now = 1000 * SECOND;
+    n->wall = WALL_AT_START;
+    n->log.room = 1 << 30;
+    for (int i = 0; i < 3; i++) {
+        first.members[i].weight = 1;
+        first.members[i].state = MEMBER_UP;
+        first.members[i].address[0] = 'h';
+    }
+    view_adopt(n, &first.view);
+    node_run(n);
+    return n;
+}
+
+/* Writes the log, then finds the last message of that type to a member; copied into `found`. */
+static bool hand_told(struct node *n, uint64_t to, uint8_t type, struct bytes *found)
+{
+    struct bytes *disk = n->world, mail = {0};
+    const struct bytes *batch;
+    while ((batch = log_flush(n))) {
+        bytes_append(disk, batch->data, batch->count);
+        node_durable(n, 1 << 30);
+    }
+    found->count = 0;
+    if (!mail_take(n, peer_find(n, to), 0, &mail))
+        return false;
+    for (size_t at = sizeof(struct batch); at < mail.count;) {
+        const struct message *m = (const struct message *)(mail.data + at);
+        if (m->type == type) {
+            found->count = 0;
+            bytes_append(found, m, m->bytes);
+        }
+        at += m->bytes;
+    }
+    bytes_free(&mail);
+    return found->count > 0;
+}
+
+static struct message hand_message(uint8_t type, uint64_t epoch, uint64_t time, uint64_t op)
+{
+    struct message m = {.type = type, .op = op, .partition = key_partition("k", 1), .key_bytes = 1};
+    m.ballot = (struct ballot){epoch, WALL_AT_START + time, 20};
+    if (type == M_ACCEPT) {
+        m.flags = FLAG_RECORD | FLAG_WHOLE;
+        m.modified = m.ballot.time;
+    }
+    return m;
+}
+
+/* R8: its first answer may have been lost, and another has prepared since. */
+static bool hand_same_accept_is_answered_again(struct node *n)
+{
+    struct bytes found = {0};
+    const struct body key = {.key = "k"};
+    struct message accept = hand_message(M_ACCEPT, 1, 100, 5), prepare = hand_message(M_PREPARE, 1, 200, 6);
+    hand_mail(n, 20, &accept, &key);
+    bool first = hand_told(n, 20, M_ACCEPTED, &found);
+    hand_mail(n, 30, &prepare, &key);
+    hand_mail(n, 20, &accept, &key);
+    bool second = hand_told(n, 20, M_ACCEPTED, &found);
+    bytes_free(&found);
+    return first && second;
+}
+
+/* R7: what an old epoch's fast clock wrote comes below what a new epoch wrote. */
+static bool hand_old_epoch_comes_below(struct node *n)
+{
+    const struct body key = {.key = "k"};
+    struct message late = hand_message(M_ACCEPT, 1, 5 * SECOND, 0), now = hand_message(M_ACCEPT, 2, 100, 0);
+    hand_mail(n, 20, &now, &key);
+    hand_mail(n, 30, &late, &key);
+    const struct entry *e = entry_find(&n->partitions[late.partition], "k", 1);
+    return e && ballot_equal(e->accepted, now.ballot);
+}
+
+/* R16: another coordinator's view stands at a minority; what is proposed is that view. */
+static bool hand_view_is_written_once(struct node *n)
+{
+    struct bytes found = {0};
+    struct {
+        struct view view;
+        struct member members[3];
+    } other = {{2, 77, 3, 2}, {{.id = 10}, {.id = 20}, {.id = 0}}};
+    struct heartbeat beat = {.heard = {10, 20, 30}};
+    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+    m.key_bytes = 2;
+    for (uint64_t id = 20; id <= 30; id += 10)
+        hand_mail(n, id, &m, &(struct body){.key = "h9", .value = &beat});
+    m = (struct message){.type = M_JOIN, .status = 1, .key_bytes = 2};
+    hand_mail(n, 40, &m, &(struct body){.key = "h4"});
+    for (int i = 0; i < 200 && !hand_told(n, 20, M_PREPARE, &found); i++) {
+        n->now += 10 * MS;
+        n->wall += 10 * MS;
+        node_tick(n, n->now, n->wall);
+    }
+    if (!found.count)
+        return false;
+    m = *(const struct message *)found.data;
+    m.type = M_PROMISE;
+    m.flags = FLAG_RECORD | FLAG_WHOLE;
+    m.ballot.time -= 50;
+    m.key_bytes = 0;
+    m.value_bytes = (uint32_t)view_bytes(&other.view);
+    hand_mail(n, 20, &m, &(struct body){.value = &other});
+    bool same = hand_told(n, 20, M_ACCEPT, &found);
+    const struct message *accept = (const struct message *)found.data;
+    same = same && accept->value_bytes == m.value_bytes &&
+           memcmp(message_body(accept).value, &other, m.value_bytes) == 0;
+    bytes_free(&found);
+    return same;
+}
+
+struct mutant {
+    unsigned rule;
+    const char *mix;
+    bool (*holds)(struct node *n); /* by hand */
+};
+
+static const struct mutant mutants[] = {
+    {1, "restarts", NULL},
+    {2, "restarts", NULL},
+    {3, "crashes", NULL},
+    {4, "skew", NULL},
+    {5, "all", NULL},
+    {6, "crashes", NULL},
+    {7, NULL, hand_old_epoch_comes_below},
+    {8, NULL, hand_same_accept_is_answered_again},
+    {9, "crashes", NULL},
+    {10, "crashes", NULL},
+    {11, "crashes", NULL},
+    {12, "moves", NULL},
+    {13, "crashes", NULL},
+    {14, "crashes", NULL},
+    {15, "crashes", NULL},
+    {16, NULL, hand_view_is_written_once},
+    {17, "crashes", NULL},
+    {18, "crashes", NULL},
+    {19, "forget", NULL},
+    {20, "forget", NULL},
+    {21, "deaf", NULL},
+    {22, "skew", NULL},
+};
+enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 1500 };
+
+static bool by_hand(const struct mutant *m)
+{
+    struct bytes disk = {0};
+    struct node *n = hand_node(&disk);
+    bool holds = m->holds(n);
+    node_free(n);
+    bytes_free(&disk);
+    return holds;
+}
+
+START_TEST(test_without_this_rule_something_goes_wrong)
+{
+    const struct mutant *m = &mutants[_i];
+    struct totals sum = {0};
+    broken_rule = 0;
+    if (m->holds) {
+        ck_assert_msg(by_hand(m), "rule R%u does not hold", m->rule);
+        broken_rule = m->rule;
+        ck_assert_msg(!by_hand(m), "R%u can be left out, and nothing is found", m->rule);
+        return;
+    }
+    broken_rule = m->rule;
+    quiet_failures = true;
+    ck_assert_msg(workers_run(1, MUTANT_SEEDS, mix_find(m->mix), &sum),
+                  "R%u can be left out, and nothing is found", m->rule);
+    printf("without R%u: found in run %" PRIu64 " (%s)\n", m->rule, sum.seeds + 1, m->mix);
+}
+END_TEST
+
+#else
+static uint64_t number_from(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text && *text ? strtoull(text, NULL, 10) : otherwise;
+}
+
 START_TEST(test_no_seed_finds_a_violation)
 {
     struct totals sum = {0};
@@ -2147,6 +2361,7 @@ START_TEST(test_no_seed_finds_a_violation)
            sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views);
 }
 END_TEST
+#endif
 
 int main(void)
 {
@@ -2154,7 +2369,11 @@ int main(void)
     Suite *suite = suite_create("sim");
     TCase *cases = tcase_create("sim");
     tcase_set_timeout(cases, 1000);
+#ifdef MUTANTS
+    tcase_add_loop_test(cases, test_without_this_rule_something_goes_wrong, 0, MUTANTS_COUNT);
+#else
     tcase_add_test(cases, test_no_seed_finds_a_violation);
+#endif
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_set_fork_status(runner, CK_NOFORK);

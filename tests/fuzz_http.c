@@ -1,0 +1,192 @@
+/*
+ * fuzz_http.c - a node alone in its cluster gets any request that libmicrohttpd would let through. The
+ * bytes are lines: the method and the URI, then headers, then an empty one and the body. What
+ * libmicrohttpd does with a connection is played here.
+ */
+#include <microhttpd.h>
+#include <stdint.h>
+#include <stdio.h>
+
+enum { FIELDS_MAX = 16 };
+static FILE *silence; /* what the node has to say */
+static struct {
+    char *name, *value;
+} fields[FIELDS_MAX];
+static int fields_count, answered_status;
+
+static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                              const char *name);
+static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                       MHD_KeyValueIteratorN each, void *arg);
+
+#define MHD_lookup_connection_value field_find
+#define MHD_get_connection_values_n fields_each
+#define MHD_suspend_connection(connection)
+#define MHD_resume_connection(connection)
+#define MHD_queue_response(connection, status, response) (answered_status = (int)(status), MHD_YES)
+#undef stderr
+#define stderr silence
+#include "lone.h"
+#undef stderr
+
+static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                              const char *name)
+{
+    (void)connection, (void)kind;
+    for (int i = 0; i < fields_count; i++)
+        if (strcasecmp(fields[i].name, name) == 0)
+            return fields[i].value;
+    return NULL;
+}
+
+static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                       MHD_KeyValueIteratorN each, void *arg)
+{
+    (void)connection;
+    for (int i = 0; i < fields_count; i++)
+        each(arg, kind, fields[i].name, strlen(fields[i].name), fields[i].value,
+             strlen(fields[i].value));
+    return fields_count;
+}
+
+static struct server server;
+static struct lone lone;
+
+static void reply(struct node *n, void *client, const struct message *result)
+{
+    http_reply(n, client, result);
+}
+
+/* A member with a lease and some keys: a restart for each request would take all the time. */
+static void begin(void)
+{
+    static const struct hooks hooks = {reply, lone_log_read};
+    struct node *n = lone_node(&lone);
+    n->hooks = &hooks;
+    n->wall = clock_us(CLOCK_REALTIME);
+    lone.disk.count = 0;
+    lone_view(&lone, 1, 0, 3);
+    lone_tick(&lone, 1000, true);
+    struct ballot b = {1, n->clock, LONE_ID};
+    lone_accept(&lone, b, "a", "0123456789");
+    lone_accept(&lone, b, "n", "41");
+    lone_accept(&lone, b, "dir/b", "");
+    lone_accept(&lone, b, "dir/gone", NULL);
+    lone_settle(&lone);
+    server.node = n;
+    n->world = &lone;
+    server.options.max_value = 1 << 20;
+    server.options.memory = 1 << 20;
+}
+
+/* Cuts the next line off. */
+static char *line_take(char **text)
+{
+    char *line = *text, *end = strchr(line, '\n');
+    *text = end ? end + 1 : line + strlen(line);
+    if (end)
+        *end = 0;
+    return line;
+}
+
+static char *fields_take(char *text)
+{
+    fields_count = 0;
+    while (*text && *text != '\n' && fields_count < FIELDS_MAX) {
+        char *name = line_take(&text), *value = strchr(name, ':');
+        if (!value)
+            continue;
+        *value++ = 0;
+        /* As in libmicrohttpd's buffer, where two NULs stand for the line's end. */
+        char *copy = allocate(strlen(value) + 3);
+        strcpy(copy, value);
+        fields[fields_count].name = name;
+        fields[fields_count++].value = copy;
+    }
+    return *text ? text + 1 : text;
+}
+
+/* What the URI is about, told in another way. */
+static void check(const char *uri, const struct call *c)
+{
+    assert(c->status >= 200 && c->status < CODES);
+    assert(answered_status == c->status);
+    assert(server.body_bytes <= server.options.memory);
+    char key[KEY_BYTES_MAX + 32], text[4 * KEY_TEXT_BYTES];
+    if (c->route != ROUTE_KEY || strlen(uri) > KEY_BYTES_MAX || !c->key.count ||
+        c->key.count > KEY_BYTES_MAX)
+        return;
+    memcpy(key, c->key.data, c->key.count);
+    percent_encode(text, key, c->key.count);
+    assert(percent_decode(text) == (int)c->key.count && memcmp(text, key, c->key.count) == 0);
+}
+
+static void request_do(char *text)
+{
+    char *first = line_take(&text), *method = first, *uri = strchr(first, ' ');
+    if (!uri || uri[1] != '/')
+        return;
+    *uri++ = 0;
+    /* libmicrohttpd's buffer: the version stands behind the URI */
+    char line[2048];
+    snprintf(line, sizeof line, "%.2000s%c%s", uri, 0, "HTTP/1.1");
+    const char *version = line + strlen(line) + 1;
+    char *body = fields_take(text);
+    size_t bytes = strlen(body), none = 0, left = bytes;
+    struct call *c = http_uri(&server, line, NULL);
+    void *arg = c;
+    answered_status = 0;
+    server.draining = false;
+    enum MHD_Result go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
+    bool mail = c->route == ROUTE_MAIL && !c->response;
+    if (!c->close && go_on == MHD_YES && bytes)
+        go_on = http_handle(&server, NULL, line, method, version, body, &left, &arg);
+    if (!answered_status && go_on == MHD_YES)
+        go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
+    for (int i = 0; go_on == MHD_YES && !answered_status && i < 400; i++) {
+        if (c->suspended)
+            lone_tick(&lone, SECOND, true);
+        else
+            http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
+    }
+    assert(go_on == MHD_YES || mail || bytes);
+    if (go_on == MHD_YES)
+        check(line, c);
+    http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);
+    for (int i = 0; i < fields_count; i++)
+        free(fields[i].value);
+    assert(server.calls_count == 0 && server.body_bytes == 0 && !server.calls);
+}
+
+static void parsers_try(const char *text)
+{
+    struct ballot etag;
+    uint64_t from = 0, count = 0, value;
+    const char *end = parse_etag(text, &etag);
+    assert(!end || (end > text && end <= text + strlen(text)));
+    for (uint64_t size = 0; size < 12; size += 5)
+        if (parse_range(text, size, &from, &count) && count)
+            assert(from < size && count <= size - from);
+    if (parse_retry_key(text, &value))
+        assert(value <= clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX + 1);
+    for (int kind = COUNT; kind <= SECONDS; kind++)
+        parse_number(text, kind, &value);
+    struct sockaddr_storage address;
+    parse_address(text, &address);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t count)
+{
+    if (!silence)
+        silence = fopen("/dev/null", "w");
+    if (lone.node && (lone.disk.count > 1 << 20 || lone.node->now > LONE_MONOTONIC + 900 * SECOND))
+        lone_node_free(&lone);
+    if (!lone.node)
+        begin();
+    char *text = allocate(count + 1);
+    memcpy(text, data, count);
+    parsers_try(text);
+    request_do(text);
+    free(text);
+    return 0;
+}
