@@ -3902,9 +3902,8 @@ static void disk_extend(struct disk *d, uint64_t end)
     static uint8_t zeros[ZEROS_BYTES];
     d->full = false;
     while (d->taken < end + d->ahead_bytes && !d->full) {
-        uint64_t step = min_u64(end + d->ahead_bytes - d->taken, ZEROS_BYTES);
-        d->full = !stream_do(d, STREAM_TAKE, d->taken, NULL, step);
-        d->taken += d->full ? 0 : step;
+        d->full = !stream_do(d, STREAM_TAKE, d->taken, NULL, ZEROS_BYTES);
+        d->taken += d->full ? 0 : ZEROS_BYTES;
     }
     for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken;
          d->zeroed += ZEROS_BYTES)

@@ -1192,7 +1192,7 @@ static void search_start(struct search *search, const struct knowledge *known)
     search->class_next = memory_new(count, sizeof *search->class_next);
     search->class_end = memory_new(count, sizeof *search->class_end);
     search->expiring = memory_new(count, sizeof *search->expiring);
-    size_t order_max = 4 * count; /* each write may expire, and see search_through_may */
+    size_t order_max = 4 * count; /* each write may expire, and see frame_takes_may */
     search->order = memory_new(order_max, sizeof *search->order);
     search->best_order = memory_new(order_max, sizeof *search->best_order);
     search_add_items(search);

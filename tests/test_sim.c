@@ -1417,6 +1417,8 @@ static void fault_happens(enum fault fault)
         break;
     case PAUSE: {
         uint64_t time = below(3 * lease);
+        if (h->paused_until > w.now)
+            break;
         h->paused_until = w.now + time;
         h->paused_time += time;
         trace(h, "stops for %.3f s", (double)time / 1e6);
