@@ -33,6 +33,7 @@ $(BUILD)/test_%: test_%.c $(CODE) $(HELPERS)
 	$(LINK_TEST)
 $(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
 	$(LINK_TEST) -DMUTANTS
+$(BUILD)/test_page: | packages-page
 $(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
 	clang $(CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $< ring.c $(BUILD)/page.o $(LIBS)
 
@@ -51,9 +52,11 @@ run: $(BIN)     ; @tests/install.sh nginx curl && tests/run.sh
 bench: $(BIN)   ; @tests/install.sh wrk etcd-server && tests/bench.sh
 fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests/*.[ch]
 loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \
-	    awk -F, '$$2 == "SUM" { print $$5 " lines of code, of 2400"; exit $$5 > 2400 }'
+	    awk -F, '$$2 == "SUM" { print $$5 " lines of code, of 5200"; exit $$5 > 5200 }'
 clean:          ; rm -rf build estoraje
 packages:       ; @tests/install.sh gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev
 packages-test: packages ; @tests/install.sh check nginx curl restic ccache prometheus
+packages-page:  ; @tests/install.sh chromium && (command -v npm >/dev/null || tests/install.sh nodejs npm)
+	@[ -d build/node_modules ] || npm install --silent --no-save --prefix build playwright-core
 packages-fuzz:  ; @tests/install.sh clang libclang-rt-14-dev
-.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean packages packages-test packages-fuzz
+.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean packages packages-test packages-page packages-fuzz

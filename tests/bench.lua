@@ -1,7 +1,7 @@
 -- What wrk sends, and how it tells what came of it, for bench.sh:
 --   wrk ... -s bench.lua URL -- STORE OPERATION KEYS PORT...
--- STORE estoraje or etcd, OPERATION put, get or fill (each key once, then it stops), KEYS how many. Thread i talks to
--- the i-th port, again from the first when there are more threads.
+-- STORE estoraje or etcd, OPERATION put, get or fill (each key once, then it stops), KEYS how many.
+-- Thread i talks to the i-th port, again from the first when there are more threads.
 
 local threads = {}
 
@@ -79,6 +79,7 @@ end
 -- requests seconds p50_us p99_us errors
 function done(summary, latency)
    local e = summary.errors
+   local failed = e.status + e.connect + e.read + e.write + e.timeout
    io.write(string.format("RESULT %d %.3f %d %d %d\n", summary.requests, summary.duration / 1e6,
-      latency:percentile(50), latency:percentile(99), e.status + e.connect + e.read + e.write + e.timeout))
+      latency:percentile(50), latency:percentile(99), failed))
 end

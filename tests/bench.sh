@@ -1,10 +1,12 @@
 #!/bin/bash
-# `make bench`: PUT and linearizable GET of 100 bytes, against three nodes of the store and a three-node etcd (through its
-# JSON gateway), each directly and through nginx; over 1 connection and over 63 (21 a node); on many keys and all on one.
+# `make bench`: PUT and linearizable GET of 100 bytes, against three nodes of the store and a three-
+# node etcd (through its JSON gateway), each directly and through nginx; over 1 connection and over
+# 63 (21 a node); on many keys and all on one.
 #
-# One run, one machine, one disk: all that is compared is measured within seconds of each other, with the same wrk and
-# the same script (bench.lua). Both clusters stay up all the time, and the one that is not asked is at rest. Directly,
-# each of wrk's three threads talks to one node; with one connection, etcd is asked at its leader, which is best for it.
+# One run, one machine, one disk: all that is compared is measured within seconds of each other,
+# with the same wrk and the same script (bench.lua). Both clusters stay up all the time, and the one
+# that is not asked is at rest. Directly, each of wrk's three threads talks to one node; with one
+# connection, etcd is asked at its leader, which is best for it.
 #
 #   SECONDS_PER_CELL=5 KEYS=10000 TMPDIR=/var/tmp tests/bench.sh
 set -eu
@@ -64,14 +66,15 @@ port_take() { # sets $port
     used="$used $port"
 }
 
-# --- The two clusters, and an nginx before each -----------------------------------------------------------------------
+# --- The two clusters, and an nginx before each ---------------------------------------------------
 
 estoraje_start() {
     local peer=--bootstrap i
     nodes=
     for i in 1 2 3; do
         port_take
-        "$BIN" --listen "127.0.0.1:$port" --data "$folder/estoraje-$i" $peer 2>"$folder/estoraje-$i.log" &
+        "$BIN" --listen "127.0.0.1:$port" --data "$folder/estoraje-$i" $peer \
+            2>"$folder/estoraje-$i.log" &
         nodes="$nodes $port"
         wait_for "node $i" ask -o /dev/null "http://127.0.0.1:$port/_health"
         [ $i != 1 ] || peer="--join 127.0.0.1:$port"
@@ -96,10 +99,12 @@ etcd_start() {
         members="$members ${client[i]}"
     done
     for i in 1 2 3; do
-        etcd --name "n$i" --data-dir "$folder/etcd-$i" --log-level error --initial-cluster-state new \
-            --initial-cluster "$cluster" --initial-advertise-peer-urls "http://127.0.0.1:${peer[i]}" \
-            --listen-peer-urls "http://127.0.0.1:${peer[i]}" --listen-client-urls "http://127.0.0.1:${client[i]}" \
-            --advertise-client-urls "http://127.0.0.1:${client[i]}" >"$folder/etcd-$i.log" 2>&1 &
+        local ours="http://127.0.0.1:${client[i]}" peers="http://127.0.0.1:${peer[i]}"
+        etcd --name "n$i" --data-dir "$folder/etcd-$i" --log-level error \
+            --initial-cluster "$cluster" --initial-cluster-state new \
+            --listen-peer-urls "$peers" --initial-advertise-peer-urls "$peers" \
+            --listen-client-urls "$ours" --advertise-client-urls "$ours" \
+            >"$folder/etcd-$i.log" 2>&1 &
     done
     for port in $members; do
         wait_for etcd ask -o /dev/null "http://127.0.0.1:$port/health"
@@ -129,16 +134,18 @@ listening() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-# --- Measuring --------------------------------------------------------------------------------------------------------
+# --- Measuring ------------------------------------------------------------------------------------
 
 # measure STORE OPERATION KEYS CONNECTIONS SECONDS PORTS: sets $rate, $p50, $p99 (ms).
 measure() {
     local threads=1 result
     [ "$4" = 1 ] || threads=3
-    result=$(THREADS=$threads wrk -t$threads -c"$4" -d"$5s" --timeout 10s -s tests/bench.lua "http://127.0.0.1:${6%% *}/" \
-        -- "$1" "$2" "$3" $6 | grep ^RESULT) || fail "wrk did not tell a result"
+    result=$(THREADS=$threads wrk -t$threads -c"$4" -d"$5s" --timeout 10s -s tests/bench.lua \
+        "http://127.0.0.1:${6%% *}/" -- "$1" "$2" "$3" $6 | grep ^RESULT) ||
+        fail "wrk did not tell a result"
     read -r _ requests seconds p50 p99 errors <<<"$result"
-    [ "$errors" = 0 ] || echo "    $errors of $requests requests failed: $1, $2, $3 keys, $4 connections, ports $6"
+    [ "$errors" = 0 ] ||
+        echo "    $errors of $requests failed: $1, $2, $3 keys, $4 connections, ports $6"
     rate=$(awk "BEGIN { printf \"%.0f\", $requests / $seconds }")
     p50=$(awk "BEGIN { printf \"%.2f\", $p50 / 1000 }")
     p99=$(awk "BEGIN { printf \"%.2f\", $p99 / 1000 }")
@@ -146,15 +153,15 @@ measure() {
 
 # row OPERATION KEYS CONNECTIONS WAY: the store, then etcd, then what the one is of the other.
 row() {
-    local ours=${nodes# } theirs=${members# }
+    local ours=${nodes# } theirs=${members# } what="$2 keys" operation=${1,,}
+    [ "$2" != 1 ] || what="one key"
     [ "$3" != 1 ] || ours=${ours%% *} theirs=$leader
     [ "$4" != nginx ] || ours=$nginx_ours theirs=$nginx_theirs
-    local name
-    name=$(printf '%-4s %-9s %3d  %-8s' "$1" "$([ "$2" = 1 ] && echo "one key" || echo "$2 keys")" "$3" "$4")
-    measure estoraje "$(tr A-Z a-z <<<"$1")" "$2" "$3" "$SECONDS_PER_CELL" "$ours"
+    measure estoraje "$operation" "$2" "$3" "$SECONDS_PER_CELL" "$ours"
     local our_rate=$rate our_p50=$p50 our_p99=$p99
-    measure etcd "$(tr A-Z a-z <<<"$1")" "$2" "$3" "$SECONDS_PER_CELL" "$theirs"
-    printf '%s %8d %7s %7s   %8d %7s %7s   %5.1f\n' "$name" "$our_rate" "$our_p50" "$our_p99" "$rate" "$p50" "$p99" \
+    measure etcd "$operation" "$2" "$3" "$SECONDS_PER_CELL" "$theirs"
+    printf '%-4s %-10s %3d  %-6s %8d %7s %7s   %8d %7s %7s   %5.1f\n' "$1" "$what" "$3" "$4" \
+        "$our_rate" "$our_p50" "$our_p99" "$rate" "$p50" "$p99" \
         "$(awk "BEGIN { print $our_rate / ($rate ? $rate : 1) }")"
 }
 
@@ -162,7 +169,7 @@ for tool in wrk etcd nginx curl; do
     command -v $tool >/dev/null || { echo "bench: $tool is not installed" >&2; exit 1; }
 done
 [ -x "$BIN" ] || { echo "bench: $BIN is not there: make" >&2; exit 1; }
-echo "$(date +%F), $(nproc) cores, $("$BIN" --version), $(etcd --version | head -1), ${SECONDS_PER_CELL} s a figure; starting"
+echo "$(date +%F), $(nproc) cores, $("$BIN" --version), $(etcd --version | head -1)"
 estoraje_start
 etcd_start
 nginx_start estoraje "$nodes"
@@ -172,8 +179,8 @@ nginx_theirs=$port
 measure estoraje fill "$KEYS" 63 60 "${nodes# }"
 measure etcd fill "$KEYS" 63 60 "${members# }"
 echo
-echo "                                      estoraje                       etcd"
-echo "     keys      conns asked        req/s  p50 ms  p99 ms      req/s  p50 ms  p99 ms   ratio"
+echo "                           estoraje                     etcd"
+echo "     keys     conns  asked     req/s  p50 ms  p99 ms      req/s  p50 ms  p99 ms   ratio"
 for way in direct nginx; do
     for operation in PUT GET; do
         for connections in 1 63; do

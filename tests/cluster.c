@@ -182,7 +182,8 @@ static int socket_on(int port, bool listening)
     return failed ? -1 : fd;
 }
 
-/* Below the range of outgoing connections, so that a node finds its port free again when it is restarted. */
+/* Below the range of outgoing connections, so that a node finds its port free again when it is
+ * restarted. */
 int free_port(void)
 {
     enum { FIRST = 10000, COUNT = 20000 };
@@ -406,8 +407,9 @@ static size_t head_append(char *from, size_t size, size_t count, void *to)
 
 static void head_parse(struct response *r)
 {
-    char *copy = strdup(r->head), *save = NULL;
-    char *line = strtok_r(copy, "\r\n", &save);
+    char *save = NULL;
+    r->fields = strdup(r->head);
+    char *line = strtok_r(r->fields, "\r\n", &save);
     if (!line || sscanf(line, "HTTP/%*s %d", &r->status) != 1)
         r->status = 0;
     while ((line = strtok_r(NULL, "\r\n", &save)) && r->header_count < HEADERS_MAX) {
@@ -419,8 +421,6 @@ static void head_parse(struct response *r)
         r->headers[r->header_count].name = line;
         r->headers[r->header_count++].value = value;
     }
-    if (!r->header_count)
-        free(copy); /* else the names point to it: the first is where the status line's end is */
 }
 
 const char *header(const struct response *r, const char *name)
@@ -435,6 +435,7 @@ void response_free(struct response *r)
 {
     free(r->body);
     free(r->head);
+    free(r->fields);
     *r = (struct response){0};
 }
 
@@ -443,7 +444,8 @@ bool body_is(const struct response *r, const void *bytes, size_t count)
     return r->body_bytes == count && !memcmp(r->body, bytes, count);
 }
 
-/* libcurl's own Content-Type and Expect are not wanted; "Name:" with nothing is sent as it stands. */
+/* libcurl's own Content-Type and Expect are not wanted; "Name:" with nothing is sent as it
+ * stands. */
 static struct curl_slist *headers_list(const char *headers)
 {
     struct curl_slist *list = curl_slist_append(NULL, "Expect:");
@@ -776,8 +778,9 @@ int json_count(const char *json, const char *path)
 /* ================================ 3. Clusters ================================ */
 
 /*
- * A proxy listens for one node, the address which that node tells the others, and hands on what comes, each way of each
- * connection by a thread of its own. It has to know who calls: the socket's inode, looked for among the nodes' open files.
+ * A proxy listens for one node, the address which that node tells the others, and hands on what
+ * comes, each way of each connection by a thread of its own. It has to know who calls: the socket's
+ * inode, looked for among the nodes' open files.
  */
 struct proxy {
     struct cluster *cluster;
@@ -837,7 +840,8 @@ static void way_start(struct pipe_way way)
         abort();
 }
 
-/* The inode of the socket on this machine that is bound to the port and connected to the other one. */
+/* The inode of the socket on this machine that is bound to the port and connected to the other
+ * one. */
 static unsigned long socket_inode(int port, int other)
 {
     FILE *f = fopen("/proc/net/tcp", "r");
@@ -1089,7 +1093,8 @@ static int running(const struct cluster *c)
     return count;
 }
 
-/* What one node thinks: the epoch, if that many members are there and UP, and so many of them live; else -1. */
+/* What one node thinks: the epoch, if that many members are there and UP, and so many of them
+ * live; else -1. */
 static double settled_epoch(const char *status, int members, int live)
 {
     if (json_count(status, "members") != members)
@@ -1197,7 +1202,8 @@ void cluster_stop(struct cluster *c)
     folder_remove(c->folder);
 }
 
-/* The project's nginx.conf with this cluster's ports: the line of the first upstream server becomes one for each node. */
+/* The project's nginx.conf with this cluster's ports: the line of the first upstream server
+ * becomes one for each node. */
 static void nginx_configure(const struct cluster *c)
 {
     const char *source = getenv("ESTORAJE_NGINX_CONF");
@@ -1254,7 +1260,8 @@ void cluster_nginx_stop(struct cluster *c)
 
 /* ================================ 4. Load ================================ */
 
-/* A value tells its key and which write of that key it is, so that a read can be judged by itself. */
+/* A value tells its key and which write of that key it is, so that a read can be judged by
+ * itself. */
 
 enum { UNKNOWN_MAX = 32, RECORDS_MAX = 400000 };
 

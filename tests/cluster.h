@@ -6,9 +6,10 @@
  *   3. Clusters             cluster_start, node_kill, cluster_await, cluster_nginx, cluster_cut
  *   4. Load                 load_start, load_stop, load_check: clients that know what must be there
  *
- * Each test is a process of its own (Check forks), so what it allocates and does not free goes with it,
- * and so do the nodes that it started: they die with the thread that started them. Start processes from
- * the main thread only. Everything runs on 127.0.0.1 and in folders below harness_folder().
+ * Each test is a process of its own (Check forks), so what it allocates and does not free goes with
+ * it, and so do the nodes that it started: they die with the thread that started them. Start
+ * processes from the main thread only. Everything runs on 127.0.0.1 and in folders below
+ * harness_folder().
  */
 #ifndef CLUSTER_H
 #define CLUSTER_H
@@ -23,7 +24,8 @@ enum { NODES_MAX = 8, HEADERS_MAX = 48 };
 
 /* ---- 1. Time and processes ---- */
 
-/* To be called by main before and after all tests; the second one shows the ends of what was left of failed tests. */
+/* To be called by main before and after all tests; the second one shows the ends of what was
+ * left of failed tests. */
 void harness_begin(const char *name);
 int harness_end(SRunner *runner);
 /* ESTORAJE_TEST_ONLY=words runs the tests with these in their names. */
@@ -37,7 +39,8 @@ double now(void); /* s, monotonic */
 void pause_ms(int ms);
 double slowness(void); /* ESTORAJE_TEST_SLOW: by how much all bounds are wider, for sanitizers */
 
-/* As ck_assert_msg, but may stand where no test runs, and in any thread: it speaks to Check only when it fails. */
+/* As ck_assert_msg, but may stand where no test runs, and in any thread: it speaks to Check only
+ * when it fails. */
 #define REQUIRE(condition, ...)                                                                    \
     do {                                                                                           \
         if (!(condition))                                                                          \
@@ -54,10 +57,12 @@ double slowness(void); /* ESTORAJE_TEST_SLOW: by how much all bounds are wider, 
     } while (0)
 
 int free_port(void);
-/* argv and environment ("NAME=value") end with NULL; output goes to the end of the file. death: what it gets when we die. */
+/* argv and environment ("NAME=value") end with NULL; output goes to the end of the file. death:
+ * what it gets when we die. */
 pid_t process_start(const char *const *argv, const char *const *environment, const char *output,
                     int death);
-/* The exit status, 1000 + the signal that killed it, or -1 if it still runs when the time is over. */
+/* The exit status, 1000 + the signal that killed it, or -1 if it still runs when the time is
+ * over. */
 int process_wait(pid_t pid, double seconds);
 /* A shell command, bounded in time (-1, and it is killed): its exit status, and all it wrote. */
 struct output {
@@ -81,7 +86,8 @@ struct response {
     double seconds;
     char *body; /* with a NUL after it */
     size_t body_bytes;
-    char *head; /* as it came */
+    char *head;   /* as it came */
+    char *fields; /* what the headers point into */
     struct {
         const char *name, *value;
     } headers[HEADERS_MAX];
@@ -145,7 +151,8 @@ struct cluster {
     int cut[NODES_MAX][NODES_MAX]; /* [from][to] */
 };
 
-/* A cluster of that many nodes, all UP and well; extra_options of every node end with NULL (NULL: none). */
+/* A cluster of that many nodes, all UP and well; extra_options of every node end with NULL
+ * (NULL: none). */
 struct cluster *cluster_start(int nodes, const char *const *extra_options);
 /* The same, each behind a proxy that can cut the mail which it gets from the others. */
 struct cluster *cluster_start_proxied(int nodes, const char *const *extra_options);
@@ -173,7 +180,8 @@ void cluster_await(const struct cluster *c, int members, double seconds);
 void cluster_cut(struct cluster *c, int from, int to, bool cut);
 void cluster_isolate(struct cluster *c, int node, bool cut);
 
-/* nginx with the project's own configuration, in front of the nodes there are now; again: with those of that moment. */
+/* nginx with the project's own configuration, in front of the nodes there are now; again: with
+ * those of that moment. */
 void cluster_nginx(struct cluster *c);
 void cluster_nginx_stop(struct cluster *c);
 

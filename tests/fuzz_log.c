@@ -109,6 +109,7 @@ static uint64_t recover(struct lone *l, uint64_t start)
 /* A request for each key, and time: reads what the log says is there. */
 static void go_on(struct lone *l)
 {
+    lone_tick(l, SECOND, true);
     for (char key = 'a'; key < 'a' + 16; key++) {
         struct message m = {.type = M_FORWARD, .function = DO_READ, .key_bytes = 1};
         m.partition = key_partition(&key, 1);

@@ -1,9 +1,10 @@
 /*
- * test_api.c - every row of the contract over HTTP: on one node, on three in turn, and through nginx.
+ * test_api.c - every row of the contract over HTTP: on one node, on three in turn, and through
+ * nginx.
  *
- * A test case is a feature (CK_RUN_CASE=ranges build/test_api runs that one). Most tests are loops over the three
- * targets: _i says which one. The keys of a test are its own, so that all of them share two clusters, which stay up
- * while the program runs and are looked after between test cases.
+ * A test case is a feature (CK_RUN_CASE=ranges build/test_api runs that one). Most tests are loops
+ * over the three targets: _i says which one. The keys of a test are its own, so that all of them
+ * share two clusters, which stay up while the program runs and are looked after between test cases.
  */
 #include "cluster.h"
 
@@ -27,7 +28,8 @@ enum { ALONE, THREE, NGINX, TARGETS };
 
 static struct cluster *alone, *three;
 
-/* Unchecked: runs in the program itself, before the tests of a case. A node that died takes its cluster with it. */
+/* Unchecked: runs in the program itself, before the tests of a case. A node that died takes its
+ * cluster with it. */
 static void shared_setup(void)
 {
     struct cluster **all[] = {&alone, &three};
@@ -863,7 +865,8 @@ static struct response waiter_end(struct waiter *w)
     return w->answer;
 }
 
-/* Long enough for a request to have come to wait; if not, the test proves less, but does not fail. */
+/* Long enough for a request to have come to wait; if not, the test proves less, but does not
+ * fail. */
 static void let_them_wait(void)
 {
     pause_ms(150);

@@ -1,8 +1,10 @@
 /*
- * test_cluster.c - whole clusters of real processes, mostly behind real nginx, and what they must survive.
+ * test_cluster.c - whole clusters of real processes, mostly behind real nginx, and what they must
+ * survive.
  *
- * Times are asserted only as bounds far above what is measured on a machine at rest, which is printed. More of it all:
- *   ESTORAJE_TEST_FILES=n   of how many files of /usr/include and /usr/share/doc the main job consists (2000)
+ * Times are asserted only as bounds far above what is measured on a machine at rest, which is
+ * printed. More of it all:
+ *   ESTORAJE_TEST_FILES=n   how many files of /usr/include and /usr/share/doc are stored (2000)
  *   ESTORAJE_TEST_KEYS=n    how many keys are moved about (2000)
  *   ESTORAJE_TEST_PAUSE=s   how long a stopped node stays stopped (5)
  */
@@ -54,7 +56,8 @@ static struct load *load_through(const char *url, const char *prefix, int client
                                           .pause_ms = 2});
 }
 
-/* Until that many more requests were answered: so the load is in full swing, however slow the machine is. */
+/* Until that many more requests were answered: so the load is in full swing, however slow the
+ * machine is. */
 static void load_goes_on(struct load *l, long requests)
 {
     long from = load_requests(l);
@@ -85,8 +88,9 @@ static void load_is_there(struct load *l, const struct cluster *c)
             ck_assert_msg(load_check(l, c->nodes[i].url) == 0, "through node %d", i);
 }
 
-/* nginx leaves a node alone for a second after it failed, which must be over if the next one is to fail alone: until it
- * hands on a PUT to this one, which was just started and has had none from anybody else. */
+/* nginx leaves a node alone for a second after it failed, which must be over if the next one is
+ * to fail alone: until it hands on a PUT to this one, which was just started and has had none
+ * from anybody else. */
 static void nginx_asks_again(const struct cluster *c, int i)
 {
     const char *made = "estoraje_http_requests_total{method=\"PUT\",code=\"201\"}";

@@ -134,7 +134,7 @@ struct host {
     bool used, off;    /* off: for good */
     bool leaves;       /* it was drained, and will be switched off */
     uint64_t epoch_seen;
-    uint64_t paused_until, paused_time, stalled_until, slow_until, deaf_until, up_at;
+    uint64_t paused_until, paused_time, stalled_until, slow_until, deaf_until, full_until, up_at;
     int64_t clock_error; /* microseconds */
     double clock_drift;
     bool far, ahead; /* its clock is over 10 s wrong */
@@ -160,6 +160,7 @@ enum fault {
     FLIP,
     BLACKOUT, /* all at once */
     SLOW,
+    FULL, /* no room on the disk */
     FAULT_KINDS
 };
 
@@ -218,6 +219,7 @@ struct world {
     struct view **views;
     size_t views_count;
     uint64_t operations, answered_ok, events, unknown;
+    struct counters sum;
 };
 static struct world w;
 static int tracing;
@@ -451,7 +453,8 @@ static void drive_done(struct host *h)
     h->disk_synced = log->flight_lsn + log->flight.count;
     h->serves = true;
     drive_trim(h, h->disk_first);
-    node_durable(h->node, 1 << 30);
+    log->full = h->full_until > w.now;
+    node_durable(h->node, log->full ? below(2 * DISK_KEEP_BYTES) : 1 << 30);
 }
 
 /* A crash in the middle of a write: it is there, or not, or in part: its first bytes, or any of its
@@ -617,7 +620,9 @@ static void host_start(struct host *h)
     if (h->node->log.flight.count) {
         h->serves = false; /* until its last batch is written again */
         h->disk_first = h->node->log.first;
-        event_at(w.now + 1 + below(5 * MS), DISK_DONE, h, NULL, 0);
+        uint64_t wait = h->node->reserve - min_u64(h->node->reserve, host_wall(h));
+        wait = wait < SECOND && !w.plan.restart_at_once ? wait : 0;
+        event_at(w.now + wait + 1 + below(5 * MS), DISK_DONE, h, NULL, 0);
     }
     if (h->node->log.pending_lsn < h->disk_synced)
         violation("h%d: synced bytes of its log are lost: it ends at %" PRIu64 ", not %" PRIu64,
@@ -1212,7 +1217,8 @@ static void listing_answered(struct op *op, const struct message *m)
         return;
     }
     struct body body = message_body(m);
-    struct bytes list = {(uint8_t *)body.value, m->value_bytes, 0};
+    struct bytes list = {0}; /* aligned */
+    bytes_append(&list, body.value, m->value_bytes);
     const struct listed *l;
     for (size_t at = 0; at < list.count && (l = listed_at(&list, at)); at += listed_bytes(l)) {
         char name[24] = "";
@@ -1222,6 +1228,7 @@ static void listing_answered(struct op *op, const struct message *m)
             violation("a listing told %s out of order", name);
         bytes_append(&op->found, name, sizeof name);
     }
+    bytes_free(&list);
     if (m->flags & FLAG_WATCH) {
         op->after.count = 0;
         bytes_append(&op->after, body.key, m->key_bytes);
@@ -1390,7 +1397,7 @@ static void fault_clock(struct host *h, bool far)
     int64_t most = (int64_t)w.plan.skew;
     h->clock_error = (int64_t)below(2 * w.plan.skew + 1) - most;
     if (far) {
-        h->clock_error = (int64_t)(between(12, 60) * SECOND) * (chance(700) ? 1 : -1);
+        h->clock_error = (int64_t)(between(16, 60) * SECOND) * (chance(700) ? 1 : -1);
         h->far = true;
         h->ahead = h->clock_error > 0;
     }
@@ -1459,13 +1466,20 @@ static void fault_happens(enum fault fault)
         }
         break;
     case FLIP:
-        if (may_lose_a_disk())
+        for (unsigned i = 0; i < w.hosts_count; i++)
+            if (w.hosts[i].disk_flipped && w.hosts[i].node)
+                h = &w.hosts[i]; /* always the same */
+        if (h->disk_flipped || may_lose_a_disk())
             fault_flip(h);
         break;
     case BLACKOUT:
         for (unsigned i = 0; i < w.hosts_count; i++)
             if (w.hosts[i].node)
                 host_down(&w.hosts[i], 10 * MS + below(lease));
+        break;
+    case FULL:
+        h->full_until = w.now + below(4 * lease);
+        trace(h, "its disk is full");
         break;
     case SLOW:
         h->slow_until = w.now + below(4 * lease);
@@ -1504,7 +1518,11 @@ static void heal(void)
     memset(w.cut_until, 0, sizeof w.cut_until);
     for (unsigned i = 0; i < w.hosts_count; i++) {
         struct host *h = &w.hosts[i];
-        h->deaf_until = h->slow_until = h->stalled_until = 0;
+        h->deaf_until = h->slow_until = h->stalled_until = h->full_until = 0;
+        if (h->node) {
+            h->node->log.full = false;
+            h->node->log.room = 1 << 30;
+        }
         if (w.plan.deaf_for_good && h->node && may_lose_a_disk()) {
             h->deaf = true;
             h->deaf_until = UINT64_MAX;
@@ -1725,6 +1743,16 @@ static void shape_forget(struct plan *p)
     sim_memory = between(700, 1200) * MS;
 }
 
+/* Minutes go by, and answers are remembered as long as in earnest. */
+static void shape_minutes(struct plan *p)
+{
+    p->fault_time = between(90, 180) * SECOND;
+    p->fault_pause = between(1, 4) * SECOND;
+    p->late_repeat = 90 * SECOND;
+    p->evict_after = 20 * SECOND;
+    sim_memory = 60 * SECOND;
+}
+
 /* Clocks differ much, and members change all the time. */
 static void shape_epochs(struct plan *p)
 {
@@ -1781,7 +1809,7 @@ static const struct mix mixes[] = {
     {"moves", {[JOIN] = 3, [DRAIN] = 3, [CRASH] = 2, [CUT] = 2, [PAUSE] = 1, [STALL] = 1}, NULL},
     {"deaths", {[AWAY] = 3, [WIPE] = 3, [JOIN] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}, NULL},
-    {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
+    {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [FULL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
     {"skew", {[CLOCK] = 4, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"forget", {[AWAY] = 3, [CUT] = 3, [DEAF] = 1, [CRASH] = 2, [PAUSE] = 1}, shape_forget},
     {"epochs", {[JOIN] = 2, [DRAIN] = 5, [CUT] = 5, [CRASH] = 1, [CLOCK] = 1}, shape_epochs},
@@ -1789,9 +1817,12 @@ static const struct mix mixes[] = {
     {"restarts", {[CRASH] = 1}, shape_restarts},
     {"coordinators",
      {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3}, shape_coordinators},
+    {"minutes",
+     {[CRASH] = 4, [PAUSE] = 2, [CUT] = 2, [AWAY] = 2, [JOIN] = 1, [DRAIN] = 1, [STALL] = 1},
+     shape_minutes},
     {"all",
      {[CRASH] = 4, [PAUSE] = 3, [CUT] = 4, [DEAF] = 1, [STALL] = 2, [CLOCK] = 2, [JOIN] = 2,
-      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FAR_CLOCK] = 1},
+      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FULL] = 1, [FAR_CLOCK] = 1},
      NULL},
 };
 enum { MIXES = sizeof mixes / sizeof *mixes };
@@ -1819,7 +1850,6 @@ static void plan_make(const struct mix *mix)
     p->cold = chance(500) ? 0 : (unsigned)below(300);
     p->skew = p->weight[CLOCK] ? below(4 * SECOND) : below(100 * MS);
     p->think = between(1, 60) * MS;
-    p->think = max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     p->late_repeat = chance(500) ? SECOND : 10 * SECOND;
     p->large = chance(300) ? 100 : 0;
     p->built_by_joins = chance(300);
@@ -1829,6 +1859,7 @@ static void plan_make(const struct mix *mix)
     if (mix->shape)
         mix->shape(p);
     sim_memory = max_u64(sim_memory, p->skew + SECOND); /* or a right clock is always too late */
+    p->think = max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     w.clock_error_max = p->skew + MS + p->fault_time;
 }
 
@@ -1840,7 +1871,7 @@ static void keys_make(void)
         char letter = names[below(sizeof names - 1)];
         k->kind = letter == 'r' ? REGISTER : letter == 'c' ? COUNTER : letter == 'o' ? ONE
                   : letter == 't' ? MORTAL : LISTED;
-        if (k->kind == MORTAL && w.plan.weight[FAR_CLOCK])
+        if (k->kind == MORTAL && (w.plan.weight[FAR_CLOCK] || w.plan.restart_at_once))
             k->kind = REGISTER;
         snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", i);
     }
@@ -2011,6 +2042,8 @@ static void world_free(void)
     for (unsigned i = 0; i < HOSTS_MAX; i++) {
         struct node *n = w.hosts[i].node;
         w.hosts[i].node = NULL;
+        for (size_t j = 0; n && j < sizeof w.sum / sizeof(uint64_t); j++)
+            ((uint64_t *)&w.sum)[j] += ((uint64_t *)&n->counters)[j];
         if (n)
             node_free(n);
         tries_broken(&w.hosts[i]);
@@ -2059,8 +2092,13 @@ static void simulate(uint64_t seed, const struct mix *mix)
     rest(120 * SECOND);
     w.last_reads = 3 * w.keys_count;
     w.last_phase = w.plan.patient = true;
-    for (unsigned i = 0; i < w.hosts_count && !w.plan.weight[FAR_CLOCK]; i++)
-        w.clocks_ran_ahead |= w.hosts[i].node && w.hosts[i].node->clock > WALL_AT_START + w.now + 100 * MS;
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct node *n = w.hosts[i].node;
+        uint64_t right = WALL_AT_START + w.now;
+        if (n && n->clock > right + w.clock_error_max + CLOCK_AHEAD_MAX && !w.plan.restart_at_once)
+            violation("h%u: its clock followed one that is wrong", i);
+        w.clocks_ran_ahead |= n && n->clock > right + 100 * MS;
+    }
     clients_start(clients);
     rest(30 * SECOND);
     judge();
@@ -2072,7 +2110,8 @@ static void simulate(uint64_t seed, const struct mix *mix)
 /* === 11 Many runs ============================================================================= */
 
 struct totals {
-    uint64_t seeds, operations, answered, unknown, events, views, failed_seed;
+    uint64_t seeds, operations, answered, unknown, events, views;
+    uint64_t forwards, refused, repairs, pulled, damaged, leases; /* of the nodes that were left */
 };
 
 static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals)
@@ -2086,6 +2125,12 @@ static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals
     totals->unknown += w.unknown;
     totals->events += w.events;
     totals->views += w.views_count;
+    totals->forwards += w.sum.forwards;
+    totals->refused += w.sum.proposals_refused;
+    totals->repairs += w.sum.repairs_pull + w.sum.repairs_read;
+    totals->pulled += w.sum.pulled;
+    totals->damaged += w.sum.repairs_damage;
+    totals->leases += w.sum.lease_expirations;
 }
 
 /* Runs seeds in two workers until one fails, or all are done. Returns the exit status. */
@@ -2356,11 +2401,14 @@ START_TEST(test_no_seed_finds_a_violation)
         seed_run(number_from("SEED", 1), mix, &sum);
         return;
     }
-    ck_assert_msg(!workers_run(number_from("FIRST", 1), number_from("SEEDS", 300), mix, &sum),
+    ck_assert_msg(!workers_run(number_from("FIRST", 1), number_from("SEEDS", 600), mix, &sum),
                   "a run failed: see above");
     printf("simulated: %" PRIu64 " runs, %" PRIu64 " requests, %" PRIu64 " answered, %" PRIu64
-           " unknown, %" PRIu64 " events, %" PRIu64 " views\n",
-           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views);
+           " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " forwards, %" PRIu64
+           " refusals, %" PRIu64 " repairs, %" PRIu64 " pulls, %" PRIu64 " damaged, %" PRIu64
+           " leases lost\n",
+           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views, sum.forwards,
+           sum.refused, sum.repairs, sum.pulled, sum.damaged, sum.leases);
 }
 END_TEST
 #endif

@@ -1,0 +1,1814 @@
+/*
+ * test_unit.c - the parts of estoraje.c, each by itself: what the log gives back after every kind of
+ * harm, what decoders make of hostile lengths, the index and its digests, the clock, what HTTP says.
+ *
+ *   1  The log in memory       torn, damaged, replayed
+ *   2  The log in files        segments, and what is missing
+ *   3  The clock               a restart
+ *   4  Cleaning                what stays, what goes
+ *   5  Decoders                messages, batches, lists, records
+ *   6  The index               order, sums, floors
+ *   7  Text                    percent-encoding, numbers, ranges, entity tags, keys of retries
+ *   8  Conditions, histograms
+ */
+#include <microhttpd.h>
+
+/* The headers of the one request that there is: name, value, ..., NULL. */
+static const char *const *headers;
+static const char *header_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                               const char *name);
+#define MHD_lookup_connection_value header_find
+#include "lone.h"
+
+#include <check.h>
+
+static struct lone l;
+
+static struct ballot ballot_at(uint64_t time)
+{
+    return (struct ballot){1, time, LONE_ID};
+}
+
+static struct entry *entry_of(const char *key)
+{
+    uint16_t partition = key_partition(key, strlen(key));
+    return entry_find(&l.node->partitions[partition], key, strlen(key));
+}
+
+/* What the node's log holds for a key: its value, "" for a tombstone; NULL: nothing. */
+static const char *value_of(const char *key)
+{
+    static char value[64];
+    struct entry *e = entry_of(key);
+    if (!e || !(e->flags & FLAG_RECORD))
+        return NULL;
+    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
+    const struct message *m = (const struct message *)l.node->scratch.data;
+    ck_assert_uint_lt(m->value_bytes, sizeof value);
+    memcpy(value, message_body(m).value, m->value_bytes);
+    value[m->value_bytes] = 0;
+    return value;
+}
+
+/* All that a start can find out: of two nodes that are one, these are equal. */
+static uint64_t state(void)
+{
+    const struct node *n = l.node;
+    uint64_t of[] = {n->keys, n->value_bytes, n->log.live_bytes, n->reserve, node_epoch(n)};
+    uint64_t sum = XXH3_64bits(of, sizeof of);
+    for (unsigned p = 0; p <= PARTITIONS; p++) {
+        const struct partition *q = &n->partitions[p];
+        sum = XXH3_64bits_withSeed(&q->floor, sizeof q->floor, sum ^ q->digest);
+        for (uint32_t i = 0; i < q->count; i++) {
+            const struct entry *e = q->entries[i];
+            if (!(e->flags & FLAG_RECORD))
+                continue;
+            sum = XXH3_64bits_withSeed(&e->accepted, sizeof e->accepted, sum ^ e->lsn);
+            sum = XXH3_64bits_withSeed(e->key, e->key_bytes, sum ^ e->version ^ e->flags);
+        }
+    }
+    return sum;
+}
+
+static bool recover(void)
+{
+    if (l.node)
+        lone_node_free(&l);
+    lone_node(&l);
+    return node_recover(l.node, 0, l.disk.count);
+}
+
+/* A node alone in its cluster, with nothing in its log but that; and a lease. */
+static void lone_begin(void)
+{
+    lone_node(&l);
+    lone_view(&l, 1, 0, 3);
+    lone_tick(&l, 20 * MS, true);
+}
+
+static void teardown(void)
+{
+    lone_free(&l);
+}
+
+/* === 1 The log in memory ====================================================================== */
+
+enum { BATCHES = 4, RECORDS = 3 };
+static uint64_t batch_start[BATCHES + 1]; /* LSNs */
+static uint64_t batch_state[BATCHES + 1]; /* what a start finds when the log ends there */
+
+static void accept_at(uint64_t time, const char *key, const char *value)
+{
+    lone_accept(&l, ballot_at(time), key, value);
+}
+
+/* A log of some batches, each of a few records; in the last, keys of all before are overwritten. */
+static void log_make(void)
+{
+    char key[16];
+    lone_begin();
+    uint64_t time = l.node->clock;
+    batch_start[0] = l.disk.count;
+    for (int b = 0; b < BATCHES; b++) {
+        for (int r = 0; r < RECORDS; r++) {
+            snprintf(key, sizeof key, "%d-%d", b == BATCHES - 1 ? r : b, r);
+            accept_at(++time, key, r == 2 ? NULL : b == BATCHES - 1 ? "the last" : "early");
+        }
+        lone_settle(&l);
+        batch_start[b + 1] = l.disk.count;
+    }
+    struct bytes whole = l.disk;
+    for (int b = 0; b <= BATCHES; b++) {
+        l.disk.count = batch_start[b];
+        ck_assert(recover());
+        batch_state[b] = state();
+    }
+    l.disk = whole;
+}
+
+START_TEST(test_a_recovered_node_has_what_was_appended)
+{
+    log_make();
+    ck_assert(recover());
+    ck_assert_uint_eq(l.node->log.pending_lsn, l.disk.count);
+    ck_assert_uint_eq(l.node->keys, 6);
+    ck_assert_str_eq(value_of("0-0"), "the last");
+    ck_assert_str_eq(value_of("1-1"), "the last");
+    ck_assert_str_eq(value_of("1-0"), "early");
+    ck_assert_str_eq(value_of("2-0"), "early");
+    ck_assert(entry_of("2-2")->flags & FLAG_TOMBSTONE);
+    ck_assert_ptr_null(value_of("3-0"));
+    ck_assert_uint_eq(node_epoch(l.node), 1);
+    ck_assert_int_eq(l.node->self, 0);
+}
+END_TEST
+
+START_TEST(test_recovering_twice_is_recovering_once)
+{
+    log_make();
+    ck_assert(recover());
+    uint64_t once = state();
+    ck_assert(recover());
+    ck_assert_uint_eq(state(), once);
+    lone_settle(&l); /* the last batch is written again, and a reserve behind it */
+    uint64_t reserve = l.node->reserve;
+    ck_assert(recover());
+    ck_assert_uint_eq(l.node->reserve, reserve);
+    ck_assert_uint_eq(l.node->keys, 6);
+    ck_assert_str_eq(value_of("0-0"), "the last");
+}
+END_TEST
+
+/* What a torn write leaves behind its first bytes: zeros, bits of anything, what stood there before. */
+static uint8_t torn_byte(int kind, uint64_t at, uint64_t back)
+{
+    return kind == 0 ? 0 : kind == 1 ? (uint8_t)(at * 197 + 13) : l.disk.data[at - back];
+}
+
+START_TEST(test_a_tail_torn_at_any_byte_is_dropped_and_nothing_else)
+{
+    log_make();
+    uint64_t start = batch_start[BATCHES - 1], end = batch_start[BATCHES];
+    uint64_t back = start - batch_start[BATCHES - 2];
+    uint8_t *whole = memcpy(allocate(end), l.disk.data, end);
+    for (uint64_t cut = start; cut < end; cut++) {
+        memcpy(l.disk.data + start, whole + start, end - start);
+        for (uint64_t at = cut; at < end; at++)
+            l.disk.data[at] = torn_byte(_i, at, back);
+        bool torn = memcmp(l.disk.data + start, whole + start, end - start) != 0;
+        ck_assert_msg(recover(), "cut after %d bytes", (int)(cut - start));
+        ck_assert_uint_eq(state(), batch_state[torn ? BATCHES - 1 : BATCHES]);
+        ck_assert_uint_eq(l.node->log.pending_lsn, torn ? start : end);
+    }
+    free(whole);
+}
+END_TEST
+
+START_TEST(test_a_log_cut_off_at_any_byte_ends_before_its_last_whole_batch)
+{
+    log_make();
+    uint64_t end = l.disk.count;
+    for (uint64_t count = batch_start[0]; count <= end; count++) {
+        int b = 0;
+        while (b < BATCHES && batch_start[b + 1] <= count)
+            b++;
+        l.disk.count = count;
+        ck_assert(recover());
+        ck_assert_uint_eq(state(), batch_state[b]);
+        ck_assert_uint_eq(l.node->log.pending_lsn, batch_start[b]);
+    }
+}
+END_TEST
+
+START_TEST(test_damage_at_any_byte_below_the_last_batch_is_corruption)
+{
+    log_make();
+    for (uint64_t at = 0; at < batch_start[BATCHES - 1]; at++) {
+        l.disk.data[at] ^= (uint8_t)(1 << at % 8);
+        ck_assert_msg(!recover(), "byte %d", (int)at);
+        l.disk.data[at] ^= (uint8_t)(1 << at % 8);
+    }
+    ck_assert(recover());
+}
+END_TEST
+
+START_TEST(test_what_a_torn_tail_held_is_not_found_behind_the_next_batch)
+{
+    log_make();
+    l.disk.data[batch_start[BATCHES - 1] + 40] ^= 1;
+    ck_assert(recover());
+    accept_at(l.node->reserve + 1, "new", "shorter");
+    lone_settle(&l);
+    ck_assert(recover());
+    ck_assert_str_eq(value_of("new"), "shorter");
+    ck_assert_str_eq(value_of("0-0"), "early");
+}
+END_TEST
+
+START_TEST(test_an_empty_log_is_whole)
+{
+    ck_assert(recover());
+    ck_assert_uint_eq(l.node->log.pending_lsn, 0);
+    memset(bytes_extend(&l.disk, 5000), 0, 5000);
+    ck_assert(recover());
+    ck_assert_uint_eq(l.node->log.pending_lsn, 0);
+    ck_assert_int_eq(l.node->self, -1);
+}
+END_TEST
+
+START_TEST(test_a_batch_counts_only_where_it_was_written)
+{
+    log_make();
+    uint64_t start = batch_start[1], bytes = batch_start[2] - batch_start[1];
+    ck_assert_ptr_nonnull(log_batch(l.disk.data + start, bytes, start));
+    ck_assert_ptr_null(log_batch(l.disk.data + start, bytes, start + 8));
+    ck_assert_ptr_null(log_batch(l.disk.data + start, bytes - 8, start));
+    ck_assert_ptr_null(log_batch(l.disk.data + start, sizeof(struct log_header) - 1, start));
+    memcpy(bytes_extend(&l.disk, bytes), l.disk.data + start, bytes); /* an old file, used again */
+    ck_assert(recover());
+    ck_assert_uint_eq(state(), batch_state[BATCHES]);
+}
+END_TEST
+
+START_TEST(test_a_view_and_its_drop_are_one_batch)
+{
+    lone_begin();
+    lone_view(&l, 2, 1, 1); /* one copy on two members: it loses about half of what it had */
+    char key[16];
+    uint64_t time = l.node->clock;
+    for (int i = 0; i < 50; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        accept_at(++time, key, "v");
+    }
+    lone_settle(&l);
+    uint64_t before = l.disk.count, keys = l.node->keys;
+    lone_view(&l, 3, 2, 1);
+    ck_assert_uint_lt(l.node->keys, keys);
+    ck_assert_uint_gt(l.node->keys, 0);
+    const struct log_header *h = (const struct log_header *)(l.disk.data + before);
+    unsigned views = 0, drops = 0;
+    for (size_t at = sizeof *h; at < h->bytes;) {
+        const struct message *m = message_parse((const uint8_t *)h + at, h->bytes - at);
+        views += m->type == M_VIEW;
+        drops += m->type == M_DROP;
+        at += m->bytes;
+    }
+    ck_assert_uint_eq(views, 1);
+    ck_assert_uint_eq(drops, 1);
+    uint64_t live = state(), end = l.disk.count;
+    ck_assert(recover());
+    ck_assert_uint_eq(state(), live);
+    for (l.disk.count = before + 8; l.disk.count < end; l.disk.count += 64) {
+        ck_assert(recover());
+        bool both = node_epoch(l.node) == 3 && l.node->keys < keys;
+        ck_assert(both || (node_epoch(l.node) == 2 && l.node->keys == keys));
+    }
+}
+END_TEST
+
+START_TEST(test_views_floors_and_the_reserve_are_replayed)
+{
+    lone_begin();
+    for (uint64_t epoch = 2; epoch < 6; epoch++)
+        lone_view(&l, epoch, (unsigned)epoch, 3);
+    uint16_t p = 0;
+    while (!partition_is_ours(l.node, p))
+        p++;
+    floor_raise(l.node, p, ballot_at(1000));
+    floor_raise(l.node, p, ballot_at(500)); /* a floor only rises */
+    ck_assert_uint_eq(l.node->partitions[p].floor.time, 1000);
+    lone_tick(&l, SECOND, true);
+    uint64_t reserve = l.node->reserve, floor_lsn = l.node->partitions[p].floor_lsn;
+    ck_assert(recover());
+    ck_assert_uint_eq(l.node->reserve, reserve);
+    ck_assert_uint_eq(l.node->partitions[p].floor.time, 1000);
+    ck_assert_uint_eq(l.node->partitions[p].floor_lsn, floor_lsn);
+    ck_assert_uint_eq(l.node->views_count, 5);
+    for (size_t e = 0; e < 5; e++)
+        ck_assert_uint_eq(l.node->views[e]->epoch, e + 1);
+    ck_assert_ptr_eq(l.node->view, l.node->views[4]);
+    ck_assert_uint_eq(l.node->view->members_count, 6);
+}
+END_TEST
+
+START_TEST(test_of_records_in_any_order_the_highest_ballot_is_replayed)
+{
+    lone_begin();
+    struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE, .key_bytes = 1};
+    m.partition = key_partition("k", 1);
+    m.value_bytes = 1;
+    const char *values = "afcebd"; /* appended in this order; a letter is its ballot, too */
+    for (const char *at = values; *at; at++) {
+        m.ballot = ballot_at(l.node->clock + (uint64_t)*at);
+        log_append(l.node, &m, &(struct body){.key = "k", .value = at});
+    }
+    lone_settle(&l);
+    ck_assert(recover());
+    ck_assert_str_eq(value_of("k"), "f");
+}
+END_TEST
+
+START_TEST(test_a_node_that_is_in_no_view_any_more_knows_it_is_gone)
+{
+    lone_begin();
+    struct {
+        struct view view;
+        struct member member;
+    } v = {{2, LONE_CLUSTER, 3, 1}, {.id = 99, .weight = 1, .state = MEMBER_UP}};
+    view_adopt(l.node, &v.view);
+    lone_settle(&l);
+    ck_assert(l.node->gone);
+    ck_assert(recover());
+    ck_assert(l.node->gone);
+}
+END_TEST
+
+/* === 2 The log in files ======================================================================= */
+
+static char folder[] = "/tmp/estoraje-unit-XXXXXX";
+static struct disk disk;
+static char big[1 << 20];
+
+static bool file_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
+{
+    (void)n;
+    return stream_do(&disk, wait ? STREAM_READ : STREAM_READ_HOT, lsn, to, bytes);
+}
+
+static const struct hooks file_hooks = {lone_reply, file_log_read};
+
+static void files_setup(void)
+{
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+}
+
+static void files_close(void)
+{
+    for (int i = 0; i < SEGMENTS_MAX; i++)
+        if (disk.files[i])
+            close(disk.files[i]);
+    if (disk.dir)
+        close(disk.dir);
+    disk = (struct disk){0};
+}
+
+static void files_teardown(void)
+{
+    char path[64], name[32];
+    files_close();
+    teardown();
+    for (uint64_t i = 0; i < 8; i++) {
+        segment_name(name, i);
+        snprintf(path, sizeof path, "%s/%s", folder, name);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
+static bool file_exists(uint64_t number)
+{
+    char path[64], name[32];
+    segment_name(name, number);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return access(path, F_OK) == 0;
+}
+
+static void file_remove(uint64_t number)
+{
+    char path[64], name[32];
+    segment_name(name, number);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    ck_assert_int_eq(unlink(path), 0);
+}
+
+/* A start of a node on the folder, as it is. */
+static bool files_recover(void)
+{
+    uint64_t start, end;
+    if (l.node)
+        lone_node_free(&l);
+    files_close();
+    disk_open(&disk, folder, &start, &end);
+    struct node *n = lone_node(&l);
+    n->hooks = &file_hooks;
+    bool whole = node_recover(n, start, end);
+    disk.taken = disk.zeroed = n->log.pending_lsn;
+    return whole;
+}
+
+/* Writes what the node has to write, as the log's thread would. */
+static void files_settle(void)
+{
+    const struct bytes *batch = l.node->log.flight.count ? &l.node->log.flight : NULL;
+    while (batch || (batch = log_flush(l.node))) {
+        disk_write(&disk, batch, l.node->log.flight_lsn, l.node->log.first);
+        node_durable(l.node, 1 << 30);
+        batch = NULL;
+    }
+}
+
+/* A log that begins at an LSN: as if all below were cleaned away. */
+static void files_begin(uint64_t lsn)
+{
+    ck_assert(files_recover());
+    struct node *n = l.node;
+    n->log.first = n->log.durable = n->log.pending_lsn = lsn;
+    disk.oldest = lsn / SEGMENT_BYTES;
+    disk.taken = disk.zeroed = lsn;
+    node_bootstrap(n, 3);
+    clock_reserve(n);
+    files_settle();
+}
+
+static void files_accept(const char *key, const char *value, size_t bytes)
+{
+    struct message m = {.type = M_ACCEPT, .op = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
+    struct bytes whole = {0};
+    m.ballot = ballot_at(max_u64(clock_tick(l.node), l.node->reserve_start + 1));
+    m.key_bytes = (uint16_t)strlen(key);
+    m.value_bytes = (uint32_t)bytes;
+    m.partition = key_partition(key, m.key_bytes);
+    message_append(&whole, &m, &(struct body){.key = key, .value = value});
+    on_accept(l.node, l.node->self_peer, (const struct message *)whole.data);
+    bytes_free(&whole);
+}
+
+START_TEST(test_a_batch_that_spans_two_files_is_one)
+{
+    files_begin(SEGMENT_BYTES - 4096);
+    memset(big, 'x', sizeof big);
+    files_accept("before", "1", 1);
+    files_settle();
+    files_accept("big", big, sizeof big);
+    files_settle();
+    files_accept("after", "2", 1);
+    files_settle();
+    ck_assert(file_exists(0) && file_exists(1) && !file_exists(2));
+    ck_assert(files_recover());
+    ck_assert_str_eq(value_of("before"), "1");
+    ck_assert_str_eq(value_of("after"), "2");
+    struct entry *e = entry_of("big");
+    ck_assert(e->lsn < SEGMENT_BYTES && e->lsn + e->record_bytes > SEGMENT_BYTES);
+    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
+    const struct message *m = (const struct message *)l.node->scratch.data;
+    ck_assert_int_eq(memcmp(message_body(m).value, big, sizeof big), 0);
+}
+END_TEST
+
+START_TEST(test_a_batch_torn_in_its_second_file_is_dropped)
+{
+    files_begin(SEGMENT_BYTES - 4096);
+    files_accept("before", "1", 1);
+    files_settle();
+    files_accept("big", big, sizeof big);
+    files_settle();
+    ck_assert_int_eq(ftruncate(disk.files[1], 5000), 0);
+    ck_assert(files_recover());
+    ck_assert_str_eq(value_of("before"), "1");
+    ck_assert_ptr_null(entry_of("big"));
+    files_settle();
+    files_accept("again", "2", 1);
+    files_settle();
+    ck_assert(files_recover());
+    ck_assert_str_eq(value_of("again"), "2");
+}
+END_TEST
+
+/* Files 0, 1 and 2, with a record in each, whole batches in all of them. */
+static void files_three(void)
+{
+    char key[16];
+    static char large[16 << 20];
+    files_begin(SEGMENT_BYTES - (1 << 20));
+    for (int i = 0; i < 5; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        files_accept(key, large, sizeof large);
+        files_settle();
+    }
+    files_accept("end", "e", 1);
+    files_settle();
+    ck_assert(file_exists(0) && file_exists(1) && file_exists(2));
+}
+
+START_TEST(test_a_missing_file_is_corruption)
+{
+    files_three();
+    ck_assert(files_recover());
+    file_remove((uint64_t)_i); /* the first, or one in the middle */
+    ck_assert(!files_recover());
+    ck_assert(!files_recover()); /* still so, though it was opened, and so made, by then */
+}
+END_TEST
+
+START_TEST(test_without_its_last_file_the_log_ends_earlier)
+{
+    files_three();
+    file_remove(2);
+    /* Nothing tells of what stood there: the log ends earlier. */
+    ck_assert(files_recover());
+    ck_assert_ptr_null(entry_of("end"));
+    ck_assert_ptr_nonnull(entry_of("0"));
+}
+END_TEST
+
+START_TEST(test_files_below_the_first_needed_byte_are_removed)
+{
+    files_three();
+    struct node *n = l.node;
+    n->log.first = entry_of("4")->lsn - sizeof(struct log_header);
+    uint64_t first = n->log.first / SEGMENT_BYTES;
+    ck_assert_uint_gt(first, 0);
+    files_accept("more", "m", 1);
+    files_settle();
+    ck_assert(!file_exists(0));
+    for (uint64_t i = first; i <= 2; i++)
+        ck_assert(file_exists(i));
+    ck_assert(files_recover());
+    ck_assert_str_eq(value_of("more"), "m");
+    ck_assert_ptr_nonnull(entry_of("4"));
+    ck_assert_uint_eq(disk.oldest, first);
+}
+END_TEST
+
+START_TEST(test_files_of_other_names_are_no_part_of_the_log)
+{
+    static const struct {
+        const char *name;
+        int is;
+    } rows[] = {{"0000000000.log", 1},  {"0000000012.log", 1},  {"000000000.log", 0},
+                {"00000000000.log", 0}, {"0000000000.log~", 0}, {"0000000000.lo", 0},
+                {"a000000000.log", 0},  {"lock", 0},            {".", 0}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct dirent e = {0};
+        strcpy(e.d_name, rows[i].name);
+        ck_assert_msg(is_segment(&e) == rows[i].is, "%s", rows[i].name);
+    }
+}
+END_TEST
+
+START_TEST(test_space_is_taken_ahead_and_told)
+{
+    files_begin(0);
+    disk.ahead_bytes = 8 << 20;
+    files_accept("a", "1", 1);
+    files_settle();
+    ck_assert_uint_ge(disk.room, 8 << 20);
+    ck_assert_uint_ge(disk.taken, l.node->log.durable + (8 << 20));
+    ck_assert_uint_gt(disk.zeroed, l.node->log.durable);
+    ck_assert(files_recover()); /* zeros behind the end are no damage */
+    ck_assert_str_eq(value_of("a"), "1");
+}
+END_TEST
+
+START_TEST(test_bytes_that_are_not_there_are_zeros)
+{
+    files_begin(0);
+    uint8_t bytes[64];
+    memset(bytes, 1, sizeof bytes);
+    ck_assert(stream_do(&disk, STREAM_READ, l.node->log.durable + (32 << 20), bytes, sizeof bytes));
+    for (size_t i = 0; i < sizeof bytes; i++)
+        ck_assert_uint_eq(bytes[i], 0);
+}
+END_TEST
+
+/* === 3 The clock ============================================================================== */
+
+START_TEST(test_the_clock_never_gives_a_time_twice)
+{
+    lone_begin();
+    struct node *n = l.node;
+    uint64_t last = n->clock;
+    for (int i = 0; i < 1000; i++) {
+        n->wall += i % 3 ? 0 : (uint64_t)i;
+        n->wall -= i % 7 ? 0 : 50; /* the wall clock may go back */
+        uint64_t time = clock_tick(n);
+        ck_assert_uint_gt(time, last);
+        last = time;
+    }
+    clock_raise(n, last + SECOND);
+    ck_assert_uint_eq(clock_tick(n), last + SECOND + 1);
+    clock_raise(n, 5);
+    ck_assert_uint_eq(clock_tick(n), last + SECOND + 2);
+}
+END_TEST
+
+START_TEST(test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve)
+{
+    lone_begin();
+    lone_view(&l, 2, LONE_PEERS, 3);
+    lone_tick(&l, 20 * MS, true);
+    struct node *n = l.node;
+    struct peer *p = peer_find(n, LONE_ID + 1);
+    struct bytes out = {0};
+    mail(n, p, 0, &(struct message){.type = M_LEAVE}, NULL);
+    n->clock = n->reserve_durable + 1;
+    ck_assert(!mail_take(n, p, 0, &out));
+    lone_settle(&l);
+    ck_assert_uint_ge(n->reserve_durable, n->clock);
+    ck_assert(mail_take(n, p, 0, &out));
+    ck_assert_uint_le(((const struct batch *)out.data)->clock, n->reserve_durable);
+    bytes_free(&out);
+}
+END_TEST
+
+/* The type of the one message that waits for the node itself. */
+static int answer_type(void)
+{
+    ck_assert_uint_gt(l.node->inbox.count, 0);
+    const struct message *m = (const struct message *)l.node->inbox.data;
+    int type = m->type;
+    l.node->inbox.count = 0;
+    return type;
+}
+
+static int prepare_at(uint64_t time, const char *key)
+{
+    struct message m = {.type = M_PREPARE, .op = 1, .ballot = ballot_at(time)};
+    struct bytes whole = {0};
+    m.key_bytes = (uint16_t)strlen(key);
+    m.partition = key_partition(key, m.key_bytes);
+    message_append(&whole, &m, &(struct body){.key = key});
+    on_prepare(l.node, l.node->self_peer, (const struct message *)whole.data);
+    bytes_free(&whole);
+    return answer_type();
+}
+
+START_TEST(test_a_restart_never_reuses_a_ballot)
+{
+    lone_begin();
+    struct node *n = l.node;
+    uint64_t promised = n->reserve_durable;
+    ck_assert_int_eq(prepare_at(promised, "k"), M_PROMISE); /* the highest that could have been sent */
+    ck_assert(recover());
+    n = l.node;
+    ck_assert_uint_ge(n->reserve_start, promised);
+    ck_assert_uint_ge(n->clock, promised);
+    ck_assert_int_eq(prepare_at(promised, "k"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(n->reserve_start, "other"), M_REFUSE);
+    ck_assert_uint_gt(clock_tick(n), promised);
+    ck_assert_int_eq(prepare_at(n->reserve_start + 1, "k"), M_PROMISE);
+    uint32_t before = n->log.pending.count;
+    accept_at(n->reserve_start, "other", "v");
+    ck_assert_int_eq(answer_type(), M_REFUSE);
+    ck_assert_uint_eq(n->log.pending.count, before);
+}
+END_TEST
+
+START_TEST(test_a_promise_is_kept)
+{
+    lone_begin();
+    uint64_t now = l.node->clock;
+    ck_assert_int_eq(prepare_at(now + 10, "k"), M_PROMISE);
+    ck_assert_int_eq(prepare_at(now + 9, "k"), M_REFUSE);
+    accept_at(now + 9, "k", "low");
+    ck_assert_int_eq(answer_type(), M_REFUSE);
+    ck_assert_int_eq(prepare_at(now + 9, "other"), M_PROMISE);
+    accept_at(now + 10, "k", "as promised");
+    lone_settle(&l);
+    ck_assert_str_eq(value_of("k"), "as promised");
+    struct ballot late = {2, now + 5, LONE_ID}; /* a later epoch, but an earlier time (R7) */
+    ck_assert(!ballot_allowed(l.node, late, ballot_at(now + 10)));
+    late.time = now + 10;
+    ck_assert(ballot_allowed(l.node, late, ballot_at(now + 10)));
+}
+END_TEST
+
+START_TEST(test_ballots_are_ordered_by_epoch_then_time_then_node)
+{
+    static const struct ballot rising[] = {{0, 0, 0}, {0, 0, 1}, {0, 5, 0}, {0, 5, 9},
+                                           {1, 0, 0}, {1, 5, 0}, {2, 1, 1}, {2, 1, UINT64_MAX}};
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) {
+            ck_assert_int_eq(ballot_compare(rising[i], rising[j]), (i > j) - (i < j));
+            ck_assert(ballot_equal(ballot_max(rising[i], rising[j]), rising[i > j ? i : j]));
+        }
+}
+END_TEST
+
+START_TEST(test_random_numbers_differ_and_come_again_from_the_same_seed)
+{
+    uint64_t seen[1000];
+    lone_node(&l);
+    for (int i = 0; i < 1000; i++) {
+        seen[i] = node_random(l.node);
+        for (int j = 0; j < i; j++)
+            ck_assert_uint_ne(seen[i], seen[j]);
+    }
+    lone_node_free(&l);
+    lone_node(&l);
+    for (int i = 0; i < 1000; i++)
+        ck_assert_uint_eq(node_random(l.node), seen[i]);
+    uint64_t bits = 0, all = ~UINT64_C(0);
+    for (int i = 0; i < 1000; i++) {
+        bits |= seen[i];
+        all &= seen[i];
+    }
+    ck_assert_uint_eq(bits, ~UINT64_C(0));
+    ck_assert_uint_eq(all, 0);
+    struct node *zero = node_new(1, 0, "", &lone_hooks, NULL); /* no seed may get it stuck */
+    ck_assert_uint_ne(node_random(zero), node_random(zero));
+    free(zero->draft);
+    free(zero->self_peer);
+    free(zero);
+}
+END_TEST
+
+/* === 4 Cleaning =============================================================================== */
+
+/* Writes a key over and over, until the log was cleaned past `lsn` and says so, or for some time. */
+static void clean_some(uint64_t lsn)
+{
+    static char value[256 << 10];
+    memset(value, 'y', sizeof value - 1);
+    bool done = false;
+    for (int i = 0; i < 300 && !done; i++) {
+        done = l.node->log.first > lsn;
+        accept_at(clock_tick(l.node), "filler", value);
+        lone_settle(&l);
+        lone_tick(&l, MS, true);
+    }
+}
+
+static void clean_past(uint64_t lsn)
+{
+    clean_some(lsn);
+    ck_assert_uint_gt(l.node->log.first, lsn);
+}
+
+/* As if the files below what the last batch says is needed were gone. */
+static bool recover_from_first(void)
+{
+    const struct log_header *last =
+        (const struct log_header *)(l.disk.data + l.node->log.flight_lsn);
+    uint64_t first = last->first;
+    memset(l.disk.data, 0xdd, first);
+    lone_node_free(&l);
+    lone_node(&l);
+    return node_recover(l.node, first, l.disk.count);
+}
+
+START_TEST(test_cleaning_keeps_what_is_live)
+{
+    char key[16];
+    lone_begin();
+    floor_raise(l.node, 9, ballot_at(77));
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        accept_at(clock_tick(l.node), key, "old");
+        if (i % 2)
+            accept_at(clock_tick(l.node), key, "new");
+    }
+    accept_at(clock_tick(l.node), "gone", "v");
+    accept_at(clock_tick(l.node), "gone", NULL);
+    lone_settle(&l);
+    clean_past(l.disk.count);
+    ck_assert(recover_from_first());
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        ck_assert_str_eq(value_of(key), i % 2 ? "new" : "old");
+    }
+    ck_assert(entry_of("gone")->flags & FLAG_TOMBSTONE);
+    ck_assert_uint_eq(l.node->keys, 21);
+    ck_assert_uint_eq(l.node->partitions[9].floor.time, 77);
+    ck_assert_uint_eq(node_epoch(l.node), 1);
+    ck_assert_uint_gt(l.node->reserve, l.node->wall);
+}
+END_TEST
+
+START_TEST(test_the_log_stays_under_about_twice_what_is_live)
+{
+    lone_begin();
+    clean_past(0);
+    clean_past(l.disk.count);
+    const struct log *log = &l.node->log;
+    ck_assert_uint_le(log_end(l.node) - log->first,
+                      2 * log->live_bytes + CLEAN_SLACK_BYTES + 4 * CLEAN_STEP_BYTES);
+}
+END_TEST
+
+START_TEST(test_first_moves_only_when_the_copies_are_durable)
+{
+    lone_begin();
+    accept_at(clock_tick(l.node), "live", "v");
+    lone_settle(&l);
+    clean_past(0);
+    struct node *n = l.node;
+    uint64_t copied = 0;
+    for (int i = 0; i < 300 && !copied; i++) {
+        static char value[256 << 10];
+        memset(value, 'z', sizeof value - 1);
+        accept_at(clock_tick(n), "filler", value);
+        lone_settle(&l);
+        bool idle = !n->log.cleaned_until;
+        uint64_t first = n->log.first;
+        node_tick(n, n->now + MS, n->wall + MS); /* not settled: nothing of it is on disk yet */
+        if (!idle || n->log.durable >= n->log.cleaned_until) /* there was nothing to copy */
+            continue;
+        copied = n->log.cleaned_until;
+        ck_assert_uint_eq(n->log.first, first);
+        node_tick(n, n->now + MS, n->wall + MS);
+        ck_assert_uint_eq(n->log.first, first);
+        lone_settle(&l);
+        ck_assert_uint_ge(n->log.durable, copied);
+        node_tick(n, n->now + MS, n->wall + MS);
+        ck_assert_uint_gt(n->log.first, first);
+    }
+    ck_assert_uint_gt(copied, 0);
+}
+END_TEST
+
+START_TEST(test_a_tombstone_is_forgotten_only_when_nobody_needs_it)
+{
+    lone_begin();
+    struct node *n = l.node;
+    struct partition *p = &n->partitions[key_partition("gone", 4)];
+    accept_at(clock_tick(n), "gone", "v");
+    accept_at(clock_tick(n), "gone", NULL);
+    lone_settle(&l);
+    struct ballot deleted = entry_of("gone")->accepted;
+    clean_past(entry_of("gone")->lsn);
+    ck_assert_ptr_nonnull(entry_of("gone")); /* young */
+    for (int i = 0; i < 130; i++) { /* alone, it agrees with itself: its walk raises the floor */
+        ck_assert(ballot_compare(p->forgotten, deleted) < 0 || i > 60);
+        lone_tick(&l, SECOND, true);
+        for (unsigned j = 0; j < PARTITIONS; j++)
+            partition_walk(n, (uint16_t)j);
+    }
+    ck_assert_int_ge(ballot_compare(p->forgotten, deleted), 0);
+    ck_assert_ptr_nonnull(entry_of("gone")); /* an older record may be in the log */
+    clean_past(entry_of("gone")->lsn);
+    ck_assert_ptr_null(entry_of("gone"));
+    ck_assert_uint_eq(l.node->keys, 1);
+    ck_assert(recover_from_first());
+    ck_assert_ptr_null(entry_of("gone"));
+    struct ballot floor = l.node->partitions[key_partition("gone", 4)].floor;
+    ck_assert_int_ge(ballot_compare(floor, deleted), 0); /* it still covers late mail */
+}
+END_TEST
+
+START_TEST(test_damage_is_not_copied_into_a_batch_that_is_whole)
+{
+    lone_begin();
+    uint64_t at = sizeof(struct log_header); /* the view is the first of all */
+    const struct message *m = message_parse(l.disk.data + at, l.disk.count - at);
+    ck_assert_int_eq(m->type, M_VIEW);
+    struct view *v = (struct view *)(l.disk.data + at + sizeof *m);
+    v->members[0].id ^= 1;
+    clean_some(0);
+    if (l.node->log.first == 0) /* it may stay where it is; if it goes on, then with the true view */
+        return;
+    ck_assert(recover_from_first());
+    ck_assert_int_eq(l.node->self, 0);
+}
+END_TEST
+
+START_TEST(test_a_damaged_live_record_is_not_cleaned_away)
+{
+    lone_begin();
+    accept_at(clock_tick(l.node), "hurt", "value");
+    lone_settle(&l);
+    uint64_t lsn = entry_of("hurt")->lsn;
+    static const size_t places[] = {offsetof(struct message, partition), /* by none of these can */
+                                    offsetof(struct message, ballot),    /* the key be found */
+                                    sizeof(struct message), sizeof(struct message) + 5};
+    l.disk.data[lsn + places[_i]] ^= 1;
+    clean_some(lsn);
+    ck_assert_uint_le(l.node->log.first, lsn);
+    ck_assert(entry_of("hurt")->flags & FLAG_DAMAGED);
+}
+END_TEST
+
+/* === 5 Decoders =============================================================================== */
+
+/* A message with every part, at the start of bytes that are exactly as long. */
+static struct message *message_make(struct bytes *to)
+{
+    static const struct answer answers[2] = {{.version = 1}, {.version = 2}};
+    struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE};
+    m.answers = 2;
+    m.key_bytes = 3;
+    m.type_bytes = 10;
+    m.value_bytes = 5;
+    to->count = 0;
+    return message_append(to, &m, &(struct body){answers, "key", "text/plain", "value"});
+}
+
+START_TEST(test_a_message_is_read_as_it_was_written)
+{
+    struct bytes b = {0};
+    message_make(&b);
+    ck_assert_uint_eq(b.count, (104 + 64 + 3 + 10 + 5 + 7) / 8 * 8);
+    const struct message *m = message_parse(b.data, b.count);
+    ck_assert_ptr_nonnull(m);
+    struct body body = message_body(m);
+    ck_assert_int_eq(memcmp(body.key, "key", 3), 0);
+    ck_assert_int_eq(memcmp(body.type, "text/plain", 10), 0);
+    ck_assert_int_eq(memcmp(body.value, "value", 5), 0);
+    ck_assert_uint_eq(((const struct answer *)body.answers)[1].version, 2);
+    for (const uint8_t *at = (const uint8_t *)body.value + 5; at < b.data + b.count; at++)
+        ck_assert_uint_eq(*at, 0);
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_a_message_that_is_cut_off_is_none)
+{
+    struct bytes b = {0};
+    message_make(&b);
+    for (size_t count = 0; count < b.count; count++)
+        ck_assert_ptr_null(message_parse(b.data, count));
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_lengths_that_do_not_add_up_are_no_message)
+{
+    struct bytes b = {0};
+    static const uint32_t lengths[] = {0, 1, 8, 103, 104, 184, 200, 0x7fffffff, 0xfffffff8, 0xffffffff};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        struct message *m = message_make(&b);
+        bool right = lengths[i] == m->bytes;
+        m->bytes = lengths[i];
+        ck_assert_msg(!message_parse(b.data, b.count) == !right, "bytes %u", lengths[i]);
+        m = message_make(&b);
+        m->value_bytes = lengths[i];
+        right = lengths[i] == 8; /* with zeros behind it, a message of 5 bytes is as long */
+        ck_assert_msg(!message_parse(b.data, b.count) == !right, "value_bytes %u", lengths[i]);
+        m = message_make(&b);
+        m->answers = (uint16_t)lengths[i];
+        ck_assert_msg(!message_parse(b.data, b.count), "answers %u", lengths[i]);
+        m = message_make(&b);
+        m->key_bytes = (uint16_t)(lengths[i] | 0x10);
+        ck_assert_msg(!message_parse(b.data, b.count), "key_bytes %u", lengths[i]);
+        m = message_make(&b);
+        m->type_bytes = (uint16_t)(lengths[i] | 0x20);
+        ck_assert_msg(!message_parse(b.data, b.count), "type_bytes %u", lengths[i]);
+    }
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_what_is_beyond_the_limits_is_no_message)
+{
+    static uint8_t zeros[64 << 10];
+    static const struct {
+        uint32_t keys, types, answers, type, partition;
+        bool fine;
+    } rows[] = {{KEY_BYTES_MAX, TYPE_BYTES_MAX, ANSWERS_MAX, M_PROMISE, PARTITIONS, true},
+                {KEY_BYTES_MAX + 1, 0, 0, M_PROMISE, 0, false},
+                {0, TYPE_BYTES_MAX + 1, 0, M_PROMISE, 0, false},
+                {0, 0, ANSWERS_MAX + 1, M_PROMISE, 0, false},
+                {0, 0, 0, M_LOG_TYPES, 0, false},
+                {0, 0, 0, 255, 0, false},
+                {0, 0, 0, M_PROMISE, PARTITIONS + 1, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct bytes b = {0};
+        struct message m = {.type = (uint8_t)rows[i].type};
+        m.partition = (uint16_t)rows[i].partition;
+        m.key_bytes = (uint16_t)rows[i].keys;
+        m.type_bytes = (uint16_t)rows[i].types;
+        m.answers = (uint16_t)rows[i].answers;
+        message_append(&b, &m, &(struct body){zeros, zeros, zeros, zeros});
+        ck_assert_msg(!message_parse(b.data, b.count) == !rows[i].fine, "row %zu", i);
+        bytes_free(&b);
+    }
+}
+END_TEST
+
+START_TEST(test_each_half_of_a_records_checksum_covers_its_half)
+{
+    struct bytes b = {0};
+    struct message *m = message_make(&b);
+    const uint8_t *value = message_body(m).value;
+    uint64_t head = message_check(m, false), whole = message_check(m, true);
+    ck_assert_uint_eq((uint32_t)whole, (uint32_t)head);
+    for (size_t at = 0; at < b.count; at++) {
+        bool covered = at >= 16, in_value = b.data + at >= value;
+        bool length = at >= 88 && at < 98; /* would move the value */
+        if (length || (at >= 16 && at < 20))
+            continue;
+        b.data[at] ^= 0x10;
+        ck_assert((message_check(m, false) != head) == (covered && !in_value));
+        ck_assert((message_check(m, true) != whole) == covered);
+        b.data[at] ^= 0x10;
+    }
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
+{
+    lone_begin();
+    accept_at(clock_tick(l.node), "key", "a value of some length");
+    lone_settle(&l);
+    struct entry *e = entry_of("key");
+    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
+    ck_assert_int_eq(record_read(l.node, e, false), RECORD_READ);
+    uint64_t value = e->lsn + sizeof(struct message) + 3;
+    for (uint64_t at = e->lsn; at < e->lsn + e->record_bytes; at++) {
+        bool op = at >= e->lsn + 8 && at < e->lsn + 16; /* nothing to a record */
+        bool other_half = at >= e->lsn + 4 && at < e->lsn + 8;
+        l.disk.data[at] ^= 4;
+        ck_assert_int_eq(record_read(l.node, e, true), op ? RECORD_READ : RECORD_DAMAGED);
+        if (at < value && !other_half)
+            ck_assert_int_eq(record_read(l.node, e, false), op ? RECORD_READ : RECORD_DAMAGED);
+        l.disk.data[at] ^= 4;
+    }
+    l.cold = true;
+    ck_assert_int_eq(record_read(l.node, e, true), RECORD_COLD);
+    l.cold = false;
+    e->flags |= FLAG_DAMAGED;
+    ck_assert_int_eq(record_read(l.node, e, true), RECORD_DAMAGED);
+}
+END_TEST
+
+static struct bytes batch_make(void)
+{
+    struct bytes b = {0};
+    struct batch *h = bytes_extend(&b, sizeof *h);
+    *h = (struct batch){.magic = MAIL_MAGIC, .cluster = LONE_CLUSTER, .from = LONE_ID + 1};
+    h->to = LONE_ID;
+    h->clock = LONE_WALL;
+    h->epoch = 1;
+    message_append(&b, &(struct message){.type = M_LEAVE}, NULL);
+    h = (struct batch *)b.data;
+    h->bytes = (uint32_t)b.count;
+    h->check = XXH3_64bits(&h->cluster, b.count - 16);
+    return b;
+}
+
+static void batch_seal(struct bytes *b)
+{
+    struct batch *h = (struct batch *)b->data;
+    h->check = XXH3_64bits(&h->cluster, b->count - 16);
+}
+
+START_TEST(test_a_batch_of_mail_with_any_byte_damaged_is_refused)
+{
+    lone_begin();
+    struct bytes b = batch_make();
+    ck_assert(node_receive(l.node, b.data, b.count));
+    for (size_t at = 0; at < b.count; at++) {
+        b.data[at] ^= 0x20;
+        ck_assert(!node_receive(l.node, b.data, b.count));
+        b.data[at] ^= 0x20;
+    }
+    for (size_t count = 0; count < b.count; count++)
+        ck_assert(!node_receive(l.node, b.data, count));
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
+{
+    lone_begin();
+    struct node *n = l.node;
+    struct bytes b = batch_make();
+    struct batch *h = (struct batch *)b.data;
+    static const struct {
+        uint64_t cluster, from, to, ahead;
+        bool heard;
+    } rows[] = {
+        {LONE_CLUSTER, 50, LONE_ID, 0, true},      {LONE_CLUSTER, 51, 0, 0, true},
+        {0, 52, LONE_ID, 0, true},                 {LONE_CLUSTER + 1, 53, LONE_ID, 0, false},
+        {LONE_CLUSTER, 54, LONE_ID + 1, 0, false}, {LONE_CLUSTER, LONE_ID, LONE_ID, 0, false},
+        {LONE_CLUSTER, 55, LONE_ID, 9 * SECOND, true},
+        {LONE_CLUSTER, 56, LONE_ID, 11 * SECOND, false},
+        {LONE_CLUSTER, 57, LONE_ID, UINT64_MAX / 2, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        h->cluster = rows[i].cluster;
+        h->from = rows[i].from;
+        h->to = rows[i].to;
+        h->clock = n->wall + rows[i].ahead;
+        batch_seal(&b);
+        uint64_t clock = n->clock;
+        ck_assert(node_receive(n, b.data, b.count));
+        bool heard = rows[i].from != LONE_ID && peer_find(n, rows[i].from);
+        ck_assert_msg(heard == rows[i].heard, "row %zu", i);
+        ck_assert_uint_eq(n->clock, heard ? max_u64(clock, h->clock) : clock);
+    }
+    bytes_free(&b);
+}
+END_TEST
+
+START_TEST(test_a_list_is_read_up_to_its_first_entry_that_is_not_whole)
+{
+    struct bytes list = {0};
+    const char *const keys[] = {"a", "a longer key", ""};
+    for (int i = 0; i < 3; i++)
+        listed_append(&list, &(struct listed){.key_bytes = (uint16_t)strlen(keys[i]), .version = 7},
+                      keys[i]);
+    for (size_t count = 0; count <= list.count; count++) {
+        struct bytes part = {list.data, count, 0};
+        size_t at = 0;
+        int i = 0;
+        for (const struct listed *e; at < count && (e = listed_at(&part, at)); at += listed_bytes(e)) {
+            ck_assert_uint_eq(e->key_bytes, strlen(keys[i]));
+            ck_assert_int_eq(memcmp(e->key, keys[i], e->key_bytes), 0);
+            i++;
+        }
+        ck_assert_uint_le(at, count);
+        ck_assert_int_eq(i, count < 64 ? 0 : count < 64 + 72 ? 1 : count < 64 + 72 + 56 ? 2 : 3);
+    }
+    struct listed *first = (struct listed *)list.data;
+    first->key_bytes = UINT16_MAX;
+    ck_assert_ptr_null(listed_at(&list, 0));
+    bytes_free(&list);
+}
+END_TEST
+
+START_TEST(test_a_view_makes_sense_only_with_members_that_do)
+{
+    struct {
+        struct view view;
+        struct member members[2];
+    } good = {{1, LONE_CLUSTER, 3, 2}, {{.id = 1, .weight = 1, .state = MEMBER_UP},
+                                        {.id = 2, .weight = 5, .state = MEMBER_JOINING}}}, v;
+    ck_assert(view_makes_sense(&good.view, view_bytes(&good.view)));
+    for (size_t bytes = 0; bytes < view_bytes(&good.view) + 9; bytes++)
+        ck_assert(view_makes_sense(&good.view, bytes) == (bytes == view_bytes(&good.view)));
+#define BAD(change)                                                                                \
+    v = good;                                                                                      \
+    v.change;                                                                                      \
+    ck_assert_msg(!view_makes_sense(&v.view, sizeof v), #change)
+    BAD(view.epoch = 0);
+    BAD(view.replicas = 0);
+    BAD(view.replicas = REPLICAS_MAX + 1);
+    BAD(view.members_count = 0);
+    BAD(view.members_count = 3);
+    BAD(view.members_count = UINT32_MAX);
+    BAD(members[1].id = 0);
+    BAD(members[1].id = 1);
+    BAD(members[1].weight = 0);
+    BAD(members[1].weight = WEIGHT_MAX + 1);
+    BAD(members[1].state = MEMBER_LEAVING + 1);
+    BAD(members[0].state = MEMBER_JOINING);
+    BAD(members[0].zone[0] = memset(v.members[0].zone, 'z', ZONE_BYTES) ? 'z' : 0);
+    BAD(members[0].address[0] = memset(v.members[0].address, '1', ADDRESS_BYTES) ? '1' : 0);
+#undef BAD
+}
+END_TEST
+
+/* === 6 The index ============================================================================== */
+
+START_TEST(test_keys_are_ordered_by_their_bytes)
+{
+    static const char *const rising[] = {"", "\x01", "A", "a", "a/", "aa", "b", "\xff"};
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) {
+            int order = key_compare(rising[i], strlen(rising[i]), rising[j], strlen(rising[j]));
+            ck_assert_int_eq((order > 0) - (order < 0), (i > j) - (i < j));
+        }
+    ck_assert_int_lt(key_compare("a", 1, "a\0", 2), 0); /* a NUL is a byte like any other */
+}
+END_TEST
+
+START_TEST(test_a_partition_is_sorted_whatever_comes_and_goes)
+{
+    lone_node(&l);
+    struct partition *p = &l.node->partitions[5];
+    char key[16];
+    for (int i = 0; i < 2000; i++) {
+        size_t bytes = (size_t)snprintf(key, sizeof key, "%d", (int)(node_random(l.node) % 700));
+        struct entry *e = entry_find(p, key, bytes);
+        if (e && i % 3 == 0) {
+            entry_forget(l.node, p, e);
+            ck_assert_ptr_null(entry_find(p, key, bytes));
+        } else {
+            ck_assert_ptr_eq(entry_make(p, key, bytes), entry_find(p, key, bytes));
+        }
+    }
+    ck_assert_uint_gt(p->count, 100);
+    for (uint32_t i = 1; i < p->count; i++)
+        ck_assert_int_lt(key_compare(p->entries[i - 1]->key, p->entries[i - 1]->key_bytes,
+                                     p->entries[i]->key, p->entries[i]->key_bytes),
+                         0);
+    ck_assert_uint_eq(partition_seek(p, "", 0), 0);
+    ck_assert_uint_eq(partition_seek(p, "~", 1), p->count);
+}
+END_TEST
+
+START_TEST(test_digests_tell_the_same_set_alike_in_whatever_order_it_came)
+{
+    uint64_t digests[2];
+    for (int backwards = 0; backwards < 2; backwards++) {
+        lone_begin();
+        uint64_t base = l.node->clock;
+        digests[backwards] = 0;
+        for (int i = 0; i < 100; i++) {
+            int k = backwards ? 99 - i : i;
+            char key[16];
+            snprintf(key, sizeof key, "%d", k);
+            lone_accept(&l, (struct ballot){1, base + 1 + (uint64_t)k, LONE_ID}, key, "v");
+        }
+        for (unsigned p = 0; p < PARTITIONS; p++)
+            digests[backwards] = XXH3_64bits_withSeed(&l.node->partitions[p].digest, 8,
+                                                      digests[backwards]);
+        lone_node_free(&l);
+        l.disk.count = 0;
+    }
+    ck_assert_uint_eq(digests[0], digests[1]);
+}
+END_TEST
+
+START_TEST(test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots)
+{
+    lone_begin();
+    char key[16];
+    uint16_t one = key_partition("0", 1);
+    for (int i = 0; i < 50; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        accept_at(clock_tick(l.node), key, "value");
+    }
+    uint64_t before = l.node->partitions[one].digest;
+    ck_assert_uint_ne(before, 0);
+    ck_assert_uint_eq(l.node->keys, 50);
+    ck_assert_uint_eq(l.node->value_bytes, 250);
+    accept_at(clock_tick(l.node), "0", "value"); /* the same at another ballot */
+    ck_assert_uint_ne(l.node->partitions[one].digest, before);
+    for (int i = 0; i < 50; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        accept_at(clock_tick(l.node), key, NULL);
+    }
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        ck_assert_uint_eq(l.node->partitions[p].digest, 0);
+    ck_assert_uint_eq(l.node->keys, 0);
+    ck_assert_uint_eq(l.node->value_bytes, 0);
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        while (l.node->partitions[p].count)
+            entry_forget(l.node, &l.node->partitions[p], l.node->partitions[p].entries[0]);
+    ck_assert_uint_eq(l.node->log.live_bytes, view_bytes(l.node->view));
+}
+END_TEST
+
+START_TEST(test_a_floor_counts_as_promised_for_keys_without_a_live_record)
+{
+    lone_begin();
+    uint64_t now = l.node->clock;
+    accept_at(now + 1, "live", "v");
+    accept_at(now + 2, "gone", NULL);
+    for (int i = 0; i < 3; i++)
+        floor_raise(l.node, key_partition(((const char *[]){"live", "gone", "none"})[i], 4),
+                    ballot_at(now + 100));
+    lone_settle(&l);
+    ck_assert_int_eq(prepare_at(now + 50, "live"), M_PROMISE);
+    ck_assert_int_eq(prepare_at(now + 50, "gone"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(now + 50, "none"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(now + 101, "none"), M_PROMISE);
+}
+END_TEST
+
+START_TEST(test_a_dropped_partition_is_empty_and_its_sums_are_gone)
+{
+    lone_begin();
+    uint16_t p = key_partition("k", 1);
+    uint64_t live = l.node->log.live_bytes;
+    accept_at(clock_tick(l.node), "k", "v");
+    floor_raise(l.node, p, ballot_at(5));
+    lone_settle(&l);
+    ck_assert_int_eq(prepare_at(clock_tick(l.node), "k"), M_PROMISE);
+    partition_drop(l.node, &l.node->partitions[p]);
+    ck_assert_uint_eq(l.node->partitions[p].count, 0);
+    ck_assert_uint_eq(l.node->partitions[p].floor.time, 0);
+    ck_assert_uint_eq(l.node->partitions[p].digest, 0);
+    ck_assert_uint_eq(l.node->keys, 0);
+    ck_assert_uint_eq(l.node->log.live_bytes, live);
+}
+END_TEST
+
+/* === 7 Text =================================================================================== */
+
+static const char *header_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
+                               const char *name)
+{
+    (void)connection, (void)kind;
+    for (const char *const *at = headers; at && *at; at += 2)
+        if (strcasecmp(*at, name) == 0)
+            return at[1];
+    return NULL;
+}
+
+START_TEST(test_percent_encoding_gives_every_byte_back)
+{
+    uint8_t all[256];
+    char text[KEY_TEXT_BYTES];
+    for (int i = 0; i < 256; i++)
+        all[i] = (uint8_t)i;
+    percent_encode(text, all, sizeof all);
+    for (const char *at = text; *at; at++)
+        ck_assert_msg(isalnum((unsigned char)*at) || strchr("-._~/%", *at), "%c", *at);
+    ck_assert_int_eq(percent_decode(text), 256);
+    ck_assert_int_eq(memcmp(text, all, 256), 0);
+    memset(all, 0xff, sizeof all);
+    uint8_t longest[KEY_BYTES_MAX];
+    memset(longest, 0xff, sizeof longest);
+    ck_assert_uint_eq(strlen(percent_encode(text, longest, sizeof longest)), KEY_TEXT_BYTES - 1);
+}
+END_TEST
+
+START_TEST(test_percent_signs_need_two_hex_digits)
+{
+    static const struct {
+        const char *text, *key; /* null: malformed */
+        int bytes;
+    } rows[] = {{"", "", 0},           {"abc", "abc", 3},  {"%61", "a", 1},   {"%6a%6A", "jj", 2},
+                {"a%2Fb", "a/b", 3},   {"%00", "\0", 1},   {"a%00b", "a\0b", 3},
+                {"%2561", "%61", 3},   {"+", "+", 1},      {"%fF", "\xff", 1}, {"%", NULL, 0},
+                {"%6", NULL, 0},       {"a%", NULL, 0},    {"%g1", NULL, 0},  {"%1g", NULL, 0},
+                {"%%61", NULL, 0},     {"% 1", NULL, 0},   {"%+1", NULL, 0},  {"%0x", NULL, 0},
+                {"%-1", NULL, 0}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char text[16];
+        strcpy(text, rows[i].text);
+        int bytes = percent_decode(text);
+        ck_assert_msg(bytes == (rows[i].key ? rows[i].bytes : -1), "'%s': %d", rows[i].text, bytes);
+        if (rows[i].key)
+            ck_assert_int_eq(memcmp(text, rows[i].key, (size_t)bytes), 0);
+    }
+}
+END_TEST
+
+START_TEST(test_numbers_times_and_sizes)
+{
+    static const struct {
+        const char *text;
+        int kind;
+        uint64_t value;
+        bool fine;
+    } rows[] = {{"0", COUNT, 0, true},
+                {"18446744073709551615", COUNT, UINT64_MAX, true},
+                {"18446744073709551616", COUNT, 0, false},
+                {"7", BYTES, 7, true},
+                {"7k", BYTES, 7 << 10, true},
+                {"7M", BYTES, 7 << 20, true},
+                {"7G", BYTES, UINT64_C(7) << 30, true},
+                {"7K", BYTES, 0, false},
+                {"7k", COUNT, 0, false},
+                {"7s", BYTES, 0, false},
+                {"99999999999G", BYTES, 0, false},
+                {"30", SECONDS, 30 * SECOND, true},
+                {"30s", SECONDS, 30 * SECOND, true},
+                {"30ms", SECONDS, 30 * MS, true},
+                {"2m", SECONDS, 120 * SECOND, true},
+                {"2h", SECONDS, 7200 * SECOND, true},
+                {"1d", SECONDS, 86400 * SECOND, true},
+                {"1w", SECONDS, 0, false},
+                {"300000000d", SECONDS, 0, false},
+                {"250", MILLISECONDS, 250 * MS, true},
+                {"250ms", MILLISECONDS, 250 * MS, true},
+                {"2s", MILLISECONDS, 2 * SECOND, true},
+                {"", COUNT, 0, false},
+                {"s", SECONDS, 0, false},
+                {"-1", COUNT, 0, false},
+                {"+1", COUNT, 0, false},
+                {" 1", COUNT, 0, false},
+                {"1 ", COUNT, 0, false},
+                {"1.5", SECONDS, 0, false},
+                {"0x10", COUNT, 0, false},
+                {"1ss", SECONDS, 0, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint64_t value = 0;
+        bool fine = parse_number(rows[i].text, rows[i].kind, &value);
+        ck_assert_msg(fine == rows[i].fine, "'%s' as %d", rows[i].text, rows[i].kind);
+        if (fine)
+            ck_assert_uint_eq(value, rows[i].value);
+    }
+}
+END_TEST
+
+START_TEST(test_a_choice_is_one_of_the_words)
+{
+    ck_assert_uint_eq(choice_find("quorum|one|all", "quorum"), 1);
+    ck_assert_uint_eq(choice_find("quorum|one|all", "one"), 2);
+    ck_assert_uint_eq(choice_find("quorum|one|all", "all"), 3);
+    static const char *const none[] = {"", "al", "alll", "one|all", "ONE", "|"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        ck_assert_uint_eq(choice_find("quorum|one|all", none[i]), 0);
+}
+END_TEST
+
+START_TEST(test_ranges_name_bytes_of_the_value)
+{
+    enum { WHOLE_VALUE = -1, NOTHING = -2 };
+    static const struct {
+        const char *text;
+        uint64_t size;
+        int from, count; /* of 206; or the value as a whole (200), or nothing (416) */
+    } rows[] = {{"bytes=0-0", 10, 0, 1},
+                {"bytes=0-9", 10, 0, 10},
+                {"bytes=2-5", 10, 2, 4},
+                {"bytes=9-9", 10, 9, 1},
+                {"bytes=5-", 10, 5, 5},
+                {"bytes=0-", 10, 0, 10},
+                {"bytes=5-99", 10, 5, 5},
+                {"bytes=0-18446744073709551615", 10, 0, 10},
+                {"bytes=0-99999999999999999999999", 10, 0, 10},
+                {"bytes=-3", 10, 7, 3},
+                {"bytes=-10", 10, 0, 10},
+                {"bytes=-99", 10, 0, 10},
+                {"bytes=-0", 10, 0, NOTHING},
+                {"bytes=10-", 10, 0, NOTHING},
+                {"bytes=10-20", 10, 0, NOTHING},
+                {"bytes=99999999999999999999-", 10, 0, NOTHING},
+                {"bytes=0-", 0, 0, NOTHING},
+                {"bytes=0-0", 0, 0, NOTHING},
+                {"bytes=-1", 0, 0, NOTHING},
+                {"bytes=5-2", 10, 0, WHOLE_VALUE},
+                {"bytes=-", 10, 0, WHOLE_VALUE},
+                {"bytes=", 10, 0, WHOLE_VALUE},
+                {"bytes=1", 10, 0, WHOLE_VALUE},
+                {"bytes=a-b", 10, 0, WHOLE_VALUE},
+                {"bytes=1-2,4-5", 10, 0, WHOLE_VALUE},
+                {"bytes= 1-2", 10, 0, WHOLE_VALUE},
+                {"bytes=1-2 ", 10, 0, WHOLE_VALUE},
+                {"bytes=1--2", 10, 0, WHOLE_VALUE},
+                {"bytes=+1-2", 10, 0, WHOLE_VALUE},
+                {"items=1-2", 10, 0, WHOLE_VALUE},
+                {"", 10, 0, WHOLE_VALUE}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        uint64_t from = 0, count = 0;
+        bool part = parse_range(rows[i].text, rows[i].size, &from, &count);
+        ck_assert_msg(part == (rows[i].count != WHOLE_VALUE), "'%s'", rows[i].text);
+        if (!part)
+            continue;
+        ck_assert_msg(count == (rows[i].count == NOTHING ? 0 : (uint64_t)rows[i].count), "'%s': %d",
+                      rows[i].text, (int)count);
+        if (count)
+            ck_assert_msg(from == (uint64_t)rows[i].from, "'%s': %d", rows[i].text, (int)from);
+    }
+}
+END_TEST
+
+START_TEST(test_entity_tags_are_two_numbers_in_quotes)
+{
+#define TAG "0006440b80f0a1c2-00000000000000ff"
+    static const struct {
+        const char *text;
+        bool well, ours;
+        const char *rest;
+    } rows[] = {{"\"" TAG "\"", true, true, ""},
+                {"\"" TAG "\", \"x\"", true, true, ", \"x\""},
+                {"W/\"" TAG "\"", true, false, ""},
+                {"\"x\"", true, false, ""},
+                {"\"\"", true, false, ""},
+                {"\"0006440B80F0A1C2-00000000000000FF\"", true, false, ""}, /* ours are lower case */
+                {"\"6440b80f0a1c2-ff\"", true, false, ""},
+                {"\"0006440b80f0a1c2-00000000000000ff0\"", true, false, ""},
+                {TAG, false, false, NULL},
+                {"\"" TAG, false, false, NULL},
+                {"\"", false, false, NULL},
+                {"", false, false, NULL},
+                {"*", false, false, NULL},
+                {"W/", false, false, NULL},
+                {"w/\"x\"", false, false, NULL}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct ballot etag;
+        const char *rest = parse_etag(rows[i].text, &etag);
+        ck_assert_msg((rest != NULL) == rows[i].well, "'%s'", rows[i].text);
+        if (rest)
+            ck_assert_str_eq(rest, rows[i].rest);
+        ck_assert_msg(etag.time == (rows[i].ours ? 0x6440b80f0a1c2 : 0), "'%s'", rows[i].text);
+        ck_assert_uint_eq(etag.node, rows[i].ours ? 0xff : 0);
+    }
+#undef TAG
+}
+END_TEST
+
+START_TEST(test_an_idempotency_key_begins_with_a_time_that_was)
+{
+    static const struct {
+        const char *text;
+        uint64_t made; /* 0: malformed */
+    } rows[] = {{"1763712000-a", UINT64_C(1763712000000000)},
+                {"1763712000.5-a", UINT64_C(1763712000500000)},
+                {"1763712000.123-9f3c", UINT64_C(1763712000123000)},
+                {"1763712000.123456-x-y", UINT64_C(1763712000123456)},
+                {"1763712000.123456789-", UINT64_C(1763712000123457)},
+                {"1.-a", 1000000},
+                {"1763712000", 0},
+                {"-a", 0},
+                {"a-b", 0},
+                {"", 0},
+                {" 1-a", 0},
+                {"+1-a", 0},
+                {"1e3-a", 0},
+                {"0x10-a", 0},
+                {"1.2.3-a", 0},
+                {".5-a", 0},
+                {"nan-a", 0},
+                {"inf-a", 0},
+                {"99999999999-a", 0},
+                {"1763712000 -a", 0}};
+    uint64_t made;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        made = 0;
+        bool well = parse_retry_key(rows[i].text, &made);
+        ck_assert_msg(well == (rows[i].made != 0), "'%s'", rows[i].text);
+        ck_assert_msg(!well || made == rows[i].made, "'%s': %" PRIu64, rows[i].text, made);
+    }
+    char text[160];
+    uint64_t seconds = clock_us(CLOCK_REALTIME) / SECOND;
+    snprintf(text, sizeof text, "%" PRIu64 "-x", seconds + 4);
+    ck_assert(parse_retry_key(text, &made));
+    snprintf(text, sizeof text, "%" PRIu64 "-x", seconds + 8);
+    ck_assert(!parse_retry_key(text, &made));
+    for (int length = 127; length <= 130; length++) {
+        memset(text, 'x', sizeof text);
+        memcpy(text, "1763712000-", 11);
+        text[length] = 0;
+        ck_assert(parse_retry_key(text, &made) == (length <= 128));
+    }
+}
+END_TEST
+
+/* === 8 Conditions, histograms ================================================================= */
+
+/* What call_condition makes of a request's headers; -1: it is malformed. */
+static int condition_of(uint8_t function, uint8_t flags, struct ballot *etag)
+{
+    static struct server server;
+    struct call c = {.server = &server, .m = {.function = function, .flags = flags}};
+    bool fine = (function == DO_READ || call_condition(&c, "If-Match", false)) &&
+                call_condition(&c, "If-None-Match", true);
+    *etag = c.m.ballot;
+    if (c.response)
+        MHD_destroy_response(c.response);
+    ck_assert(fine == !c.response && (fine || c.status == 400));
+    return fine ? c.m.condition : -1;
+}
+
+START_TEST(test_conditions_are_read_as_rfc_9110_has_them)
+{
+#define TAG "\"0000000000000005-0000000000000007\""
+    static const struct {
+        uint8_t function, flags;
+        const char *match, *none;
+        int condition;
+        uint64_t time;
+    } rows[] = {{DO_PUT, 0, NULL, NULL, IF_NONE, 0},
+                {DO_PUT, 0, "*", NULL, IF_EXISTS, 0},
+                {DO_PUT, 0, TAG, NULL, IF_MATCH, 5},
+                {DO_DELETE, 0, TAG, NULL, IF_MATCH, 5},
+                {DO_PUT, 0, "\"x\"", NULL, IF_MATCH, 0}, /* nobody's: never met */
+                {DO_PUT, 0, "W/" TAG, NULL, IF_MATCH, 0},
+                {DO_PUT, 0, NULL, "*", IF_ABSENT, 0},
+                {DO_PUT, 0, NULL, TAG, -1, 0},
+                {DO_PUT, 0, "*", "*", -1, 0},
+                {DO_PUT, 0, TAG, "*", -1, 0},
+                {DO_PUT, 0, "", NULL, -1, 0},
+                {DO_PUT, 0, NULL, "", -1, 0},
+                {DO_PUT, 0, "x", NULL, -1, 0},
+                {DO_PUT, 0, TAG ", " TAG, NULL, -1, 0},
+                {DO_PUT, 0, TAG " ", NULL, -1, 0},
+                {DO_PUT, FLAG_ONE, NULL, NULL, IF_NONE, 0},
+                {DO_PUT, FLAG_ONE, "*", NULL, -1, 0},
+                {DO_PUT, FLAG_ONE, NULL, "*", -1, 0},
+                {DO_READ, 0, NULL, NULL, IF_NONE, 0},
+                {DO_READ, 0, "nonsense", NULL, IF_NONE, 0}, /* reads do not look at it */
+                {DO_READ, 0, NULL, TAG, IF_MATCH, 5},
+                {DO_READ, 0, NULL, "\"x\", " TAG, IF_MATCH, 5},
+                {DO_READ, 0, NULL, "\"x\" ,W/\"y\",\t" TAG, IF_MATCH, 5},
+                {DO_READ, 0, NULL, "*", IF_EXISTS, 0},
+                {DO_READ, 0, NULL, TAG ",", -1, 0},
+                {DO_READ, 0, NULL, TAG "x", -1, 0},
+                {DO_READ, 0, NULL, "", -1, 0},
+                {DO_READ, FLAG_ONE, NULL, TAG, IF_MATCH, 5}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *all[] = {rows[i].match ? "If-Match" : "X", rows[i].match ? rows[i].match : "",
+                             rows[i].none ? "If-None-Match" : "X", rows[i].none, NULL};
+        struct ballot etag;
+        headers = all;
+        int condition = condition_of(rows[i].function, rows[i].flags, &etag);
+        ck_assert_msg(condition == rows[i].condition, "row %zu: %d", i, condition);
+        if (condition == IF_MATCH)
+            ck_assert_msg(etag.time == rows[i].time, "row %zu", i);
+    }
+#undef TAG
+}
+END_TEST
+
+START_TEST(test_conditions_hold_for_the_record_that_is_there)
+{
+    struct draft none = {0}, gone = {.head = {.flags = FLAG_RECORD | FLAG_TOMBSTONE}};
+    struct draft there = {.head = {.flags = FLAG_RECORD, .modified = 5, .version = 7}};
+    gone.head.modified = 5;
+    gone.head.version = 7;
+    struct draft *drafts[] = {&none, &gone, &there};
+    static const struct {
+        uint8_t condition;
+        struct ballot etag;
+        bool holds[3]; /* for none, gone, there */
+    } rows[] = {{IF_NONE, {0}, {true, true, true}},
+                {IF_ABSENT, {0}, {true, true, false}},
+                {IF_EXISTS, {0}, {false, false, true}},
+                {IF_MATCH, {0, 5, 7}, {false, false, true}},
+                {IF_MATCH, {0, 5, 8}, {false, false, false}},
+                {IF_MATCH, {0, 6, 7}, {false, false, false}},
+                {IF_MATCH, {0, 0, 0}, {false, false, false}}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (int d = 0; d < 3; d++) {
+            struct message m = {.condition = rows[i].condition, .ballot = rows[i].etag};
+            ck_assert_msg(condition_holds(drafts[d], &m) == rows[i].holds[d], "row %zu, %d", i, d);
+        }
+}
+END_TEST
+
+START_TEST(test_a_counter_adds_to_an_integer_and_to_nothing_else)
+{
+    static const struct {
+        const char *value; /* null: not there */
+        int64_t by, sum;
+        bool fine;
+    } rows[] = {{NULL, 5, 5, true},
+                {"0", -3, -3, true},
+                {"41", 1, 42, true},
+                {"-7", 7, 0, true},
+                {"9223372036854775807", 0, INT64_MAX, true},
+                {"-9223372036854775808", 0, INT64_MIN, true},
+                {"9223372036854775807", 1, 0, false},
+                {"-9223372036854775808", -1, 0, false},
+                {"9223372036854775808", 0, 0, false},
+                {"", 1, 0, false},
+                {"x", 1, 0, false},
+                {"1x", 1, 0, false},
+                {" 1", 1, 0, false},
+                {"1 ", 1, 0, false},
+                {"1.0", 1, 0, false},
+                {"00000000000000000000000000001", 1, 0, false}};
+    static struct draft d;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct round r = {.ballot = {1, 1000, 1}};
+        struct message m = {.version = 3, .number = (uint64_t)rows[i].by};
+        int64_t sum = 0;
+        d = (struct draft){.head = {.modified = 5}};
+        if (rows[i].value) {
+            d.head.flags = FLAG_RECORD;
+            d.head.value_bytes = (uint32_t)strlen(rows[i].value);
+            d.body.value = rows[i].value;
+        }
+        ck_assert_msg(draft_add(&d, &r, &m, &sum) == rows[i].fine, "row %zu", i);
+        ck_assert_msg(!rows[i].fine || sum == rows[i].sum, "row %zu", i);
+        ck_assert(d.changed == rows[i].fine);
+    }
+}
+END_TEST
+
+START_TEST(test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it)
+{
+    static struct draft d;
+    struct round r = {.ballot = {1, 100 * SECOND, 1}};
+    for (size_t i = 0; i < ANSWERS_MAX + 10; i++) /* the newest first */
+        d.answers[d.answers_count++] = (struct answer){.version = i, .made = 90 * SECOND - i};
+    draft_trim(&d, &r);
+    ck_assert_uint_eq(d.answers_count, ANSWERS_MAX);
+    ck_assert_uint_eq(d.head.dropped, 90 * SECOND - ANSWERS_MAX);
+    for (size_t i = 0; i < d.answers_count; i++)
+        ck_assert_uint_gt(d.answers[i].made, d.head.dropped);
+    r.ballot.time = 200 * SECOND;
+    draft_trim(&d, &r);
+    ck_assert_uint_eq(d.answers_count, 0);
+    ck_assert_uint_eq(d.head.dropped, 90 * SECOND);
+    d.answers[d.answers_count++] = (struct answer){.made = 10 * SECOND};
+    draft_trim(&d, &r);
+    ck_assert_uint_eq(d.head.dropped, 90 * SECOND); /* it never falls */
+}
+END_TEST
+
+START_TEST(test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it)
+{
+    struct histogram h = {{0}, 0, 0};
+    for (int i = 0; i < BOUNDS; i++) {
+        histogram_add(&h, histogram_bounds[i]);
+        ck_assert_uint_eq(h.buckets[i], 1);
+        histogram_add(&h, histogram_bounds[i] * 1.01);
+        ck_assert_uint_eq(h.buckets[i + 1], 1);
+        h.buckets[i + 1] = 0;
+    }
+    histogram_add(&h, 0);
+    histogram_add(&h, 1e9);
+    ck_assert_uint_eq(h.buckets[0], 2);
+    ck_assert_uint_eq(h.buckets[BOUNDS], 1);
+    ck_assert_uint_eq(h.count, 2 * BOUNDS + 2);
+    for (int i = 1; i < BOUNDS; i++)
+        ck_assert(histogram_bounds[i] > histogram_bounds[i - 1]);
+    struct bytes text = {0};
+    print_histogram(&text, "t", "", "help", 1, &h);
+    bytes_append(&text, "", 1);
+    ck_assert_ptr_nonnull(strstr((char *)text.data, "t_bucket{le=\"0.0001\"} 2\n"));
+    ck_assert_ptr_nonnull(strstr((char *)text.data, "t_bucket{le=\"+Inf\"} 30\n"));
+    ck_assert_ptr_nonnull(strstr((char *)text.data, "t_count 30\n"));
+    bytes_free(&text);
+}
+END_TEST
+
+/* One test: in a chapter, with files or without, once or for each of some numbers. */
+struct row {
+    const char *chapter;
+    const TTest *test;
+    int times;
+};
+
+int main(void)
+{
+    const struct row rows[] = {
+        {"log", test_a_recovered_node_has_what_was_appended, 1},
+        {"log", test_recovering_twice_is_recovering_once, 1},
+        {"log", test_a_tail_torn_at_any_byte_is_dropped_and_nothing_else, 3},
+        {"log", test_a_log_cut_off_at_any_byte_ends_before_its_last_whole_batch, 1},
+        {"log", test_damage_at_any_byte_below_the_last_batch_is_corruption, 1},
+        {"log", test_what_a_torn_tail_held_is_not_found_behind_the_next_batch, 1},
+        {"log", test_an_empty_log_is_whole, 1},
+        {"log", test_a_batch_counts_only_where_it_was_written, 1},
+        {"log", test_a_view_and_its_drop_are_one_batch, 1},
+        {"log", test_views_floors_and_the_reserve_are_replayed, 1},
+        {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
+        {"log", test_a_node_that_is_in_no_view_any_more_knows_it_is_gone, 1},
+        {"files", test_a_batch_that_spans_two_files_is_one, 1},
+        {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
+        {"files", test_a_missing_file_is_corruption, 2},
+        {"files", test_without_its_last_file_the_log_ends_earlier, 1},
+        {"files", test_files_below_the_first_needed_byte_are_removed, 1},
+        {"files", test_files_of_other_names_are_no_part_of_the_log, 1},
+        {"files", test_space_is_taken_ahead_and_told, 1},
+        {"files", test_bytes_that_are_not_there_are_zeros, 1},
+        {"clock", test_the_clock_never_gives_a_time_twice, 1},
+        {"clock", test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve, 1},
+        {"clock", test_a_restart_never_reuses_a_ballot, 1},
+        {"clock", test_a_promise_is_kept, 1},
+        {"clock", test_ballots_are_ordered_by_epoch_then_time_then_node, 1},
+        {"clock", test_random_numbers_differ_and_come_again_from_the_same_seed, 1},
+        {"cleaning", test_cleaning_keeps_what_is_live, 1},
+        {"cleaning", test_the_log_stays_under_about_twice_what_is_live, 1},
+        {"cleaning", test_damage_is_not_copied_into_a_batch_that_is_whole, 1},
+        {"cleaning", test_first_moves_only_when_the_copies_are_durable, 1},
+        {"cleaning", test_a_tombstone_is_forgotten_only_when_nobody_needs_it, 1},
+        {"cleaning", test_a_damaged_live_record_is_not_cleaned_away, 4},
+        {"decoders", test_a_message_is_read_as_it_was_written, 1},
+        {"decoders", test_a_message_that_is_cut_off_is_none, 1},
+        {"decoders", test_lengths_that_do_not_add_up_are_no_message, 1},
+        {"decoders", test_what_is_beyond_the_limits_is_no_message, 1},
+        {"decoders", test_each_half_of_a_records_checksum_covers_its_half, 1},
+        {"decoders", test_a_record_with_any_byte_damaged_is_not_told, 1},
+        {"decoders", test_a_batch_of_mail_with_any_byte_damaged_is_refused, 1},
+        {"decoders", test_mail_for_others_or_from_the_future_is_not_heard, 1},
+        {"decoders", test_a_list_is_read_up_to_its_first_entry_that_is_not_whole, 1},
+        {"decoders", test_a_view_makes_sense_only_with_members_that_do, 1},
+        {"index", test_keys_are_ordered_by_their_bytes, 1},
+        {"index", test_a_partition_is_sorted_whatever_comes_and_goes, 1},
+        {"index", test_digests_tell_the_same_set_alike_in_whatever_order_it_came, 1},
+        {"index", test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots, 1},
+        {"index", test_a_floor_counts_as_promised_for_keys_without_a_live_record, 1},
+        {"index", test_a_dropped_partition_is_empty_and_its_sums_are_gone, 1},
+        {"text", test_percent_encoding_gives_every_byte_back, 1},
+        {"text", test_percent_signs_need_two_hex_digits, 1},
+        {"text", test_numbers_times_and_sizes, 1},
+        {"text", test_a_choice_is_one_of_the_words, 1},
+        {"text", test_ranges_name_bytes_of_the_value, 1},
+        {"text", test_entity_tags_are_two_numbers_in_quotes, 1},
+        {"text", test_an_idempotency_key_begins_with_a_time_that_was, 1},
+        {"conditions", test_conditions_are_read_as_rfc_9110_has_them, 1},
+        {"conditions", test_conditions_hold_for_the_record_that_is_there, 1},
+        {"conditions", test_a_counter_adds_to_an_integer_and_to_nothing_else, 1},
+        {"conditions", test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it, 1},
+        {"conditions", test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it, 1},
+    };
+    Suite *suite = suite_create("unit");
+    TCase *chapter = NULL;
+    const char *last = "";
+    log_level = LEVEL_ERROR;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (strcmp(rows[i].chapter, last) != 0) {
+            chapter = tcase_create(last = rows[i].chapter);
+            bool files = strcmp(last, "files") == 0;
+            tcase_add_checked_fixture(chapter, files ? files_setup : NULL,
+                                      files ? files_teardown : teardown);
+            suite_add_tcase(suite, chapter);
+        }
+        tcase_add_loop_test(chapter, rows[i].test, 0, rows[i].times);
+    }
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
