@@ -115,6 +115,7 @@ enum {
 #define STEP_TIME (100 * MS)            /* a step of a round, before it is sent again */
 #define FORWARD_TIME SECOND
 #define CONTENDED_TIME SECOND
+#define CONTENDED_TIME_MAX (64 * SECOND)
 #define LEASE_GRACE (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
 #define WATCH_TIME (5 * SECOND)
 #endif
@@ -446,6 +447,7 @@ struct partition {
     uint64_t agreed;          /* members whose digest and floor were last seen to be as ours */
     uint64_t differs;         /* members to sync with */
     uint64_t contended_until; /* forward writes to the first live owner until then */
+    uint64_t contended_time;  /* how long that was, microseconds */
     uint64_t changed_at;      /* when a record was last accepted */
     bool complete;            /* while data moves: all that the old owners have is here */
 };
@@ -1686,14 +1688,20 @@ static void round_rest(struct node *n, struct round *r, uint64_t due)
 }
 
 /* A duel: wait a random while that doubles, and let the writes of this partition go to its first live
- * owner for a while. */
+ * owner for a while, which doubles too where nodes go on to duel. */
 static void round_refused(struct node *n, struct round *r)
 {
+    struct partition *p = &n->partitions[r->partition];
+    bool again = p->contended_until + CONTENDED_TIME > n->now;
+    if (p->contended_until <= n->now)
+        p->contended_time = again ? min_u64(2 * p->contended_time, CONTENDED_TIME_MAX)
+                                  : CONTENDED_TIME;
+    p->contended_until = n->now + p->contended_time;
     n->counters.proposals_refused++;
-    n->partitions[r->partition].contended_until = n->now + CONTENDED_TIME;
-    uint64_t most = MS << (r->refusals < 7 ? r->refusals : 7);
-    r->refusals++;
-    r->due = n->now + 1 + node_random(n) % most;
+    /* The first owner yields little: the others forward to it as soon as they are refused. */
+    bool first = first_live_owner(n, r->partition) == n->self;
+    uint64_t most = MS << min_u64(r->refusals, first ? 1 : 7);
+    r->due = r->refusals++ == 0 && !first ? n->now : n->now + 1 + node_random(n) % most;
     if (r->keyed) /* else it is a one-write: round_due tries it with a new ballot */
         round_rest(n, r, r->due);
 }
@@ -2549,35 +2557,39 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
         memcpy(from->complete, beat.complete, sizeof beat.complete);
 }
 
-/* A node that is no member asks to become one; its number is in the batch that the message came in. */
+/* A node that is no member, or hears too few of them, asks to become one; its id is in the batch that
+ * the message came in. */
 static void join_send(struct node *n)
 {
     struct message m = {.type = M_JOIN, .status = (uint16_t)n->weight};
     m.key_bytes = (uint16_t)strlen(n->address);
     m.type_bytes = (uint16_t)strlen(n->zone);
-    for (size_t i = 0; i < n->peers_count && !n->leaves; i++) {
-        struct peer *p = n->peers[i];
-        if (p != n->self_peer && (p->id == 0 || member_index(n->view, p->id) >= 0))
-            mail(n, p, 0, &m, &(struct body){.key = n->address, .type = n->zone});
-    }
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        if (strcmp(n->member_peer[i]->address, n->address) != 0)
+            peer_make(n, 0, n->member_peer[i]->address); /* whoever is there now */
+    for (size_t i = 0; i < n->peers_count && !n->leaves; i++)
+        if (n->peers[i]->id == 0)
+            mail(n, n->peers[i], 0, &m, &(struct body){.key = n->address, .type = n->zone});
 }
 
 static void on_join(struct node *n, struct peer *from, const struct message *m)
 {
+    struct body body = message_body(m);
     if (m->key_bytes >= ADDRESS_BYTES || m->type_bytes >= ZONE_BYTES ||
-        m->status == 0 || m->status > WEIGHT_MAX || member_index(n->view, from->id) >= 0)
+        m->status == 0 || m->status > WEIGHT_MAX)
         return;
+    snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
+    if (member_index(n->view, from->id) >= 0 || from->epoch != node_epoch(n))
+        return; /* it is told the views first, as it may have been a member (R17) */
     struct joiner *j = &n->joiners[0];
     for (int i = 0; i < JOINERS_MAX && j->peer != from; i++)
         if (n->joiners[i].peer == from || n->joiners[i].heard_at < j->heard_at)
             j = &n->joiners[i];
-    struct body body = message_body(m);
     *j = (struct joiner){.peer = from, .heard_at = n->now};
     j->member.id = from->id;
     j->member.weight = m->status;
-    memcpy(j->member.address, body.key, m->key_bytes);
+    memcpy(j->member.address, from->address, strlen(from->address));
     memcpy(j->member.zone, body.type, m->type_bytes);
-    memcpy(from->address, j->member.address, ADDRESS_BYTES);
     from->live_at = n->now;
 }
 
@@ -3619,7 +3631,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         n->next_heartbeat = now + n->lease / 4;
         if (n->self >= 0)
             heartbeat_send(n);
-        else if (!n->gone)
+        if (!n->has_lease && !n->gone) /* or the others it knew are all gone: it asks for views */
             join_send(n);
         if (n->self >= 0 && n->settled)
             digests_send(n);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 static FILE *silence; /* what the node has to say */
 #undef stderr
-#define stderr silence
+#define stderr     silence
 #define ring_place ring_place_slowly
 #include "../ring.c"
 #undef ring_place
@@ -90,8 +90,7 @@ static uint64_t state_of(const struct node *n)
         sum = XXH3_64bits_withSeed(&q->floor, sizeof q->floor, sum ^ q->digest);
         for (uint32_t i = 0; i < q->count; i++)
             if (q->entries[i]->flags & FLAG_RECORD)
-                sum =
-                    XXH3_64bits_withSeed(&q->entries[i]->accepted, sizeof(struct ballot), sum);
+                sum = XXH3_64bits_withSeed(&q->entries[i]->accepted, sizeof(struct ballot), sum);
     }
     return sum;
 }

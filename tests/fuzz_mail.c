@@ -196,7 +196,8 @@ static void mail_to(struct lone *l, const struct step *step, const uint8_t *data
     else
         messages_cook(n, data, step->bytes, &mail);
     b = (struct batch *)mail.data;
-    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
+    *b =
+        (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
     b->from *= (step->who & 0xf) != 0xf;
     b->to = step->who & 0x80 ? 0 : n->id;
     b->epoch = node_epoch(n) + (step->who >> 4 & 1) - (step->who >> 5 & 1);
@@ -232,7 +233,8 @@ static void index_check(const struct node *n)
         const struct partition *p = &n->partitions[i];
         for (uint32_t j = 0; j < p->count; j++) {
             const struct entry *e = p->entries[j], *before = j ? p->entries[j - 1] : NULL;
-            assert(!before || key_compare(before->key, before->key_bytes, e->key, e->key_bytes) < 0);
+            assert(!before ||
+                   key_compare(before->key, before->key_bytes, e->key, e->key_bytes) < 0);
             assert(e->flags & FLAG_RECORD || e->promised);
             assert(!(e->flags & FLAG_RECORD) || e->lsn + e->record_bytes <= log_end(n));
             count += entry_is_live(e) && i < PARTITIONS;

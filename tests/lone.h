@@ -20,7 +20,7 @@ enum { LONE_ID = 0x11, LONE_PEERS = 2 }; /* peers have the ids after it */
 
 struct lone {
     struct node *node;
-    struct bytes disk; /* the log's stream, from LSN 0 on */
+    struct bytes disk;  /* the log's stream, from LSN 0 on */
     struct bytes reply; /* the last */
     void *reply_client;
     unsigned replies;

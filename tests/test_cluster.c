@@ -1484,12 +1484,11 @@ START_TEST(test_restic_backs_up_and_restores_with_a_node_killed)
     setenv("RESTIC_CACHE_DIR", in_folder(c->folder, "cache"), 1);
     char *target = in_folder(c->folder, "restored");
     do_command(60, "restic init");
-    struct command backup =
-        command_start("restic backup /usr/include/linux /usr/share/doc/nginx* /usr/bin/gdb /bin");
+    struct command backup = command_start("restic backup /usr/include/linux /usr/bin/[a-d]*");
     AWAIT(node_metric(&c->nodes[0], "estoraje_keys") >= 4, 60);
     node_kill(c, 1);
     command_end(&backup, 120, "backup");
-    do_command(120, "restic backup /usr/include/linux /usr/include/x86_64-linux-gnu");
+    do_command(120, "restic backup /usr/include/linux /usr/include/asm-generic");
     node_start(c, 1);
     do_command(120, "restic check --read-data");
     node_kill(c, 2);

@@ -145,7 +145,7 @@ END_TEST
 int main(void)
 {
     const TTest *tests[] = {test_each_line_of_curl_prints_what_the_readme_says,
-                                         test_the_backup_of_the_readme_has_all_keys};
+                            test_the_backup_of_the_readme_has_all_keys};
     harness_begin("readme");
     Suite *suite = suite_create("readme");
     TCase *lines = tcase_create("lines");

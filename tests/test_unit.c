@@ -105,7 +105,7 @@ static void accept_at(uint64_t time, const char *key, const char *value)
 /* A log of some batches, each of a few records; in the last, keys of all before are overwritten. */
 static void log_make(void)
 {
-    char key[16];
+    char key[32];
     lone_begin();
     uint64_t time = l.node->clock;
     batch_start[0] = l.disk.count;
@@ -244,7 +244,8 @@ START_TEST(test_a_batch_counts_only_where_it_was_written)
     ck_assert_ptr_null(log_batch(l.disk.data + start, bytes, start + 8));
     ck_assert_ptr_null(log_batch(l.disk.data + start, bytes - 8, start));
     ck_assert_ptr_null(log_batch(l.disk.data + start, sizeof(struct log_header) - 1, start));
-    memcpy(bytes_extend(&l.disk, bytes), l.disk.data + start, bytes); /* an old file, used again */
+    uint8_t *old = bytes_extend(&l.disk, bytes); /* of a file that is used again */
+    memcpy(old, l.disk.data + start, bytes);
     ck_assert(recover());
     ck_assert_uint_eq(state(), batch_state[BATCHES]);
 }
@@ -254,7 +255,7 @@ START_TEST(test_a_view_and_its_drop_are_one_batch)
 {
     lone_begin();
     lone_view(&l, 2, 1, 1); /* one copy on two members: it loses about half of what it had */
-    char key[16];
+    char key[32];
     uint64_t time = l.node->clock;
     for (int i = 0; i < 50; i++) {
         snprintf(key, sizeof key, "%d", i);
@@ -497,7 +498,7 @@ END_TEST
 /* Files 0, 1 and 2, with a record in each, whole batches in all of them. */
 static void files_three(void)
 {
-    char key[16];
+    char key[32];
     static char large[16 << 20];
     files_begin(SEGMENT_BYTES - (1 << 20));
     for (int i = 0; i < 5; i++) {
@@ -555,9 +556,15 @@ START_TEST(test_files_of_other_names_are_no_part_of_the_log)
     static const struct {
         const char *name;
         int is;
-    } rows[] = {{"0000000000.log", 1},  {"0000000012.log", 1},  {"000000000.log", 0},
-                {"00000000000.log", 0}, {"0000000000.log~", 0}, {"0000000000.lo", 0},
-                {"a000000000.log", 0},  {"lock", 0},            {".", 0}};
+    } rows[] = {{"0000000000.log", 1},
+                {"0000000012.log", 1},
+                {"000000000.log", 0},
+                {"00000000000.log", 0},
+                {"0000000000.log~", 0},
+                {"0000000000.lo", 0},
+                {"a000000000.log", 0},
+                {"lock", 0},
+                {".", 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct dirent e = {0};
         strcpy(e.d_name, rows[i].name);
@@ -658,7 +665,8 @@ START_TEST(test_a_restart_never_reuses_a_ballot)
     lone_begin();
     struct node *n = l.node;
     uint64_t promised = n->reserve_durable;
-    ck_assert_int_eq(prepare_at(promised, "k"), M_PROMISE); /* the highest that could have been sent */
+    ck_assert_int_eq(prepare_at(promised, "k"),
+                     M_PROMISE); /* the highest that could have been sent */
     ck_assert(recover());
     n = l.node;
     ck_assert_uint_ge(n->reserve_start, promised);
@@ -769,7 +777,7 @@ static bool recover_from_first(void)
 
 START_TEST(test_cleaning_keeps_what_is_live)
 {
-    char key[16];
+    char key[32];
     lone_begin();
     floor_raise(l.node, 9, ballot_at(77));
     for (int i = 0; i < 20; i++) {
@@ -875,7 +883,8 @@ START_TEST(test_damage_is_not_copied_into_a_batch_that_is_whole)
     struct view *v = (struct view *)(l.disk.data + at + sizeof *m);
     v->members[0].id ^= 1;
     clean_some(0);
-    if (l.node->log.first == 0) /* it may stay where it is; if it goes on, then with the true view */
+    if (l.node->log.first ==
+        0) /* it may stay where it is; if it goes on, then with the true view */
         return;
     ck_assert(recover_from_first());
     ck_assert_int_eq(l.node->self, 0);
@@ -944,7 +953,8 @@ END_TEST
 START_TEST(test_lengths_that_do_not_add_up_are_no_message)
 {
     struct bytes b = {0};
-    static const uint32_t lengths[] = {0, 1, 8, 103, 104, 184, 200, 0x7fffffff, 0xfffffff8, 0xffffffff};
+    static const uint32_t lengths[] = {0,   1,   8,          103,        104,
+                                       184, 200, 0x7fffffff, 0xfffffff8, 0xffffffff};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         struct message *m = message_make(&b);
         bool right = lengths[i] == m->bytes;
@@ -1088,13 +1098,15 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
     static const struct {
         uint64_t cluster, from, to, ahead;
         bool heard;
-    } rows[] = {
-        {LONE_CLUSTER, 50, LONE_ID, 0, true},      {LONE_CLUSTER, 51, 0, 0, true},
-        {0, 52, LONE_ID, 0, true},                 {LONE_CLUSTER + 1, 53, LONE_ID, 0, false},
-        {LONE_CLUSTER, 54, LONE_ID + 1, 0, false}, {LONE_CLUSTER, LONE_ID, LONE_ID, 0, false},
-        {LONE_CLUSTER, 55, LONE_ID, 9 * SECOND, true},
-        {LONE_CLUSTER, 56, LONE_ID, 11 * SECOND, false},
-        {LONE_CLUSTER, 57, LONE_ID, UINT64_MAX / 2, false}};
+    } rows[] = {{LONE_CLUSTER, 50, LONE_ID, 0, true},
+                {LONE_CLUSTER, 51, 0, 0, true},
+                {0, 52, LONE_ID, 0, true},
+                {LONE_CLUSTER + 1, 53, LONE_ID, 0, false},
+                {LONE_CLUSTER, 54, LONE_ID + 1, 0, false},
+                {LONE_CLUSTER, LONE_ID, LONE_ID, 0, false},
+                {LONE_CLUSTER, 55, LONE_ID, 9 * SECOND, true},
+                {LONE_CLUSTER, 56, LONE_ID, 11 * SECOND, false},
+                {LONE_CLUSTER, 57, LONE_ID, UINT64_MAX / 2, false}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         h->cluster = rows[i].cluster;
         h->from = rows[i].from;
@@ -1122,7 +1134,8 @@ START_TEST(test_a_list_is_read_up_to_its_first_entry_that_is_not_whole)
         struct bytes part = {list.data, count, 0};
         size_t at = 0;
         int i = 0;
-        for (const struct listed *e; at < count && (e = listed_at(&part, at)); at += listed_bytes(e)) {
+        for (const struct listed *e; at < count && (e = listed_at(&part, at));
+             at += listed_bytes(e)) {
             ck_assert_uint_eq(e->key_bytes, strlen(keys[i]));
             ck_assert_int_eq(memcmp(e->key, keys[i], e->key_bytes), 0);
             i++;
@@ -1142,8 +1155,10 @@ START_TEST(test_a_view_makes_sense_only_with_members_that_do)
     struct {
         struct view view;
         struct member members[2];
-    } good = {{1, LONE_CLUSTER, 3, 2}, {{.id = 1, .weight = 1, .state = MEMBER_UP},
-                                        {.id = 2, .weight = 5, .state = MEMBER_JOINING}}}, v;
+    } good = {{1, LONE_CLUSTER, 3, 2},
+              {{.id = 1, .weight = 1, .state = MEMBER_UP},
+               {.id = 2, .weight = 5, .state = MEMBER_JOINING}}},
+      v;
     ck_assert(view_makes_sense(&good.view, view_bytes(&good.view)));
     for (size_t bytes = 0; bytes < view_bytes(&good.view) + 9; bytes++)
         ck_assert(view_makes_sense(&good.view, bytes) == (bytes == view_bytes(&good.view)));
@@ -1187,7 +1202,7 @@ START_TEST(test_a_partition_is_sorted_whatever_comes_and_goes)
 {
     lone_node(&l);
     struct partition *p = &l.node->partitions[5];
-    char key[16];
+    char key[32];
     for (int i = 0; i < 2000; i++) {
         size_t bytes = (size_t)snprintf(key, sizeof key, "%d", (int)(node_random(l.node) % 700));
         struct entry *e = entry_find(p, key, bytes);
@@ -1217,13 +1232,13 @@ START_TEST(test_digests_tell_the_same_set_alike_in_whatever_order_it_came)
         digests[backwards] = 0;
         for (int i = 0; i < 100; i++) {
             int k = backwards ? 99 - i : i;
-            char key[16];
+            char key[32];
             snprintf(key, sizeof key, "%d", k);
             lone_accept(&l, (struct ballot){1, base + 1 + (uint64_t)k, LONE_ID}, key, "v");
         }
         for (unsigned p = 0; p < PARTITIONS; p++)
-            digests[backwards] = XXH3_64bits_withSeed(&l.node->partitions[p].digest, 8,
-                                                      digests[backwards]);
+            digests[backwards] =
+                XXH3_64bits_withSeed(&l.node->partitions[p].digest, 8, digests[backwards]);
         lone_node_free(&l);
         l.disk.count = 0;
     }
@@ -1234,7 +1249,7 @@ END_TEST
 START_TEST(test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots)
 {
     lone_begin();
-    char key[16];
+    char key[32];
     uint16_t one = key_partition("0", 1);
     for (int i = 0; i < 50; i++) {
         snprintf(key, sizeof key, "%d", i);
@@ -1331,12 +1346,11 @@ START_TEST(test_percent_signs_need_two_hex_digits)
     static const struct {
         const char *text, *key; /* null: malformed */
         int bytes;
-    } rows[] = {{"", "", 0},           {"abc", "abc", 3},  {"%61", "a", 1},   {"%6a%6A", "jj", 2},
-                {"a%2Fb", "a/b", 3},   {"%00", "\0", 1},   {"a%00b", "a\0b", 3},
-                {"%2561", "%61", 3},   {"+", "+", 1},      {"%fF", "\xff", 1}, {"%", NULL, 0},
-                {"%6", NULL, 0},       {"a%", NULL, 0},    {"%g1", NULL, 0},  {"%1g", NULL, 0},
-                {"%%61", NULL, 0},     {"% 1", NULL, 0},   {"%+1", NULL, 0},  {"%0x", NULL, 0},
-                {"%-1", NULL, 0}};
+    } rows[] = {{"", "", 0},         {"abc", "abc", 3},  {"%61", "a", 1},      {"%6a%6A", "jj", 2},
+                {"a%2Fb", "a/b", 3}, {"%00", "\0", 1},   {"a%00b", "a\0b", 3}, {"%2561", "%61", 3},
+                {"+", "+", 1},       {"%fF", "\xff", 1}, {"%", NULL, 0},       {"%6", NULL, 0},
+                {"a%", NULL, 0},     {"%g1", NULL, 0},   {"%1g", NULL, 0},     {"%%61", NULL, 0},
+                {"% 1", NULL, 0},    {"%+1", NULL, 0},   {"%0x", NULL, 0},     {"%-1", NULL, 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char text[16];
         strcpy(text, rows[i].text);
@@ -1466,21 +1480,22 @@ START_TEST(test_entity_tags_are_two_numbers_in_quotes)
         const char *text;
         bool well, ours;
         const char *rest;
-    } rows[] = {{"\"" TAG "\"", true, true, ""},
-                {"\"" TAG "\", \"x\"", true, true, ", \"x\""},
-                {"W/\"" TAG "\"", true, false, ""},
-                {"\"x\"", true, false, ""},
-                {"\"\"", true, false, ""},
-                {"\"0006440B80F0A1C2-00000000000000FF\"", true, false, ""}, /* ours are lower case */
-                {"\"6440b80f0a1c2-ff\"", true, false, ""},
-                {"\"0006440b80f0a1c2-00000000000000ff0\"", true, false, ""},
-                {TAG, false, false, NULL},
-                {"\"" TAG, false, false, NULL},
-                {"\"", false, false, NULL},
-                {"", false, false, NULL},
-                {"*", false, false, NULL},
-                {"W/", false, false, NULL},
-                {"w/\"x\"", false, false, NULL}};
+    } rows[] = {
+        {"\"" TAG "\"", true, true, ""},
+        {"\"" TAG "\", \"x\"", true, true, ", \"x\""},
+        {"W/\"" TAG "\"", true, false, ""},
+        {"\"x\"", true, false, ""},
+        {"\"\"", true, false, ""},
+        {"\"0006440B80F0A1C2-00000000000000FF\"", true, false, ""}, /* ours are lower case */
+        {"\"6440b80f0a1c2-ff\"", true, false, ""},
+        {"\"0006440b80f0a1c2-00000000000000ff0\"", true, false, ""},
+        {TAG, false, false, NULL},
+        {"\"" TAG, false, false, NULL},
+        {"\"", false, false, NULL},
+        {"", false, false, NULL},
+        {"*", false, false, NULL},
+        {"W/", false, false, NULL},
+        {"w/\"x\"", false, false, NULL}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct ballot etag;
         const char *rest = parse_etag(rows[i].text, &etag);
@@ -1618,13 +1633,11 @@ START_TEST(test_conditions_hold_for_the_record_that_is_there)
         uint8_t condition;
         struct ballot etag;
         bool holds[3]; /* for none, gone, there */
-    } rows[] = {{IF_NONE, {0}, {true, true, true}},
-                {IF_ABSENT, {0}, {true, true, false}},
-                {IF_EXISTS, {0}, {false, false, true}},
-                {IF_MATCH, {0, 5, 7}, {false, false, true}},
-                {IF_MATCH, {0, 5, 8}, {false, false, false}},
-                {IF_MATCH, {0, 6, 7}, {false, false, false}},
-                {IF_MATCH, {0, 0, 0}, {false, false, false}}};
+    } rows[] = {
+        {IF_NONE, {0}, {true, true, true}},           {IF_ABSENT, {0}, {true, true, false}},
+        {IF_EXISTS, {0}, {false, false, true}},       {IF_MATCH, {0, 5, 7}, {false, false, true}},
+        {IF_MATCH, {0, 5, 8}, {false, false, false}}, {IF_MATCH, {0, 6, 7}, {false, false, false}},
+        {IF_MATCH, {0, 0, 0}, {false, false, false}}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (int d = 0; d < 3; d++) {
             struct message m = {.condition = rows[i].condition, .ballot = rows[i].etag};
