@@ -96,6 +96,8 @@ enum {
     PARCEL_BYTES = 64 << 10,        /* a message above it goes by the second link */
     COLD_BYTES_MAX = 1 << 20,       /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20,   /* mail that waits for one peer; more is lost */
+    BYTES_KEPT = 4 << 20,           /* a buffer that grew larger is freed when it is empty */
+    OUTBOX_BYTES_DEAD = 1 << 20,    /* the same, for one that is not live */
     CLEAN_STEP_BYTES = 1 << 20,     /* log cleaned in one step */
     CLEAN_SLACK_BYTES = 16 << 20,   /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,      /* room that only cleaning, views and reserves may use */
@@ -107,6 +109,7 @@ enum {
 #define MS UINT64_C(1000)
 #define SECOND (1000 * MS)
 #define RESERVE_AHEAD (500 * MS)
+#define RESERVE_ROOM (64 << 10) /* bytes on disk that even reserves leave alone */
 #define RESERVE_MARGIN (300 * MS) /* a disk may stall that long, and reads do not notice */
 #define CLOCK_AHEAD_MAX (10 * SECOND)   /* a message from further ahead is a clock fault */
 #define MEMORY_OF_ANSWERS (60 * SECOND) /* how long a repeat finds its answer */
@@ -210,6 +213,14 @@ static void bytes_free(struct bytes *b)
 {
     free(b->data);
     *b = (struct bytes){0};
+}
+
+/* Empties it; what a large value left behind is given back. */
+static void bytes_clear(struct bytes *b)
+{
+    b->count = 0;
+    if (b->capacity > BYTES_KEPT)
+        bytes_free(b);
 }
 
 static void bytes_swap(struct bytes *a, struct bytes *b)
@@ -479,7 +490,6 @@ struct request {
     struct peer *sent_to;
     uint64_t due;      /* a forwarded one is taken back then */
     struct listing *listing; /* that the read is for */
-    uint64_t waiting_for; /* consistency=all: members that have not accepted yet */
     struct answer answer; /* as decided in step 3, to be told when a quorum holds it */
     struct ballot etag;   /* time = modified, node = version; of the 412's current record too */
 };
@@ -582,7 +592,7 @@ struct node {
     const struct hooks *hooks;
     void *world;
     char address[ADDRESS_BYTES], zone[ZONE_BYTES];
-    uint32_t weight, replicas;
+    uint32_t weight;
     uint64_t lease, evict_after; /* microseconds */
     uint64_t random;
 
@@ -609,6 +619,7 @@ struct node {
     uint64_t lease_at; /* when it was gained or lost */
     uint64_t next_heartbeat, catch_up_until;
     uint16_t digest_next, walk_next, sync_next;
+    uint64_t walked_at;
 
     struct partition partitions[VIEWS_PARTITION + 1];
     uint64_t keys, value_bytes; /* live ones here */
@@ -647,6 +658,7 @@ static uint64_t node_random(struct node *n)
  */
 
 static uint64_t log_append(struct node *n, const struct message *head, const struct body *body);
+static uint64_t log_end(const struct node *n);
 
 static void clock_raise(struct node *n, uint64_t time)
 {
@@ -665,7 +677,8 @@ static uint64_t clock_tick(struct node *n)
 static void clock_reserve(struct node *n)
 {
     n->clock = max_u64(n->clock, n->wall);
-    if (n->clock + RESERVE_MARGIN <= n->reserve)
+    bool no_room = n->log.full && log_end(n) - n->log.durable + RESERVE_ROOM > n->log.room;
+    if (n->clock + RESERVE_MARGIN <= n->reserve || no_room) /* without room the node falls silent */
         return;
     n->reserve = n->clock + RESERVE_AHEAD;
     n->reserve_lsn =
@@ -858,6 +871,8 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     e->value_bytes = m->value_bytes;
     e->record_bytes = (uint32_t)message_bytes(m);
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
+    if (ballot_compare(m->ballot, p->forgotten) <= 0)
+        p->forgotten = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
     if (e->promised && ballot_compare(*e->promised, m->ballot) <= 0) {
         free(e->promised);
         e->promised = NULL;
@@ -948,7 +963,7 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
     }
     if (p)
         return p;
-    if (idle) {
+    if (idle && n->peers_count == sizeof n->peers / sizeof *n->peers) {
         bytes_free(&idle->outbox[0]);
         bytes_free(&idle->outbox[1]);
         *idle = (struct peer){.link = idle->link};
@@ -961,6 +976,12 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
     idle->live_at = n->now;
     snprintf(idle->address, sizeof idle->address, "%s", address);
     return idle;
+}
+
+static bool peer_is_live(const struct node *n, const struct peer *p)
+{
+    return p == n->self_peer ||
+           (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
 }
 
 /* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
@@ -978,7 +999,7 @@ static void mail(struct node *n, struct peer *to, uint64_t gate, const struct me
         return;
     }
     struct bytes *box = &to->outbox[message_bytes(head) > PARCEL_BYTES];
-    if (box->count > OUTBOX_BYTES_MAX)
+    if (box->count > (peer_is_live(n, to) ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
         box->count = 0;
     if (box->count == 0)
         bytes_extend(box, sizeof(struct batch));
@@ -1024,11 +1045,13 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     *b = (struct batch){.magic = MAIL_MAGIC, .bytes = (uint32_t)box->count};
     b->cluster = n->cluster;
     b->from = n->id;
-    b->to = p->id;
+    /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
+    bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now;
+    b->to = stranded && RULE(16) ? 0 : p->id;
     b->clock = n->clock;
     b->epoch = node_epoch(n);
     b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
-    out->count = 0;
+    bytes_clear(out);
     bytes_swap(out, box);
     return true;
 }
@@ -1107,7 +1130,7 @@ enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
 static enum record_state record_read(struct node *n, const struct entry *e, bool whole)
 {
     size_t bytes = e->record_bytes;
-    n->scratch.count = 0;
+    bytes_clear(&n->scratch);
     if (!whole)
         bytes -= e->value_bytes;
     struct message *m = bytes_extend(&n->scratch, e->record_bytes);
@@ -1197,7 +1220,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
 /* Whether there is space for a message, and `keep` besides. */
 static bool room_for(const struct node *n, const struct message *m, uint64_t keep)
 {
-    return n->log.pending.count + n->log.flight.count + m->bytes + keep <= n->log.room;
+    return n->log.pending.count + n->log.flight.count + message_bytes(m) + keep <= n->log.room;
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
@@ -1482,6 +1505,13 @@ static void requests_push(struct request **list, struct request *q)
     *list = q;
 }
 
+/* At the front: where there are many, and the order does not matter. */
+static void requests_put(struct request **list, struct request *q)
+{
+    q->next = *list;
+    *list = q;
+}
+
 static struct request *requests_pop(struct request **list)
 {
     struct request *q = *list;
@@ -1592,12 +1622,6 @@ static void round_free(struct node *n, struct round *r)
     free(r);
 }
 
-static bool peer_is_live(const struct node *n, const struct peer *p)
-{
-    return p == n->self_peer ||
-           (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
-}
-
 static uint64_t live_members(const struct node *n)
 {
     uint64_t live = 0;
@@ -1643,7 +1667,7 @@ static void round_forward(struct node *n, struct round *r)
         }
         requests_pop(at);
         q->sent_to = n->member_peer[first];
-        q->due = n->now + FORWARD_TIME;
+        q->due = n->now + FORWARD_TIME + q->m->value_bytes / BYTES_PER_US;
         q->m->op = clock_tick(n);
         /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
          * be recorded, or the double could be applied after its client was told no (R12). */
@@ -1737,10 +1761,21 @@ static void on_refuse(struct node *n, struct peer *from, const struct message *m
 }
 
 
+/* A large value is on its way, or is to come: the round and its requests get time for it. */
+static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
+{
+    uint64_t time = value_bytes / BYTES_PER_US;
+    r->due = max_u64(r->due, n->now + time);
+    for (struct request *q = r->taken; q; q = q->next)
+        q->deadline = max_u64(q->deadline, n->now + 2 * time);
+}
+
 /* Counts what a member told, in a promise or an answer, towards the highest ballot told. */
 static bool round_hear(struct node *n, struct round *r, const struct peer *from,
                        const struct message *m)
 {
+    if (r->state == ROUND_READ)
+        round_allow(n, r, m->value_bytes);
     int index = member_index(n->view, from->id);
     if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
         return false;
@@ -1843,7 +1878,8 @@ static bool draft_add(struct draft *d, const struct round *r, const struct messa
     char *end;
     errno = 0;
     int64_t old = strtoll(text, &end, 10);
-    if (errno || *end || isspace((unsigned char)*text) ||
+    bool all = !draft_exists(d) || end == text + d->head.value_bytes;
+    if (errno || *end || !all || isspace((unsigned char)*text) ||
         __builtin_add_overflow(old, (int64_t)m->number, sum))
         return false;
     if (!draft_exists(d)) {
@@ -1976,6 +2012,7 @@ static void round_fetch(struct node *n, struct round *r)
     from = from ? from : r->same;
     r->state = ROUND_FETCH;
     r->due = n->now + STEP_TIME;
+    round_allow(n, r, ((const struct message *)r->record.data)->value_bytes);
     round_mail(n, r, from & -from, M_READ, FLAG_WHOLE);
 }
 
@@ -2188,7 +2225,7 @@ static bool read_waits(struct node *n, struct round *r)
 {
     const struct request *q = r->taken;
     const struct message *m = (const struct message *)r->record.data;
-    bool exists = r->record.count && draft_exists(&(struct draft){.head = *m});
+    bool exists = r->record.count && (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
     bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
     bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
                  n->now + REQUEST_TIME < q->deadline;
@@ -2215,6 +2252,15 @@ static void read_finish(struct node *n, struct round *r)
     struct request *q = requests_pop(&r->taken);
     read_answer(n, q, &r->record);
     round_free(n, r);
+}
+
+/* Asks one of those that agree for the record. */
+static void read_fetch(struct node *n, struct round *r)
+{
+    uint64_t from = r->same & live_members(n);
+    r->due = max_u64(r->due, n->now + STEP_TIME);
+    r->record.count = 0;
+    round_mail(n, r, from & -from, M_READ, FLAG_WHOLE);
 }
 
 static void on_answer(struct node *n, struct peer *from, const struct message *m)
@@ -2248,8 +2294,8 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
         read_finish(n, r);
     else if (!RULE(9) && r->record.count && quorum(n, r->partition, r->answered))
         read_finish(n, r);
-    else if (quorum(n, r->partition, r->same) && !(r->refused & r->same))
-        round_mail(n, r, r->refused = r->same & -r->same, M_READ, FLAG_WHOLE);
+    else if (quorum(n, r->partition, r->same) && r->record.count)
+        read_fetch(n, r); /* they agree, but the record came at another ballot */
     else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
         read_again(n, r);
 }
@@ -2263,11 +2309,16 @@ static void read_deadline(struct node *n, struct round *r)
     } else if (r->state == ROUND_WATCH) {
         r->again = false;
         read_begin(n, r);
+    } else if (quorum(n, r->partition, r->same)) {
+        read_fetch(n, r); /* who was asked for the record did not send it */
     } else if (quorum(n, r->partition, r->answered)) {
         read_again(n, r);
     } else {
+        uint64_t nearest = nearest_owner(n, r->partition);
         r->due = n->now + STEP_TIME;
-        round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WHOLE);
+        round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
+        round_mail(n, r, partition_owners(n, r->partition) & ~nearest, M_READ,
+                   r->taken->m->flags & FLAG_ONE ? FLAG_WHOLE : 0);
     }
 }
 
@@ -2334,7 +2385,7 @@ static void request_answer(struct node *n, struct request *q, const struct messa
     } else if (q->listing) {
         listing_read(n, q, &result);
     } else {
-        n->scratch.count = 0;
+        bytes_clear(&n->scratch);
         n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
     }
     request_free(q);
@@ -2424,7 +2475,7 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
     if (m->function < DO_PUT || m->function > DO_ADD)
         return;
     struct request *q = request_make(n, m, &body);
-    q->deadline = n->now + FORWARD_TIME;
+    q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
     q->origin = from->id;
     q->origin_op = m->op;
     request_admit(n, q);
@@ -2446,7 +2497,10 @@ static void on_result(struct node *n, struct peer *from, const struct message *m
         if ((*at)->m->op != m->op || (*at)->sent_to != from)
             continue;
         struct body body = message_body(m);
-        request_answer(n, requests_pop(at), m, &body);
+        if (m->status == STATUS_UNKNOWN)
+            (*at)->due = 0; /* it is taken back, and the outcome found out here */
+        else
+            request_answer(n, requests_pop(at), m, &body);
         return;
     }
 }
@@ -2477,15 +2531,15 @@ static void rounds_restart(struct node *n)
         while (n->by_op[i]) {
             struct round *r = n->by_op[i];
             while (r->taken)
-                requests_push(&all, requests_pop(&r->taken));
+                requests_put(&all, requests_pop(&r->taken));
             while (r->waiting)
-                requests_push(&all, requests_pop(&r->waiting));
+                requests_put(&all, requests_pop(&r->waiting));
             round_free(n, r);
         }
     }
     while (n->forwards) {
         n->forwards->m->op = 0;
-        requests_push(&all, requests_pop(&n->forwards));
+        requests_put(&all, requests_pop(&n->forwards));
     }
     while (all) {
         struct request *q = requests_pop(&all);
@@ -2528,10 +2582,8 @@ static void heartbeat_send(struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++) {
         struct peer *p = n->member_peer[i];
         mail(n, p, log_end(n), &head, &(struct body){.key = n->address, .value = &beat});
-        if (p->leave && n->view->members[i].state == MEMBER_UP)
+        if (p->leave) /* until it is gone, so that it knows why */
             mail_members(n, ~self_bit(n), &(struct message){.type = M_LEAVE, .number = p->id}, NULL);
-        else
-            p->leave = false;
     }
 }
 
@@ -2830,7 +2882,7 @@ static void list_tell(struct node *n, struct peer *to, const struct message *m, 
     uint32_t i = partition_seek(p, start, start_bytes);
     struct message head = {.type = M_LISTED, .op = m->op, .partition = partition};
     head.flags = FLAG_WHOLE;
-    n->scratch.count = 0;
+    bytes_clear(&n->scratch);
     for (uint64_t told = 0; i < p->count; i++) {
         const struct entry *e = p->entries[i];
         if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0)
@@ -2947,7 +2999,7 @@ static void sync_pull(struct node *n, struct sync *s)
         struct message m = {.type = M_PULL, .partition = s->partition, .key_bytes = l->key_bytes};
         mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
     }
-    s->due = n->now + 5 * STEP_TIME;
+    s->due = n->now + 5 * STEP_TIME + pulled_bytes / BYTES_PER_US;
     s->tries++;
     if (s->wanted.count)
         return;
@@ -3170,7 +3222,7 @@ static void listing_end(struct node *n, struct listing *l)
     m.flags |= l->more ? FLAG_WATCH : 0;
     m.key_bytes = l->more ? (uint16_t)l->after.count : 0;
     m.value_bytes = l->failed ? 0 : (uint32_t)l->result.count;
-    n->scratch.count = 0;
+    bytes_clear(&n->scratch);
     n->hooks->reply(n, l->client,
                     message_append(&n->scratch, &m,
                                    &(struct body){.key = l->after.data, .value = l->result.data}));
@@ -3325,6 +3377,7 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
     if (!l || index < 0 || m->partition >= PARTITIONS || l->told[m->partition] >> index & 1)
         return;
     bool was = quorum(n, m->partition, l->told[m->partition]);
+    l->due = n->now + 5 * STEP_TIME;
     l->told[m->partition] |= UINT64_C(1) << index;
     struct bytes list = {0};
     bytes_append(&list, message_body(m).value, m->value_bytes); /* aligned */
@@ -3427,6 +3480,8 @@ static bool clean_batch(struct node *n, uint64_t *at)
     bool sane = done && h.magic == LOG_MAGIC && h.lsn == *at && h.bytes > sizeof h &&
                 *at + h.bytes <= n->log.durable;
     n->log.stuck |= done && !sane;
+    if (sane && log_end(n) - n->log.durable + h.bytes + RESERVE_ROOM > n->log.room)
+        return false;
     if (!done || !sane || !log_read(n, *at, bytes_extend(&batch, h.bytes), h.bytes)) {
         bytes_free(&batch);
         return false;
@@ -3450,17 +3505,17 @@ static void clean_tick(struct node *n)
         log->first = log->cleaned;
         log->cleaned_until = 0;
     }
+    if (log->stuck) /* as at start: not without the others */
+        n->gone = majority(live_members(n) & ~self_bit(n), n->voters);
+    uint64_t enough = (log->full ? log->live_bytes : 2 * log->live_bytes) + CLEAN_SLACK_BYTES;
     if (log->cleaned_until || log->stuck || n->self < 0 ||
-        log->room < DISK_KEEP_BYTES / 4 ||
-        log_end(n) - log->first < 2 * log->live_bytes + CLEAN_SLACK_BYTES)
+        log_end(n) - log->first < enough)
         return;
     uint64_t at = log->first;
     while (at < log->first + CLEAN_STEP_BYTES && at < log->durable && clean_batch(n, &at))
         continue;
-    if (log->stuck) { /* as at start: not without the others */
-        n->gone = majority(live_members(n) & ~self_bit(n), n->voters);
+    if (log->stuck)
         say(LEVEL_ERROR, "the log is damaged and cannot be cleaned", "lsn=%" PRIu64, at);
-    }
     log->cleaned = at;
     log->cleaned_until = log_end(n);
 }
@@ -3490,7 +3545,7 @@ static const struct handler handlers[M_TYPES] = {
     [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
     [M_VIEW] = {on_view, .any_epoch = true},
     [M_JOIN] = {on_join, .any_epoch = true},
-    [M_LEAVE] = {on_leave, .owned = false},
+    [M_LEAVE] = {on_leave, .any_epoch = true},
     [M_LIST] = {on_list, .owned = false},
     [M_LISTED] = {on_listed, .owned = false},
     [M_PULL] = {on_pull, .owned = true},
@@ -3564,7 +3619,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
-        message_handle(n, from, m, b->epoch);
+        /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
+        message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
     }
     if (b->epoch < node_epoch(n) && *from->address)
         views_tell(n, from, b->epoch);
@@ -3595,7 +3651,7 @@ static void node_durable(struct node *n, uint64_t room)
     struct log *log = &n->log;
     log->durable = log->flight_lsn + log->flight.count;
     log->room = room;
-    log->flight.count = 0;
+    bytes_clear(&log->flight);
     n->reserve_durable = log->flight_reserve;
     mail_ungate(n);
     node_run(n);
@@ -3623,7 +3679,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     if (n->self >= 0) {
         sync_tick(n);
         coordinator_tick(n);
-        for (int i = 0; i < 2; i++)
+        for (; n->walked_at + 10 * MS <= now; n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
             partition_walk(n, n->walk_next = (uint16_t)((n->walk_next + 1) % PARTITIONS));
         clean_tick(n);
     }
@@ -3725,8 +3781,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     }
     bytes_free(&window);
     n->log.first = begin;
-    n->log.durable = n->log.flight.count ? n->log.flight_lsn : end;
     n->log.pending_lsn = expected ? expected : start;
+    n->log.durable = n->log.flight.count ? n->log.flight_lsn : start;
     n->reserve_start = n->reserve_durable = n->log.flight_reserve = n->clock = n->reserve;
     if (n->views_count)
         n->view = n->views[n->views_count - 1];
@@ -3844,11 +3900,11 @@ static bool part_do(enum stream_op op, int file, uint8_t *data, size_t bytes, of
         count = preadv2(file, &(struct iovec){data, bytes}, 1, offset, RWF_NOWAIT);
         if (count == (ssize_t)bytes)
             return true;
-        if (count >= 0 || errno != EOPNOTSUPP) {
+        if (count > 0 || (count < 0 && errno == EAGAIN)) {
             posix_fadvise(file, offset, (off_t)bytes, POSIX_FADV_WILLNEED);
             return false;
         }
-        __attribute__((fallthrough)); /* a file system that cannot tell */
+        __attribute__((fallthrough)); /* it cannot be told, or cannot be read */
     case STREAM_READ:
         for (count = 0; bytes && (count = pread(file, data, bytes, offset)) > 0; offset += count) {
             data += count;
@@ -3912,7 +3968,7 @@ static bool stream_do(struct disk *d, enum stream_op op, uint64_t lsn, void *dat
 static void disk_extend(struct disk *d, uint64_t end)
 {
     static uint8_t zeros[ZEROS_BYTES];
-    d->full = false;
+    d->full = d->taken / SEGMENT_BYTES - d->oldest >= SEGMENTS_MAX - 2;
     while (d->taken < end + d->ahead_bytes && !d->full) {
         d->full = !stream_do(d, STREAM_TAKE, d->taken, NULL, ZEROS_BYTES);
         d->taken += d->full ? 0 : ZEROS_BYTES;
@@ -4087,7 +4143,8 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
     struct channel *c = arg;
     size_t room = size * count;
     if (c->sent == c->sending.count) {
-        c->sent = c->sending.count = 0;
+        c->sent = 0;
+        bytes_clear(&c->sending);
         if (!mail_take(c->link->server->node, c->link->peer, c->which, &c->sending)) {
             c->paused = true;
             return CURL_READFUNC_PAUSE;
@@ -5440,6 +5497,18 @@ static void folder_make(char path[PATH_MAX], const char *data, uint64_t id, cons
         die("cannot make a folder in the data directory");
 }
 
+static void folder_remove(struct server *s, const char *suffix)
+{
+    char path[PATH_MAX], name[32];
+    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", s->options.data, s->node->id, suffix);
+    for (uint64_t number = s->disk.oldest;; number++) {
+        segment_name(name, number);
+        if (unlinkat(s->disk.dir, name, 0) < 0)
+            break;
+    }
+    rmdir(path);
+}
+
 /* Begins anew with a new id and an empty log, keeping only the views (R17): these are made durable in
  * a new folder, the old one is moved aside, the new one gets its name, and the program starts again.
  * A start between the two renames finishes them. */
@@ -5457,8 +5526,12 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
         view_log(n, s->node->views[e]);
     clock_reserve(n);
     disk_write(&made, log_flush(n), 0, 0);
+    if (s->daemon)
+        disk_stop(&s->disk);
     folder_rename(s->options.data, s->node->id, "", ".old");
     folder_rename(s->options.data, id, ".new", "");
+    if (s->node->gone && !s->node->log.stuck) /* only damage is kept, to be looked at */
+        folder_remove(s, ".old");
     close_range(3, UINT_MAX, 0);
     execv("/proc/self/exe", s->arguments);
     die("cannot start again");
@@ -5531,14 +5604,12 @@ static void server_open(struct server *s)
     uint64_t start, end;
     data_lock(o->data);
     uint64_t found = folder_find(o->data), id = found ? found : random_u64();
-    if (!found && !o->bootstrap == !o->join)
-        usage_error("the data directory is empty: say --bootstrap for a new cluster, or else --join");
     folder_make(path, o->data, id, "");
     bool whole = disk_open(&s->disk, path, &start, &end);
     struct node *n = s->node = server_node(s, id);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
-             (n->log.pending_lsn == start || n->log.pending_lsn + ZEROS_BYTES <= end);
+             (n->log.pending_lsn == start || n->log.pending_lsn + RESERVE_ROOM / 2 <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
         if (tries == DAMAGED_TRIES)
@@ -5547,13 +5618,15 @@ static void server_open(struct server *s)
     }
     if (!whole)
         server_rebirth(s);
+    if (!n->view && !o->bootstrap == !o->join)
+        usage_error("the data directory is empty: say --bootstrap for a new cluster, or else --join");
     disk_start(&s->disk, n->log.pending_lsn);
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log.flight, n->log.flight_lsn, n->log.first);
     if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
         usleep((useconds_t)(n->reserve - n->wall));
     n->wall = clock_us(CLOCK_REALTIME);
-    if (!found && o->bootstrap)
+    if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
     char *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
     for (char *one = list ? strtok_r(list, ",", &save) : NULL; one; one = strtok_r(NULL, ",", &save))

@@ -41,6 +41,8 @@ enum {
     PARCEL_BYTES = 2 << 10,
     COLD_BYTES_MAX = 1 << 20,
     OUTBOX_BYTES_MAX = 1 << 20,
+    OUTBOX_BYTES_DEAD = 256 << 10,
+    BYTES_KEPT = 64 << 10,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
     DISK_KEEP_BYTES = 32 << 10,
@@ -59,6 +61,7 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define MADE_AHEAD_MAX (5 * SECOND)
 #define REQUEST_TIME (2300 * MS)
 #define STEP_TIME (100 * MS)
+#define RESERVE_ROOM (4 << 10)
 #define FORWARD_TIME SECOND
 #define LEASE_GRACE (200 * MS)
 #define CONTENDED_TIME SECOND

@@ -409,10 +409,10 @@ static bool files_recover(void)
     if (l.node)
         lone_node_free(&l);
     files_close();
-    disk_open(&disk, folder, &start, &end);
+    bool whole = disk_open(&disk, folder, &start, &end);
     struct node *n = lone_node(&l);
     n->hooks = &file_hooks;
-    bool whole = node_recover(n, start, end);
+    whole &= node_recover(n, start, end);
     disk.taken = disk.zeroed = n->log.pending_lsn;
     return whole;
 }
