@@ -35,7 +35,7 @@ $(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
 	$(LINK_TEST) -DMUTANTS
 $(BUILD)/test_page: | packages-page
 $(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
-	clang $(CFLAGS) -fsanitize=fuzzer,address,undefined -o $@ $< ring.c $(BUILD)/page.o $(LIBS)
+	clang $(CFLAGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< ring.c $(BUILD)/page.o $(LIBS)
 
 test: $(BIN) $(TESTS:%=$(BUILD)/test_%)
 	@for test in $(TESTS); do $(BUILD)/test_$$test || exit 1; done

@@ -85,42 +85,42 @@
 #define LIMITS
 enum {
     KEY_BYTES_MAX = 1024,
-    TYPE_BYTES_MAX = 255,           /* a Content-Type */
-    ANSWERS_MAX = 256,              /* earlier answers that a record remembers */
-    ROUND_WRITES_MAX = 64,          /* writes that one round carries */
-    LIST_PAGE_KEYS = 512,           /* keys in one message of a list, when nodes sync */
-    PULL_BYTES_MAX = 1 << 20,       /* values under way in pulls, for one partition */
-    SYNCS_MAX = 8,                  /* partitions that sync at once */
-    JOINERS_MAX = 8,                /* nodes that wait to join */
-    REPAIRS_MAX = 64,               /* repairs of single keys under way */
-    PARCEL_BYTES = 64 << 10,        /* a message above it goes by the second link */
-    COLD_BYTES_MAX = 1 << 20,       /* messages that wait for cold bytes of the log */
-    OUTBOX_BYTES_MAX = 256 << 20,   /* mail that waits for one peer; more is lost */
-    BYTES_KEPT = 4 << 20,           /* a buffer that grew larger is freed when it is empty */
-    OUTBOX_BYTES_DEAD = 1 << 20,    /* the same, for one that is not live */
-    CLEAN_STEP_BYTES = 1 << 20,     /* log cleaned in one step */
-    CLEAN_SLACK_BYTES = 16 << 20,   /* garbage not worth cleaning */
-    DISK_KEEP_BYTES = 8 << 20,      /* room that only cleaning, views and reserves may use */
+    TYPE_BYTES_MAX = 255,         /* a Content-Type */
+    ANSWERS_MAX = 256,            /* earlier answers that a record remembers */
+    ROUND_WRITES_MAX = 64,        /* writes that one round carries */
+    LIST_PAGE_KEYS = 512,         /* keys in one message of a list, when nodes sync */
+    PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
+    SYNCS_MAX = 8,                /* partitions that sync at once */
+    JOINERS_MAX = 8,              /* nodes that wait to join */
+    REPAIRS_MAX = 64,             /* repairs of single keys under way */
+    PARCEL_BYTES = 64 << 10,      /* a message above it goes by the second link */
+    COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
+    OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
+    BYTES_KEPT = 4 << 20,         /* a buffer that grew larger is freed when it is empty */
+    OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
+    CLEAN_STEP_BYTES = 1 << 20,   /* log cleaned in one step */
+    CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
+    DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
     ROUND_BUCKETS = 4096,
-    VIEWS_PARTITION = PARTITIONS,   /* the registers of the views; acceptors: the voters */
-    VIEWS_TOLD_MAX = 16,            /* views told to a node that is behind, at a time */
-    BYTES_PER_US = 16,              /* a large value gets time on top of that for a small one */
+    VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
+    VIEWS_TOLD_MAX = 16,          /* views told to a node that is behind, at a time */
+    BYTES_PER_US = 16,            /* a large value gets time on top of that for a small one */
 };
-#define MS UINT64_C(1000)
-#define SECOND (1000 * MS)
-#define RESERVE_AHEAD (500 * MS)
-#define RESERVE_ROOM (64 << 10) /* bytes on disk that even reserves leave alone */
-#define RESERVE_MARGIN (300 * MS) /* a disk may stall that long, and reads do not notice */
-#define CLOCK_AHEAD_MAX (10 * SECOND)   /* a message from further ahead is a clock fault */
-#define MEMORY_OF_ANSWERS (60 * SECOND) /* how long a repeat finds its answer */
-#define MADE_AHEAD_MAX (5 * SECOND)
-#define REQUEST_TIME (2300 * MS)        /* a request is answered within it */
-#define STEP_TIME (100 * MS)            /* a step of a round, before it is sent again */
-#define FORWARD_TIME SECOND
-#define CONTENDED_TIME SECOND
+#define MS                 UINT64_C(1000)
+#define SECOND             (1000 * MS)
+#define RESERVE_AHEAD      (500 * MS)
+#define RESERVE_ROOM       (64 << 10)    /* bytes on disk that even reserves leave alone */
+#define RESERVE_MARGIN     (300 * MS)    /* a disk may stall that long, and reads do not notice */
+#define CLOCK_AHEAD_MAX    (10 * SECOND) /* a message from further ahead is a clock fault */
+#define MEMORY_OF_ANSWERS  (60 * SECOND) /* how long a repeat finds its answer */
+#define MADE_AHEAD_MAX     (5 * SECOND)
+#define REQUEST_TIME       (2300 * MS) /* a request is answered within it */
+#define STEP_TIME          (100 * MS)  /* a step of a round, before it is sent again */
+#define FORWARD_TIME       SECOND
+#define CONTENDED_TIME     SECOND
 #define CONTENDED_TIME_MAX (64 * SECOND)
-#define LEASE_GRACE (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
-#define WATCH_TIME (5 * SECOND)
+#define LEASE_GRACE        (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
+#define WATCH_TIME         (5 * SECOND)
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -381,6 +381,13 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
     if (m->type >= M_LOG_TYPES || m->partition > VIEWS_PARTITION || m->key_bytes > KEY_BYTES_MAX ||
         m->type_bytes > TYPE_BYTES_MAX || m->answers > ANSWERS_MAX)
         return NULL;
+    /* What is kept is a whole record; a tombstone has no value; what a request or a list is about is
+     * there. */
+    bool whole = m->flags & FLAG_WHOLE || m->value_bytes == 0;
+    if ((m->type == M_ACCEPT && (~m->flags & (FLAG_RECORD | FLAG_WHOLE))) ||
+        (m->flags & FLAG_TOMBSTONE && m->value_bytes) ||
+        (!whole && m->type != M_PROMISE && m->type != M_ANSWER))
+        return NULL;
     return m;
 }
 
@@ -470,11 +477,11 @@ struct peer {
     uint64_t heard_at;      /* when its heartbeat last came, 0: never */
     uint64_t live_at;       /* when it was last live */
     bool hears_us;
-    bool leave;                          /* somebody wishes it to leave */
-    uint64_t epoch;                      /* of its last batch */
-    uint8_t complete[PARTITIONS / 8];    /* told in this epoch */
+    bool leave;                           /* somebody wishes it to leave */
+    uint64_t epoch;                       /* of its last batch */
+    uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
-    int64_t clock_offset;                /* its clock less ours, when last heard, microseconds */
+    int64_t clock_offset;                 /* its clock less ours, when last heard, microseconds */
     uint64_t messages_in, messages_out;
     void *link; /* the transport's */
 };
@@ -488,10 +495,10 @@ struct request {
     uint64_t origin_op;
     uint64_t deadline; /* this node's monotonic clock */
     struct peer *sent_to;
-    uint64_t due;      /* a forwarded one is taken back then */
+    uint64_t due;            /* a forwarded one is taken back then */
     struct listing *listing; /* that the read is for */
-    struct answer answer; /* as decided in step 3, to be told when a quorum holds it */
-    struct ballot etag;   /* time = modified, node = version; of the 412's current record too */
+    struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
+    struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
 
 enum round_state {
@@ -517,13 +524,13 @@ struct round {
     struct request *waiting, *taken; /* oldest first */
     enum round_state state;
     uint16_t partition;
-    bool keyed;    /* it is the key's one write round, found by key */
-    bool again;    /* a fast read that was tried twice */
-    uint64_t op;   /* = ballot.time */
+    bool keyed;  /* it is the key's one write round, found by key */
+    bool again;  /* a fast read that was tried twice */
+    uint64_t op; /* = ballot.time */
     struct ballot ballot;
-    struct ballot best;                /* highest accepted ballot that was told */
-    uint64_t answered, same, refused;  /* members; `same`: those that told `best` */
-    struct bytes record;               /* message: as told at best; then the accept that is sent */
+    struct ballot best;               /* highest accepted ballot that was told */
+    uint64_t answered, same, refused; /* members; `same`: those that told `best` */
+    struct bytes record;              /* message: as told at best; then the accept that is sent */
     struct ballot record_ballot;
     unsigned refusals;
     uint64_t due;
@@ -557,8 +564,8 @@ struct log {
     struct bytes flight;  /* the batch being written */
     uint64_t pending_lsn, flight_lsn;
     uint64_t pending_entries, flight_entries;
-    uint64_t flight_reserve; /* the newest reserve in it or below */
-    uint64_t first, durable; /* nothing is needed below; all is on disk below */
+    uint64_t flight_reserve;         /* the newest reserve in it or below */
+    uint64_t first, durable;         /* nothing is needed below; all is on disk below */
     uint64_t cleaned, cleaned_until; /* first may become `cleaned` once durable up to the second */
     uint64_t live_bytes;
     uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
@@ -601,15 +608,15 @@ struct node {
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
-    struct view *view;   /* the newest, null before the first */
-    uint64_t view_lsn;   /* where the log ends with it */
-    uint64_t views_lsn;  /* behind it, the log has all views */
-    int self;            /* our index in the view, -1: no member */
-    bool settled, gone;  /* gone: was a member, and is no more */
-    bool leaves;         /* it is being drained, or was: it does not join again */
+    struct view *view;  /* the newest, null before the first */
+    uint64_t view_lsn;  /* where the log ends with it */
+    uint64_t views_lsn; /* behind it, the log has all views */
+    int self;           /* our index in the view, -1: no member */
+    bool settled, gone; /* gone: was a member, and is no more */
+    bool leaves;        /* it is being drained, or was: it does not join again */
     uint64_t voters;
-    struct ring rings[2];                      /* old, new */
-    uint64_t owners[2][VIEWS_PARTITION + 1];   /* members, as bits */
+    struct ring rings[2];                    /* old, new */
+    uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
     struct peer *member_peer[MEMBERS_MAX];
     struct peer *peers[4 * MEMBERS_MAX];
     size_t peers_count;
@@ -662,7 +669,8 @@ static uint64_t log_end(const struct node *n);
 
 static void clock_raise(struct node *n, uint64_t time)
 {
-    if (RULE(4))
+    bool far = time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5);
+    if (RULE(4) && !far)
         n->clock = max_u64(n->clock, time);
 }
 
@@ -963,11 +971,12 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
     }
     if (p)
         return p;
-    if (idle && n->peers_count == sizeof n->peers / sizeof *n->peers) {
+    bool member = member_index(n->view, id) >= 0; /* a quarter of the places is for these alone */
+    if (idle && n->peers_count >= 3 * MEMBERS_MAX) {
         bytes_free(&idle->outbox[0]);
         bytes_free(&idle->outbox[1]);
         *idle = (struct peer){.link = idle->link};
-    } else if (n->peers_count < sizeof n->peers / sizeof *n->peers) {
+    } else if (n->peers_count < (member ? 4 * MEMBERS_MAX : 3 * MEMBERS_MAX)) {
         idle = n->peers[n->peers_count++] = allocate(sizeof *idle);
     } else {
         return NULL;
@@ -1160,8 +1169,8 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         return;
     }
     uint64_t gate = e->lsn + e->record_bytes;
-    bool answers = type == M_ACCEPT ||
-                   (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
+    bool answers =
+        type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
     if (!answers && (!whole || e->flags & FLAG_TOMBSTONE)) {
         head.flags = e->flags;
         head.ballot = e->accepted;
@@ -1260,8 +1269,8 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     n->counters.pulled += pulled;
     watches_tell(n, e, m->partition);
     if (!pulled)
-        mail(n, from, e->lsn + e->record_bytes,
-             &(struct message){.type = M_ACCEPTED, .op = m->op}, NULL);
+        mail(n, from, e->lsn + e->record_bytes, &(struct message){.type = M_ACCEPTED, .op = m->op},
+             NULL);
 }
 
 static void watch_add(struct node *n, struct peer *from, const struct message *m);
@@ -1318,8 +1327,9 @@ static bool view_makes_sense(const struct view *v, size_t bytes)
         return false;
     for (uint32_t i = 0; i < v->members_count; i++) {
         const struct member *m = &v->members[i];
-        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LEAVING || !memchr(m->zone, 0, sizeof m->zone) ||
-            !memchr(m->address, 0, sizeof m->address) || member_index(v, m->id) != (int)i)
+        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LEAVING ||
+            !memchr(m->zone, 0, sizeof m->zone) || !memchr(m->address, 0, sizeof m->address) ||
+            member_index(v, m->id) != (int)i)
             return false;
     }
     return view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING) != 0;
@@ -1433,7 +1443,8 @@ static void view_adopt(struct node *n, const struct view *v)
     uint8_t dropped[PARTITIONS / 8];
     if (n->settled && RULE(17) && view_drop(n, dropped))
         log_append(
-            n, &(struct message){.type = M_DROP, .flags = FLAG_WHOLE, .value_bytes = sizeof dropped},
+            n,
+            &(struct message){.type = M_DROP, .flags = FLAG_WHOLE, .value_bytes = sizeof dropped},
             &(struct body){.value = dropped});
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
@@ -1718,8 +1729,8 @@ static void round_refused(struct node *n, struct round *r)
     struct partition *p = &n->partitions[r->partition];
     bool again = p->contended_until + CONTENDED_TIME > n->now;
     if (p->contended_until <= n->now)
-        p->contended_time = again ? min_u64(2 * p->contended_time, CONTENDED_TIME_MAX)
-                                  : CONTENDED_TIME;
+        p->contended_time =
+            again ? min_u64(2 * p->contended_time, CONTENDED_TIME_MAX) : CONTENDED_TIME;
     p->contended_until = n->now + p->contended_time;
     n->counters.proposals_refused++;
     /* The first owner yields little: the others forward to it as soon as they are refused. */
@@ -1753,13 +1764,13 @@ static void on_refuse(struct node *n, struct peer *from, const struct message *m
     struct round *r = round_by_op(n, m->op);
     int index = member_index(n->view, from->id);
     if (r && r->state == ROUND_LINGER)
-        round_scatter(n, r); /* that owner promised more: they find their answers, and accept anew */
+        round_scatter(n,
+                      r); /* that owner promised more: they find their answers, and accept anew */
     else if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
         return;
     else
         round_refused_by(n, r, index);
 }
-
 
 /* A large value is on its way, or is to come: the round and its requests get time for it. */
 static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
@@ -1958,9 +1969,8 @@ static void draft_trim(struct draft *d, const struct round *r)
 {
     size_t gone = 0;
     qsort(d->answers, d->answers_count, sizeof *d->answers, answer_compare);
-    while (gone < d->answers_count &&
-           (d->answers[gone].made + MEMORY_OF_ANSWERS < r->ballot.time ||
-            d->answers_count - gone > ANSWERS_MAX)) {
+    while (gone < d->answers_count && (d->answers[gone].made + MEMORY_OF_ANSWERS < r->ballot.time ||
+                                       d->answers_count - gone > ANSWERS_MAX)) {
         if (RULE(11))
             d->head.dropped = max_u64(d->head.dropped, d->answers[gone].made);
         gone++;
@@ -2242,7 +2252,8 @@ static void read_finish(struct node *n, struct round *r)
 {
     const struct message *m = (const struct message *)r->record.data;
     bool live = r->record.count && !(m->flags & FLAG_TOMBSTONE);
-    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
+    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE) &&
+        RULE(22)) {
         r->again = true; /* expired: a round must say so, not this clock (R22) */
         read_again(n, r);
         return;
@@ -2396,7 +2407,8 @@ static void request_admit(struct node *n, struct request *q)
 {
     struct body body = message_body(q->m);
     const struct message *m = q->m;
-    if (!n->has_lease && !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
+    if (!n->has_lease &&
+        !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
         q->deadline = min_u64(q->deadline, n->lease_at + LEASE_GRACE);
     if (n->self < 0 || q->deadline < n->now) {
         request_fail(n, q, 503);
@@ -2417,7 +2429,8 @@ static void request_admit(struct node *n, struct request *q)
         round_begin(n, r);
 }
 
-static struct request *request_make(struct node *n, const struct message *m, const struct body *body)
+static struct request *request_make(struct node *n, const struct message *m,
+                                    const struct body *body)
 {
     struct request *q = allocate(sizeof *q);
     struct bytes copy = {0};
@@ -2493,6 +2506,8 @@ static void node_hurry(struct node *n, const void *client)
 /* What the forward's owner says counts only until the write is taken back (R12). */
 static void on_result(struct node *n, struct peer *from, const struct message *m)
 {
+    if (m->status < 200 || m->status > STATUS_UNKNOWN)
+        return;
     for (struct request **at = &n->forwards; *at; at = &(*at)->next) {
         if ((*at)->m->op != m->op || (*at)->sent_to != from)
             continue;
@@ -2583,7 +2598,8 @@ static void heartbeat_send(struct node *n)
         struct peer *p = n->member_peer[i];
         mail(n, p, log_end(n), &head, &(struct body){.key = n->address, .value = &beat});
         if (p->leave) /* until it is gone, so that it knows why */
-            mail_members(n, ~self_bit(n), &(struct message){.type = M_LEAVE, .number = p->id}, NULL);
+            mail_members(n, ~self_bit(n), &(struct message){.type = M_LEAVE, .number = p->id},
+                         NULL);
     }
 }
 
@@ -2627,8 +2643,8 @@ static void join_send(struct node *n)
 static void on_join(struct node *n, struct peer *from, const struct message *m)
 {
     struct body body = message_body(m);
-    if (m->key_bytes >= ADDRESS_BYTES || m->type_bytes >= ZONE_BYTES ||
-        m->status == 0 || m->status > WEIGHT_MAX)
+    if (m->key_bytes >= ADDRESS_BYTES || m->type_bytes >= ZONE_BYTES || m->status == 0 ||
+        m->status > WEIGHT_MAX)
         return;
     snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
     if (member_index(n->view, from->id) >= 0 || from->epoch != node_epoch(n))
@@ -2894,8 +2910,8 @@ static void list_tell(struct node *n, struct peer *to, const struct message *m, 
             head.flags |= FLAG_WATCH;
             break;
         }
-        struct listed l = {e->accepted, e->version, e->modified, e->expiry, e->value_bytes,
-                           e->key_bytes, e->flags, 0};
+        struct listed l = {e->accepted,    e->version,   e->modified, e->expiry,
+                           e->value_bytes, e->key_bytes, e->flags,    0};
         listed_append(&n->scratch, &l, e->key);
     }
     head.value_bytes = (uint32_t)n->scratch.count;
@@ -3257,7 +3273,8 @@ static void node_list(struct node *n, void *client, const void *prefix, size_t p
 
 static int listed_compare(const void *a, const void *b)
 {
-    const struct listed *x = *(const struct listed *const *)a, *y = *(const struct listed *const *)b;
+    const struct listed *x = *(const struct listed *const *)a,
+                        *y = *(const struct listed *const *)b;
     int order = key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
     return order ? order : ballot_compare(y->ballot, x->ballot);
 }
@@ -3337,7 +3354,8 @@ static void listing_merge(struct node *n, struct listing *l)
 {
     struct bytes order = {0};
     const struct listed *e;
-    for (size_t at = 0; at < l->lists.count && (e = listed_at(&l->lists, at)); at += listed_bytes(e))
+    for (size_t at = 0; at < l->lists.count && (e = listed_at(&l->lists, at));
+         at += listed_bytes(e))
         bytes_append(&order, &e, sizeof e);
     const struct listed **all = (const struct listed **)order.data;
     size_t count = order.count / sizeof e;
@@ -3352,7 +3370,8 @@ static void listing_merge(struct node *n, struct listing *l)
             if (ballot_equal(all[next]->ballot, all[i]->ballot))
                 same |= UINT64_C(1) << all[next]->member;
         e = all[i];
-        bool above = l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0;
+        bool above =
+            l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0;
         if (above)
             break;
         if (l->result_count == l->limit) { /* cut before this key */
@@ -3459,8 +3478,7 @@ static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
         }
         if (e->flags & FLAG_TOMBSTONE && n->settled && m->partition != VIEWS_PARTITION &&
             (ballot_compare(e->accepted, p->forgotten) <= 0 || !RULE(20)) &&
-            is_old(n, e->accepted) &&
-            !e->promised)
+            is_old(n, e->accepted) && !e->promised)
             entry_forget(n, p, e);
         else
             e->lsn = log_append(n, m, &body);
@@ -3469,6 +3487,39 @@ static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
         break;
     }
     return true;
+}
+
+/* A batch that fails its checksum: nothing in it is believed but what the node knows to be there. A
+ * record that is damaged itself is asked of the other owners; false: the batch has to wait for it. */
+static bool clean_damaged(struct node *n, uint64_t from, uint64_t end)
+{
+    bool gone = true;
+    for (unsigned i = 0; i <= VIEWS_PARTITION; i++) {
+        struct partition *p = &n->partitions[i];
+        for (uint32_t j = 0; j < p->count; j++) {
+            struct entry *e = p->entries[j];
+            if (!(e->flags & FLAG_RECORD) || e->lsn < from || e->lsn >= end)
+                continue;
+            if (record_read(n, e, true) != RECORD_READ) {
+                pull_damaged(n, (uint16_t)i, e);
+                gone = false;
+                continue;
+            }
+            const struct message *m = (const struct message *)n->scratch.data;
+            struct body body = message_body(m);
+            e->lsn = log_append(n, m, &body);
+        }
+        if (p->floor_lsn >= from && p->floor_lsn < end)
+            p->floor_lsn = log_append(
+                n, &(struct message){.type = M_FLOOR, .partition = (uint16_t)i, .ballot = p->floor},
+                NULL);
+    }
+    if (n->reserve_lsn < end)
+        n->reserve_lsn =
+            log_append(n, &(struct message){.type = M_RESERVE, .number = n->reserve}, NULL);
+    if (n->views_lsn < end)
+        clean_message(n, &(struct message){.type = M_VIEW}, n->views_lsn);
+    return gone;
 }
 
 /* Cleans one batch at *at. False: it must be waited for. */
@@ -3486,8 +3537,10 @@ static bool clean_batch(struct node *n, uint64_t *at)
         bytes_free(&batch);
         return false;
     }
-    bool walked = true;
-    for (size_t i = sizeof h; i < h.bytes && walked;) {
+    bool whole = log_batch(batch.data, h.bytes, *at), walked = true;
+    if (!whole)
+        walked = clean_damaged(n, *at, *at + h.bytes);
+    for (size_t i = sizeof h; i < h.bytes && walked && whole;) {
         const struct message *m = message_parse(batch.data + i, h.bytes - i);
         n->log.stuck |= !m;
         walked = m && clean_message(n, m, *at + i);
@@ -3508,8 +3561,7 @@ static void clean_tick(struct node *n)
     if (log->stuck) /* as at start: not without the others */
         n->gone = majority(live_members(n) & ~self_bit(n), n->voters);
     uint64_t enough = (log->full ? log->live_bytes : 2 * log->live_bytes) + CLEAN_SLACK_BYTES;
-    if (log->cleaned_until || log->stuck || n->self < 0 ||
-        log_end(n) - log->first < enough)
+    if (log->cleaned_until || log->stuck || n->self < 0 || log_end(n) - log->first < enough)
         return;
     uint64_t at = log->first;
     while (at < log->first + CLEAN_STEP_BYTES && at < log->durable && clean_batch(n, &at))
@@ -3533,22 +3585,14 @@ struct handler {
 };
 
 static const struct handler handlers[M_TYPES] = {
-    [M_PREPARE] = {on_prepare, .owned = true},
-    [M_PROMISE] = {on_promise, .owned = false},
-    [M_ACCEPT] = {on_accept, .owned = true},
-    [M_ACCEPTED] = {on_accepted, .owned = false},
-    [M_REFUSE] = {on_refuse, .owned = false},
-    [M_READ] = {on_read, .owned = true},
-    [M_ANSWER] = {on_answer, .owned = false},
-    [M_FORWARD] = {on_forward, .owned = false},
-    [M_RESULT] = {on_result, .owned = false},
-    [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
-    [M_VIEW] = {on_view, .any_epoch = true},
-    [M_JOIN] = {on_join, .any_epoch = true},
-    [M_LEAVE] = {on_leave, .any_epoch = true},
-    [M_LIST] = {on_list, .owned = false},
-    [M_LISTED] = {on_listed, .owned = false},
-    [M_PULL] = {on_pull, .owned = true},
+    [M_PREPARE] = {on_prepare, .owned = true}, [M_PROMISE] = {on_promise, .owned = false},
+    [M_ACCEPT] = {on_accept, .owned = true},   [M_ACCEPTED] = {on_accepted, .owned = false},
+    [M_REFUSE] = {on_refuse, .owned = false},  [M_READ] = {on_read, .owned = true},
+    [M_ANSWER] = {on_answer, .owned = false},  [M_FORWARD] = {on_forward, .owned = false},
+    [M_RESULT] = {on_result, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
+    [M_VIEW] = {on_view, .any_epoch = true},   [M_JOIN] = {on_join, .any_epoch = true},
+    [M_LEAVE] = {on_leave, .any_epoch = true}, [M_LIST] = {on_list, .owned = false},
+    [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
     [M_DIGEST] = {on_digest, .owned = false},
 };
 
@@ -3598,7 +3642,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         b->check != XXH3_64bits(&b->cluster, bytes - 16))
         return false;
     bool ours = (b->to == n->id || (b->to == 0 && RULE(6))) || !RULE(6);
-    if (!ours || (b->cluster && n->cluster && b->cluster != n->cluster) || b->from == n->id)
+    if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
+        b->from == n->id)
         return true;
     if (b->clock > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5)) {
         say(LEVEL_WARN, "clock fault: mail from the future is ignored",
@@ -3607,7 +3652,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     }
     clock_raise(n, b->clock);
     struct peer *from = peer_find(n, b->from);
-    if (!from || member_index(n->view, b->from) < 0)
+    if (!from)
         from = peer_make(n, b->from, "");
     if (!from)
         return true;
@@ -3679,7 +3724,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     if (n->self >= 0) {
         sync_tick(n);
         coordinator_tick(n);
-        for (; n->walked_at + 10 * MS <= now; n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
+        for (; n->walked_at + 10 * MS <= now;
+             n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
             partition_walk(n, n->walk_next = (uint16_t)((n->walk_next + 1) % PARTITIONS));
         clean_tick(n);
     }
@@ -3749,9 +3795,9 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     bool whole = true;
     n->log.flight.count = 0;
     for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
-        const struct log_header *h = (const struct log_header *)(window.data + (at - base));
         uint64_t here = base + window.count - at;
-        bool some = at >= base && base + window.count >= at + sizeof *h;
+        bool some = at >= base && base + window.count >= at + sizeof(struct log_header);
+        const struct log_header *h = some ? (void *)(window.data + (at - base)) : NULL;
         uint64_t want = some && h->magic == LOG_MAGIC && h->lsn == at ? h->bytes : sizeof *h;
         if (!some || (want > here && want <= end - at)) {
             want = min_u64(end - at, max_u64(want, 1 << 20));
@@ -3851,11 +3897,12 @@ struct disk {
     bool sync;
     uint64_t ahead_bytes; /* space to be taken behind the log's end */
     pthread_t thread;
-    int files[SEGMENTS_MAX]; /* by number modulo SEGMENTS_MAX, 0: none; opened and closed by the thread */
-    uint64_t oldest;         /* number of the first file */
-    uint64_t given;          /* LSN up to which space was given back */
-    uint64_t taken, zeroed;  /* LSNs up to which there is space, and zeros or data */
-    pthread_mutex_t lock;    /* of what is below */
+    int files
+        [SEGMENTS_MAX]; /* by number modulo SEGMENTS_MAX, 0: none; opened and closed by the thread */
+    uint64_t oldest;    /* number of the first file */
+    uint64_t given;     /* LSN up to which space was given back */
+    uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
+    pthread_mutex_t lock;   /* of what is below */
     pthread_cond_t work;
     const struct bytes *job; /* to be written at job_lsn; null when that is done */
     uint64_t job_lsn, job_first;
@@ -3888,7 +3935,14 @@ static void wake(int event)
         die("eventfd");
 }
 
-enum stream_op { STREAM_READ, STREAM_READ_HOT, STREAM_WRITE, STREAM_TAKE, STREAM_GIVE, STREAM_SYNC };
+enum stream_op {
+    STREAM_READ,
+    STREAM_READ_HOT,
+    STREAM_WRITE,
+    STREAM_TAKE,
+    STREAM_GIVE,
+    STREAM_SYNC
+};
 
 /* One file's part of stream_do. Errors of writing end the process; what cannot be read is zeros,
  * which no checksum fits. */
@@ -4937,7 +4991,8 @@ static bool call_condition(struct call *c, const char *header, bool none)
     while (!any && end && more) {
         end = parse_etag(end, &c->m.ballot);
         more = reads && end && *(end += strspn(end, " \t")) == ',';
-        end += more ? 1 + strspn(end + 1, " \t") : 0;
+        if (more)
+            end += 1 + strspn(end + 1, " \t");
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))))
         return call_error(c, 400,
@@ -5522,8 +5577,8 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
     folder_make(path, s->options.data, id, ".new");
     made = (struct disk){.sync = true, .wake = s->wake, .ahead_bytes = 2 * ZEROS_BYTES};
     disk_open(&made, path, &start, &end);
-    for (size_t e = 0; e < s->node->views_count; e++)
-        view_log(n, s->node->views[e]);
+    for (size_t e = 0; e < s->node->views_count && s->node->views[e]; e++)
+        view_log(n, s->node->views[e]); /* up to what was lost: the others tell the rest */
     clock_reserve(n);
     disk_write(&made, log_flush(n), 0, 0);
     if (s->daemon)
@@ -5610,6 +5665,13 @@ static void server_open(struct server *s)
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
              (n->log.pending_lsn == start || n->log.pending_lsn + RESERVE_ROOM / 2 <= end);
+    if (found && whole &&
+        n->log.pending_lsn == start) { /* whoever it was, it knows nothing (R17) */
+        char empty[PATH_MAX];
+        folder_make(empty, o->data, n->id = n->self_peer->id = random_u64(), "");
+        if (rename(path, empty) < 0)
+            die("cannot rename a folder of the data directory");
+    }
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
         if (tries == DAMAGED_TRIES)
@@ -5619,7 +5681,8 @@ static void server_open(struct server *s)
     if (!whole)
         server_rebirth(s);
     if (!n->view && !o->bootstrap == !o->join)
-        usage_error("the data directory is empty: say --bootstrap for a new cluster, or else --join");
+        usage_error(
+            "the data directory is empty: say --bootstrap for a new cluster, or else --join");
     disk_start(&s->disk, n->log.pending_lsn);
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log.flight, n->log.flight_lsn, n->log.first);
@@ -5629,7 +5692,8 @@ static void server_open(struct server *s)
     if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
     char *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
-    for (char *one = list ? strtok_r(list, ",", &save) : NULL; one; one = strtok_r(NULL, ",", &save))
+    for (char *one = list ? strtok_r(list, ",", &save) : NULL; one;
+         one = strtok_r(NULL, ",", &save))
         peer_make(n, 0, one);
     free(list);
 }
@@ -5724,7 +5788,8 @@ static void server_turn(struct server *s)
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
                                    {s->wake, CURL_WAIT_POLLIN, 0}};
-    MHD_UNSIGNED_LONG_LONG ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
+    MHD_UNSIGNED_LONG_LONG
+        ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
     curl_multi_poll(s->multi, files, 2, ready ? 0 : node_is_restless(s->node) ? 2 : TICK_MS, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);

@@ -9,7 +9,8 @@ START_TEST(test_the_ring_page_shows_what_status_says)
 {
     struct cluster *c = cluster_start(3, NULL);
     char command[1024];
-    snprintf(command, sizeof command, "PLAYWRIGHT_DIR=build node tests/page.mjs %s", c->nodes[0].url);
+    snprintf(command, sizeof command, "PLAYWRIGHT_DIR=build node tests/page.mjs %s",
+             c->nodes[0].url);
     ck_assert_int_eq(system(command), 0);
     cluster_stop(c);
 }

@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #define PARTITION_BITS 6
-#define ring_place ring_place_slowly
+#define ring_place     ring_place_slowly
 #include "../ring.c"
 #undef ring_place
 
@@ -52,25 +52,25 @@ enum {
     BYTES_PER_US = 16,
 };
 static uint64_t sim_memory; /* microseconds; a seed's choice */
-#define MS UINT64_C(1000)
-#define SECOND (1000 * MS)
-#define RESERVE_AHEAD (250 * MS)
-#define RESERVE_MARGIN (60 * MS)
-#define CLOCK_AHEAD_MAX (10 * SECOND)
-#define MEMORY_OF_ANSWERS sim_memory
-#define MADE_AHEAD_MAX (5 * SECOND)
-#define REQUEST_TIME (2300 * MS)
-#define STEP_TIME (100 * MS)
-#define RESERVE_ROOM (4 << 10)
-#define FORWARD_TIME SECOND
-#define LEASE_GRACE (200 * MS)
-#define CONTENDED_TIME SECOND
+#define MS                 UINT64_C(1000)
+#define SECOND             (1000 * MS)
+#define RESERVE_AHEAD      (250 * MS)
+#define RESERVE_MARGIN     (60 * MS)
+#define CLOCK_AHEAD_MAX    (10 * SECOND)
+#define MEMORY_OF_ANSWERS  sim_memory
+#define MADE_AHEAD_MAX     (5 * SECOND)
+#define REQUEST_TIME       (2300 * MS)
+#define STEP_TIME          (100 * MS)
+#define RESERVE_ROOM       (4 << 10)
+#define FORWARD_TIME       SECOND
+#define LEASE_GRACE        (200 * MS)
+#define CONTENDED_TIME     SECOND
 #define CONTENDED_TIME_MAX (64 * SECOND)
-#define WATCH_TIME (5 * SECOND)
+#define WATCH_TIME         (5 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
 #define RULE(number) (broken_rule != (number))
-#define main estoraje_main
+#define main         estoraje_main
 static void ring_place(struct ring *ring, const struct member *members, size_t members_count,
                        uint64_t mask, unsigned replicas);
 #include "../estoraje.c"
@@ -144,7 +144,8 @@ struct host {
     bool far, ahead; /* its clock is over 10 s wrong */
     bool deaf;       /* for good */
     uint8_t *disk;
-    uint64_t disk_bytes, disk_start, disk_first, disk_synced, disk_last; /* LSN of the last batch synced */
+    uint64_t disk_bytes, disk_start, disk_first, disk_synced,
+        disk_last; /* LSN of the last batch synced */
     bool disk_flipped;
     struct try *tries; /* requests that it has not answered */
 };
@@ -178,12 +179,12 @@ struct plan {
     uint64_t delay, delay_far; /* of mail, usually and sometimes */
     uint64_t sync_time;
     uint64_t lease, evict_after;
-    uint64_t skew;          /* clocks are wrong by at most it */
-    uint64_t think;         /* of a client, between operations */
-    uint64_t late_repeat;   /* a repeat may come that late */
-    unsigned large;         /* values above PARCEL_BYTES */
-    unsigned one_keys;      /* keys of consistency=one */
-    uint64_t away;          /* 0: as the eviction time has it */
+    uint64_t skew;        /* clocks are wrong by at most it */
+    uint64_t think;       /* of a client, between operations */
+    uint64_t late_repeat; /* a repeat may come that late */
+    unsigned large;       /* values above PARCEL_BYTES */
+    unsigned one_keys;    /* keys of consistency=one */
+    uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
 };
 
@@ -295,8 +296,8 @@ static void event_at(uint64_t time, enum event_type type, const struct host *h, 
 /* === 3 Trace ================================================================================== */
 
 static const char *const type_names[] = {
-    "prepare",   "promise", "accept", "accepted", "refuse", "read", "answer", "forward", "result",
-    "heartbeat", "view",    "join",   "leave",    "list",   "listed", "pull", "digest"};
+    "prepare",   "promise", "accept", "accepted", "refuse", "read",   "answer", "forward", "result",
+    "heartbeat", "view",    "join",   "leave",    "list",   "listed", "pull",   "digest"};
 _Static_assert(sizeof type_names / sizeof *type_names == M_TYPES, "all have names");
 
 __attribute__((format(printf, 2, 3))) static void trace(const struct host *h, const char *format,
@@ -534,8 +535,8 @@ static void node_free(struct node *n)
         free(n->views[i]);
     sync_reset(n);
     free(n->views);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox,
-                           &n->gated,       &n->scratch,    &n->view_chosen, &n->cold};
+    struct bytes *all[] = {&n->log.pending, &n->log.flight,  &n->inbox, &n->gated,
+                           &n->scratch,     &n->view_chosen, &n->cold};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n->draft);
@@ -546,8 +547,8 @@ static const struct hooks hooks = {hook_reply, hook_log_read};
 
 static uint64_t host_wall(const struct host *h)
 {
-    return WALL_AT_START + (uint64_t)((int64_t)w.now + h->clock_error +
-                                      (int64_t)(h->clock_drift * (double)w.now));
+    return WALL_AT_START +
+           (uint64_t)((int64_t)w.now + h->clock_error + (int64_t)(h->clock_drift * (double)w.now));
 }
 
 static void host_time(struct host *h)
@@ -675,7 +676,8 @@ static void views_check(struct host *h)
         if (!w.views[e]) {
             w.views[e] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
             for (uint32_t i = 0; tracing && i < v->members_count; i++)
-                trace(h, "view %" PRIu64 " member %u: %s %s", v->epoch, i, id_name(v->members[i].id),
+                trace(h, "view %" PRIu64 " member %u: %s %s", v->epoch, i,
+                      id_name(v->members[i].id),
                       (const char *[]){"joining", "up", "leaving"}[v->members[i].state]);
         }
         if (view_bytes(v) != view_bytes(w.views[e]) || memcmp(v, w.views[e], view_bytes(v)) != 0)
@@ -697,8 +699,12 @@ static void mail_send(struct host *h, const struct peer *p, const struct bytes *
     int to = *p->address == 'h' ? atoi(p->address + 1) : -1;
     if (to < 0 || to >= (int)w.hosts_count || is_cut(h->index, to))
         return;
-    for (int copies = chance(w.plan.loss) ? 0 : chance(w.plan.twice) ? 2 : 1; copies > 0; copies--) {
-        uint64_t delay = 50 + below(w.plan.delay) + (chance(w.plan.late) ? below(w.plan.delay_far) : 0);
+    for (int copies = chance(w.plan.loss)    ? 0
+                      : chance(w.plan.twice) ? 2
+                                             : 1;
+         copies > 0; copies--) {
+        uint64_t delay =
+            50 + below(w.plan.delay) + (chance(w.plan.late) ? below(w.plan.delay_far) : 0);
         if (h->slow_until > w.now || w.hosts[to].slow_until > w.now)
             delay += below(300 * MS);
         void *data = memcpy(allocate(batch->count), batch->data, batch->count);
@@ -732,7 +738,6 @@ static void host_settle(struct host *h)
                 mail_send(h, n->peers[i], &batch);
     bytes_free(&batch);
 }
-
 
 static void mail_deliver(struct host *h, const struct event *e)
 {
@@ -772,7 +777,8 @@ struct op {
     struct bytes after, found; /* of a listing: where the next page begins; the keys */
 };
 
-struct try {
+struct
+try {
     struct try *next; /* of its host, once it is there */
     struct op *op;    /* null: nobody listens any more */
     struct message m;
@@ -1619,7 +1625,8 @@ static const char *unequal(const struct host *a, const struct host *b, unsigned 
         if (!e != !f || (e && (key_compare(e->key, e->key_bytes, f->key, f->key_bytes) != 0 ||
                                !ballot_equal(e->accepted, f->accepted)))) {
             snprintf(why, 200, "h%d and h%d differ in %.*s (partition %u)", a->index, b->index,
-                     e ? e->key_bytes : f->key_bytes, (const char *)(e ? e->key : f->key), partition);
+                     e ? e->key_bytes : f->key_bytes, (const char *)(e ? e->key : f->key),
+                     partition);
             return why;
         }
     } while (e);
@@ -1696,7 +1703,8 @@ static void judge_one(const struct key *k)
         if (!(partition_owners(n, partition) >> i & 1))
             continue;
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
-        if (k->acked_put ? !e || e->modified < k->acked : e && entry_is_live(e) && e->modified < k->acked)
+        if (k->acked_put ? !e || e->modified < k->acked
+                         : e && entry_is_live(e) && e->modified < k->acked)
             violation("%s: a write of consistency=one was acknowledged and is lost", k->name);
     }
 }
@@ -1820,13 +1828,27 @@ static const struct mix mixes[] = {
     {"deaf", {[CUT] = 1}, shape_deaf},
     {"restarts", {[CRASH] = 1}, shape_restarts},
     {"coordinators",
-     {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3}, shape_coordinators},
+     {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3},
+     shape_coordinators},
     {"minutes",
      {[CRASH] = 4, [PAUSE] = 2, [CUT] = 2, [AWAY] = 2, [JOIN] = 1, [DRAIN] = 1, [STALL] = 1},
      shape_minutes},
     {"all",
-     {[CRASH] = 4, [PAUSE] = 3, [CUT] = 4, [DEAF] = 1, [STALL] = 2, [CLOCK] = 2, [JOIN] = 2,
-      [DRAIN] = 2, [AWAY] = 1, [WIPE] = 1, [FLIP] = 1, [BLACKOUT] = 1, [SLOW] = 1, [FULL] = 1, [FAR_CLOCK] = 1},
+     {[CRASH] = 4,
+      [PAUSE] = 3,
+      [CUT] = 4,
+      [DEAF] = 1,
+      [STALL] = 2,
+      [CLOCK] = 2,
+      [JOIN] = 2,
+      [DRAIN] = 2,
+      [AWAY] = 1,
+      [WIPE] = 1,
+      [FLIP] = 1,
+      [BLACKOUT] = 1,
+      [SLOW] = 1,
+      [FULL] = 1,
+      [FAR_CLOCK] = 1},
      NULL},
 };
 enum { MIXES = sizeof mixes / sizeof *mixes };
@@ -1863,7 +1885,8 @@ static void plan_make(const struct mix *mix)
     if (mix->shape)
         mix->shape(p);
     sim_memory = max_u64(sim_memory, p->skew + SECOND); /* or a right clock is always too late */
-    p->think = max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
+    p->think =
+        max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     w.clock_error_max = p->skew + MS + p->fault_time;
 }
 
@@ -1873,8 +1896,11 @@ static void keys_make(void)
     for (unsigned i = 0; i < w.plan.keys; i++) {
         struct key *k = &w.keys[w.keys_count++];
         char letter = names[below(sizeof names - 1)];
-        k->kind = letter == 'r' ? REGISTER : letter == 'c' ? COUNTER : letter == 'o' ? ONE
-                  : letter == 't' ? MORTAL : LISTED;
+        k->kind = letter == 'r'   ? REGISTER
+                  : letter == 'c' ? COUNTER
+                  : letter == 'o' ? ONE
+                  : letter == 't' ? MORTAL
+                                  : LISTED;
         if (k->kind == MORTAL && (w.plan.weight[FAR_CLOCK] || w.plan.restart_at_once))
             k->kind = REGISTER;
         snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", i);
@@ -1997,26 +2023,32 @@ static void trace_hosts(void)
             continue;
         unsigned complete, changing;
         transition_progress(n, &complete, &changing);
-        trace(h, "epoch %" PRIu64 " self %d lease %d live %" PRIx64 " voters %" PRIx64
+        trace(h,
+              "epoch %" PRIu64 " self %d lease %d live %" PRIx64 " voters %" PRIx64
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
               n->view_proposed, n->log.durable, log_end(n), n->id);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[0][p] != n->owners[1][p])
-                trace(h, "partition %u: owners %" PRIx64 " then %" PRIx64 " complete %" PRIx64
-                      " here %d entries %u", p, n->owners[0][p], n->owners[1][p],
-                      complete_members(n, p), n->partitions[p].complete, n->partitions[p].count);
+                trace(h,
+                      "partition %u: owners %" PRIx64 " then %" PRIx64 " complete %" PRIx64
+                      " here %d entries %u",
+                      p, n->owners[0][p], n->owners[1][p], complete_members(n, p),
+                      n->partitions[p].complete, n->partitions[p].count);
         for (int j = 0; j < SYNCS_MAX; j++)
             if (n->syncs[j].busy)
-                trace(h, "syncs partition %u from %u tries %u op %" PRIu64 " wanted %zu done %" PRIx64,
+                trace(h,
+                      "syncs partition %u from %u tries %u op %" PRIu64 " wanted %zu done %" PRIx64,
                       n->syncs[j].partition, n->syncs[j].source, n->syncs[j].tries, n->syncs[j].op,
                       n->syncs[j].wanted.count, n->syncs[j].done);
         for (int j = 0; j < ROUND_BUCKETS; j++)
             for (const struct round *r = n->by_op[j]; r; r = r->next_by_op)
-                trace(h, "round %.*s state %d keyed %d again %d answered %" PRIx64 " same %" PRIx64
-                      " refusals %u best %s taken %d waiting %d", r->key_bytes,
-                      (const char *)r->key, r->state, r->keyed, r->again, r->answered, r->same,
-                      r->refusals, ballot_name(r->best), r->taken != NULL, r->waiting != NULL);
+                trace(h,
+                      "round %.*s state %d keyed %d again %d answered %" PRIx64 " same %" PRIx64
+                      " refusals %u best %s taken %d waiting %d",
+                      r->key_bytes, (const char *)r->key, r->state, r->keyed, r->again, r->answered,
+                      r->same, r->refusals, ballot_name(r->best), r->taken != NULL,
+                      r->waiting != NULL);
     }
 }
 
@@ -2144,9 +2176,9 @@ static const struct {
     uint64_t seed;
     const char *mix;
 } known[] = {
-    {9, "calm"},     {19, "calm"},    {4, "crashes"},       {11, "crashes"},  {15, "network"},
-    {3, "moves"},    {4, "moves"},    {17, "moves"},        {14, "deaths"},   {49, "deaths"},
-    {3, "clocks"},   {47, "clocks"},  {1310, "disks"},      {157, "disks"},   {40, "skew"},
+    {9, "calm"},      {19, "calm"},         {4, "crashes"},    {11, "crashes"}, {15, "network"},
+    {3, "moves"},     {4, "moves"},         {17, "moves"},     {14, "deaths"},  {49, "deaths"},
+    {3, "clocks"},    {47, "clocks"},       {1310, "disks"},   {157, "disks"},  {40, "skew"},
     {55, "restarts"}, {71, "coordinators"}, {1933, "minutes"}, {2365, "all"},
 };
 enum { KNOWN = sizeof known / sizeof *known };
@@ -2283,7 +2315,8 @@ static bool hand_same_accept_is_answered_again(struct node *n)
 {
     struct bytes found = {0};
     const struct body key = {.key = "k"};
-    struct message accept = hand_message(M_ACCEPT, 1, 100, 5), prepare = hand_message(M_PREPARE, 1, 200, 6);
+    struct message accept = hand_message(M_ACCEPT, 1, 100, 5),
+                   prepare = hand_message(M_PREPARE, 1, 200, 6);
     hand_mail(n, 20, &accept, &key);
     bool first = hand_told(n, 20, M_ACCEPTED, &found);
     hand_mail(n, 30, &prepare, &key);
@@ -2297,7 +2330,8 @@ static bool hand_same_accept_is_answered_again(struct node *n)
 static bool hand_old_epoch_comes_below(struct node *n)
 {
     const struct body key = {.key = "k"};
-    struct message late = hand_message(M_ACCEPT, 1, 5 * SECOND, 0), now = hand_message(M_ACCEPT, 2, 100, 0);
+    struct message late = hand_message(M_ACCEPT, 1, 5 * SECOND, 0),
+                   now = hand_message(M_ACCEPT, 2, 100, 0);
     hand_mail(n, 20, &now, &key);
     hand_mail(n, 30, &late, &key);
     const struct entry *e = entry_find(&n->partitions[late.partition], "k", 1);
@@ -2427,8 +2461,8 @@ START_TEST(test_no_seed_finds_a_violation)
            " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " forwards, %" PRIu64
            " refusals, %" PRIu64 " repairs, %" PRIu64 " pulls, %" PRIu64 " damaged, %" PRIu64
            " leases lost\n",
-           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views, sum.forwards,
-           sum.refused, sum.repairs, sum.pulled, sum.damaged, sum.leases);
+           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views,
+           sum.forwards, sum.refused, sum.repairs, sum.pulled, sum.damaged, sum.leases);
 }
 END_TEST
 #endif
