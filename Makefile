@@ -3,7 +3,7 @@
 # make asan tsan fuzz mutants bench fmt loc clean       Debian packages that are missing get installed.
 CC = gcc
 CFLAGS = -O2 -g -std=gnu11 -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE $(SANITIZE)
-LIBS = -lmicrohttpd -lcurl -lxxhash -lpthread
+LIBS = -lmicrohttpd -lgnutls -lcurl -lxxhash -lpthread
 CODE = estoraje.c ring.c ring.h
 
 # Where to build and what to test, the cheap first: asan and tsan say otherwise.

@@ -43,6 +43,7 @@
 #include <fnmatch.h>
 #include <getopt.h>
 #include <glob.h>
+#include <gnutls/gnutls.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <microhttpd.h>
@@ -2064,7 +2065,7 @@ static void read_answer(struct node *n, struct request *q, const struct bytes *r
 {
     const struct message *m = (const struct message *)record->data;
     if (record->count == 0 || m->flags & FLAG_TOMBSTONE || !(m->flags & FLAG_RECORD) ||
-        (m->expiry && m->expiry <= n->clock && !RULE(22))) {
+        (m->expiry && m->expiry <= n->clock && (q->m->flags & FLAG_ONE || !RULE(22)))) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
@@ -2244,6 +2245,8 @@ static bool read_waits(struct node *n, struct round *r)
     round_rename(n, r);
     r->state = ROUND_WATCH;
     r->due = min_u64(n->now + WATCH_TIME / 2, q->deadline - REQUEST_TIME);
+    if (exists && m->expiry)
+        r->due = min_u64(r->due, n->now + (m->expiry > n->clock ? m->expiry - n->clock : 0));
     round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WATCH);
     return true;
 }
@@ -4829,6 +4832,8 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
     void *field = (char *)to + s->offset;
     uint64_t *number = field;
     char *end;
+    if (s->kind != KEY && strlen(text) != bytes)
+        return false; /* a NUL would hide the rest */
     switch (s->kind) {
     case TEXT:
         *(const char **)field = text;
@@ -4974,7 +4979,8 @@ static bool call_query(struct call *c, char *query)
                           "consistency=one");
     c->m.flags = (q->consistency == CONSISTENCY_ONE ? FLAG_ONE : 0) |
                  (q->consistency == CONSISTENCY_ALL ? FLAG_ALL : 0) | (q->wait ? FLAG_WATCH : 0);
-    c->m.expiry = q->ttl ? clock_us(CLOCK_REALTIME) + q->ttl : 0;
+    uint64_t now = max_u64(c->server->node->clock, clock_us(CLOCK_REALTIME));
+    c->m.expiry = q->ttl ? now + q->ttl : 0; /* by the clock that will judge it */
     c->m.number = by ? q->by : 1;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
@@ -5017,6 +5023,8 @@ static bool call_write(struct call *c)
                               "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
                               "bytes, and not of the future");
         memcpy(c->retry_key, key, strlen(key) + 1);
+        if (c->m.expiry) /* which this write may raise */
+            c->m.expiry = max_u64(c->m.expiry, c->m.dropped + c->query.ttl);
         c->m.flags |= retry && strcmp(retry, "1") == 0 ? FLAG_REPEAT : 0;
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
@@ -5047,6 +5055,17 @@ static void call_version(struct call *c)
     c->m.version =
         XXH3_64bits_withSeed(c->body.data, c->body.count, XXH3_64bits(all.data, all.count));
     bytes_free(&all);
+}
+
+/* With TLS, only who has a certificate of our CA is a peer; clients need none. */
+static bool certificate_is_ours(const struct call *c)
+{
+    unsigned faults;
+    if (!c->server->tls_ca)
+        return true;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+    return gnutls_certificate_verify_peers2(info->tls_session, &faults) == 0 && faults == 0;
 }
 
 /* Takes as long, whatever is wrong with it. */
@@ -5137,7 +5156,7 @@ static void answer_node(struct call *c)
     char *name = (char *)c->key.data + strlen("_nodes/"), *end;
     size_t bytes = c->key.count - strlen("_nodes/");
     int index = member_index(n->view, strtoull(name, &end, 16));
-    if (c->method == DELETE && (*end || index < 0)) {
+    if (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0)) {
         call_error(c, 404, "no member has this id: see /_status");
     } else if (c->method == DELETE) {
         bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
@@ -5194,12 +5213,16 @@ static bool call_route(struct call *c, char *path)
         return call_error(c, 400, "the path is not well-formed: %% needs two hex digits after it");
     c->key = (struct bytes){(uint8_t *)path, (size_t)bytes, 0};
     c->route = !bytes || path[bytes - 1] == '/' ? ROUTE_LIST : ROUTE_KEY;
+    if (*path == '_' && strlen(path) != (size_t)bytes && strncmp(path, "_nodes/", 7) != 0)
+        return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
     if (*path == '_')
         for (c->route = ROUTE_MAIL; fnmatch(routes[c->route].path, path, 0) != 0;)
             if (++c->route == ROUTES)
                 return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
     if (bytes > KEY_BYTES_MAX + (*path == '_') * (int)strlen("_nodes/"))
         return call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+    if (c->route >= ROUTE_MAIL && c->method > HEAD && !certificate_is_ours(c))
+        return call_error(c, 401, "a certificate of the cluster's CA is needed");
     if (c->route >= ROUTE_MAIL && c->method > HEAD && !secret_matches(c))
         return call_error(c, 401, "the cluster's secret is needed");
     return strstr(routes[c->route].methods, methods[c->method]) ||
@@ -5457,7 +5480,7 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     if (c->begun && c->route != ROUTE_MAIL) {
         s->calls_count--;
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
-        s->answers[c->method][c->status]++;
+        s->answers[c->method][c->status] += c->status != 0; /* 0: the client left */
     }
     s->body_bytes -= c->counted;
     if (c->response)
@@ -5705,7 +5728,8 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
     bool v6 = *text == '[' && colon && colon[-1] == ']';
     char host[ADDRESS_BYTES];
     struct addrinfo *found, hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
-    if (!colon || strlen(text) >= ADDRESS_BYTES)
+    if (!colon || strlen(text) >= ADDRESS_BYTES || strlen(colon) > 6 || atoi(colon + 1) < 1 ||
+        atoi(colon + 1) > UINT16_MAX)
         return false;
     snprintf(host, sizeof host, "%.*s", (int)(colon - text) - 2 * v6, text + v6);
     if (getaddrinfo(host, colon + 1, &hints, &found) != 0)
