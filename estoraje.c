@@ -22,7 +22,7 @@
  *  15  Listing                the owners' sorted lists, merged
  *  16  Cleaning               the oldest batch first
  *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
- *  18  The disk               segments, the log thread, the reader thread
+ *  18  The disk               segments, the log thread
  *  19  The wire               one endless POST to each peer
  *  20  Reports                status, metrics
  *  21  HTTP                   what a user meets
@@ -5221,10 +5221,9 @@ static bool call_route(struct call *c, char *path)
                 return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
     if (bytes > KEY_BYTES_MAX + (*path == '_') * (int)strlen("_nodes/"))
         return call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
-    if (c->route >= ROUTE_MAIL && c->method > HEAD && !certificate_is_ours(c))
-        return call_error(c, 401, "a certificate of the cluster's CA is needed");
-    if (c->route >= ROUTE_MAIL && c->method > HEAD && !secret_matches(c))
-        return call_error(c, 401, "the cluster's secret is needed");
+    if (c->route >= ROUTE_MAIL && c->method > HEAD &&
+        !(certificate_is_ours(c) && secret_matches(c)))
+        return call_error(c, 401, "the cluster's secret is needed, and with TLS its certificate");
     return strstr(routes[c->route].methods, methods[c->method]) ||
            call_allow(c, routes[c->route].methods);
 }
@@ -5813,7 +5812,7 @@ static void server_turn(struct server *s)
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
                                    {s->wake, CURL_WAIT_POLLIN, 0}};
     MHD_UNSIGNED_LONG_LONG
-        ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
+    ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
     curl_multi_poll(s->multi, files, 2, ready ? 0 : node_is_restless(s->node) ? 2 : TICK_MS, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
