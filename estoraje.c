@@ -1435,6 +1435,7 @@ static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
     bool was_member = n->self >= 0;
+    const struct view *before = n->view;
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
     sync_reset(n);
@@ -1450,6 +1451,12 @@ static void view_adopt(struct node *n, const struct view *v)
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->settled && n->self >= 0);
+    for (uint32_t i = 0; i < v->members_count;
+         i++) { /* who was called back stays, unless asked anew */
+        int was = member_index(before, v->members[i].id);
+        if (was >= 0 && before->members[was].state > v->members[i].state)
+            n->member_peer[i]->leave = false;
+    }
     n->view_proposed = false;
     n->next_heartbeat = 0;
     say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
@@ -3594,7 +3601,7 @@ static const struct handler handlers[M_TYPES] = {
     [M_ANSWER] = {on_answer, .owned = false},  [M_FORWARD] = {on_forward, .owned = false},
     [M_RESULT] = {on_result, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
     [M_VIEW] = {on_view, .any_epoch = true},   [M_JOIN] = {on_join, .any_epoch = true},
-    [M_LEAVE] = {on_leave, .any_epoch = true}, [M_LIST] = {on_list, .owned = false},
+    [M_LEAVE] = {on_leave, .owned = false},    [M_LIST] = {on_list, .owned = false},
     [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
     [M_DIGEST] = {on_digest, .owned = false},
 };

@@ -2179,7 +2179,7 @@ static const struct {
     {9, "calm"},      {19, "calm"},         {4, "crashes"},    {11, "crashes"}, {15, "network"},
     {3, "moves"},     {4, "moves"},         {17, "moves"},     {14, "deaths"},  {49, "deaths"},
     {3, "clocks"},    {47, "clocks"},       {1310, "disks"},   {157, "disks"},  {40, "skew"},
-    {55, "restarts"}, {71, "coordinators"}, {1933, "minutes"}, {2365, "all"},
+    {55, "restarts"}, {71, "coordinators"}, {1933, "minutes"}, {2365, "all"},   {1798, "minutes"},
 };
 enum { KNOWN = sizeof known / sizeof *known };
 
