@@ -196,6 +196,13 @@ static void bytes_append(struct bytes *b, const void *data, size_t count)
         memcpy(bytes_extend(b, count), data, count);
 }
 
+/* Makes them a copy of `data`. */
+static void bytes_set(struct bytes *b, const void *data, size_t count)
+{
+    b->count = 0;
+    bytes_append(b, data, count);
+}
+
 __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, const char *format,
                                                               ...)
 {
@@ -390,6 +397,13 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
         (!whole && m->type != M_PROMISE && m->type != M_ANSWER))
         return NULL;
     return m;
+}
+
+/* A value of numbers, where it stands: aligned, as only one that nothing precedes is; else none. */
+static struct bytes message_value(const struct message *m)
+{
+    bool alone = m->key_bytes + m->type_bytes == 0;
+    return (struct bytes){(uint8_t *)message_body(m).value, alone ? m->value_bytes : 0, 0};
 }
 
 static uint8_t *put(uint8_t *to, const void *from, size_t count)
@@ -1471,17 +1485,10 @@ static void view_adopt(struct node *n, const struct view *v)
 static void on_view(struct node *n, struct peer *from, const struct message *m)
 {
     (void)from;
-    struct {
-        struct view view;
-        struct member members[MEMBERS_MAX];
-    } copy; /* aligned */
-    if (!(m->flags & FLAG_WHOLE) || m->value_bytes > sizeof copy)
-        return;
-    memcpy(&copy, message_body(m).value, m->value_bytes);
-    const struct view *v = &copy.view;
-    if (!view_makes_sense(v, m->value_bytes) || (n->cluster && v->cluster != n->cluster) || n->gone)
-        return;
-    if (v->epoch == node_epoch(n) + 1)
+    struct bytes value = message_value(m);
+    const struct view *v = (const struct view *)value.data;
+    if (view_makes_sense(v, value.count) && (!n->cluster || v->cluster == n->cluster) && !n->gone &&
+        v->epoch == node_epoch(n) + 1)
         view_adopt(n, v);
 }
 
@@ -2887,13 +2894,17 @@ static void listed_append(struct bytes *to, const struct listed *l, const void *
     memcpy(copy->key, key, l->key_bytes);
 }
 
-/* The entry of a list at `at`, or null if there is no whole one: lists come from peers. */
-static const struct listed *listed_at(const struct bytes *list, size_t at)
+/* The entry of a list at *at, which moves behind it, or null if there is no whole one: lists come
+ * from peers. */
+static struct listed *list_next(const struct bytes *list, size_t *at)
 {
-    const struct listed *l = (const struct listed *)(list->data + at);
-    if (list->count - at < sizeof *l || l->key_bytes > KEY_BYTES_MAX ||
-        list->count - at < listed_bytes(l))
+    size_t left = list->count - *at;
+    if (left < sizeof(struct listed))
         return NULL;
+    struct listed *l = (struct listed *)(list->data + *at);
+    if (l->key_bytes > KEY_BYTES_MAX || left < listed_bytes(l))
+        return NULL;
+    *at += listed_bytes(l);
     return l;
 }
 
@@ -3001,10 +3012,8 @@ static void sync_pull(struct node *n, struct sync *s)
 {
     struct bytes left = {0};
     struct listed *l;
-    size_t at;
     bool under_way = false;
-    for (at = 0; at < s->wanted.count; at += listed_bytes(l)) {
-        l = (struct listed *)(s->wanted.data + at);
+    for (size_t at = 0; (l = list_next(&s->wanted, &at));) {
         if (sync_wants(n, s, l)) {
             listed_append(&left, l, l->key);
             under_way |= l->member;
@@ -3016,8 +3025,7 @@ static void sync_pull(struct node *n, struct sync *s)
     if (s->wanted.count && under_way && s->due > n->now)
         return;
     size_t pulled_bytes = 0;
-    for (at = 0; at < s->wanted.count; at += listed_bytes(l)) {
-        l = (struct listed *)(s->wanted.data + at);
+    for (size_t at = 0; (l = list_next(&s->wanted, &at));) {
         l->member = pulled_bytes < PULL_BYTES_MAX;
         if (!l->member)
             continue;
@@ -3040,12 +3048,10 @@ static void sync_pull(struct node *n, struct sync *s)
 
 static void sync_listed(struct node *n, struct sync *s, const struct message *m)
 {
-    struct bytes list = {(uint8_t *)message_body(m).value, m->value_bytes, 0}, copy = {0};
-    bytes_append(&copy, list.data, list.count); /* aligned */
-    const struct listed *l = NULL, *next;
+    struct bytes list = message_value(m);
+    const struct listed *l, *last = NULL;
     s->wanted.count = 0;
-    for (size_t at = 0; at < copy.count && (next = listed_at(&copy, at)); at += listed_bytes(l)) {
-        l = next;
+    for (size_t at = 0; (l = list_next(&list, &at)); last = l) {
         struct listed wanted = *l;
         wanted.member = 0;
         if (sync_wants(n, s, l))
@@ -3053,11 +3059,9 @@ static void sync_listed(struct node *n, struct sync *s, const struct message *m)
     }
     s->op = 0;
     s->due = 0;
-    s->more = l && m->flags & FLAG_WATCH;
-    s->after.count = 0;
-    if (l)
-        bytes_append(&s->after, l->key, l->key_bytes);
-    bytes_free(&copy);
+    s->more = last && m->flags & FLAG_WATCH;
+    if (last)
+        bytes_set(&s->after, last->key, last->key_bytes);
     sync_pull(n, s);
 }
 
@@ -3066,8 +3070,6 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
 
 static void on_listed(struct node *n, struct peer *from, const struct message *m)
 {
-    if (!(m->flags & FLAG_WHOLE))
-        return;
     for (int i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
         if (s->busy && s->op == m->op && s->partition == m->partition) {
@@ -3246,12 +3248,10 @@ static void listing_end(struct node *n, struct listing *l)
     *at = l->next;
     struct message m = {.type = M_RESULT, .status = l->failed ? 503 : 200, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
-    m.key_bytes = l->more ? (uint16_t)l->after.count : 0;
     m.value_bytes = l->failed ? 0 : (uint32_t)l->result.count;
     bytes_clear(&n->scratch);
     n->hooks->reply(n, l->client,
-                    message_append(&n->scratch, &m,
-                                   &(struct body){.key = l->after.data, .value = l->result.data}));
+                    message_append(&n->scratch, &m, &(struct body){.value = l->result.data}));
     bytes_free(&l->prefix);
     bytes_free(&l->after);
     bytes_free(&l->lists);
@@ -3261,7 +3261,7 @@ static void listing_end(struct node *n, struct listing *l)
 }
 
 /* Keys after `after` that begin with `prefix`, at most `limit`, in byte order. The reply's value is
- * a list of struct listed, its key the last one if there are more (FLAG_WATCH). */
+ * a list of struct listed; if there are more (FLAG_WATCH), they come after its last. */
 static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
                       const void *after, size_t after_bytes, uint64_t limit)
 {
@@ -3296,18 +3296,15 @@ static void listing_go_on(struct node *n, struct listing *l)
         return;
     struct bytes kept = {0};
     const struct listed *e;
-    for (size_t at = 0; at < l->result.count && (e = listed_at(&l->result, at));
-         at += listed_bytes(e))
+    for (size_t at = 0; (e = list_next(&l->result, &at));)
         if (e->flags & FLAG_RECORD)
             listed_append(&kept, e, e->key);
         else
             l->result_count--;
     bytes_swap(&kept, &l->result);
     bytes_free(&kept);
-    if (l->more) {
-        l->after.count = 0;
-        bytes_append(&l->after, l->bound.data, l->bound.count);
-    }
+    if (l->more)
+        bytes_set(&l->after, l->bound.data, l->bound.count);
     if (l->failed || !l->more || l->result_count >= l->limit)
         listing_end(n, l);
     else
@@ -3341,12 +3338,10 @@ static void listing_read(struct node *n, const struct request *q, const struct m
 {
     struct listing *l = q->listing;
     struct body body = message_body(q->m);
-    struct listed *e = NULL;
-    for (size_t at = 0; at < l->result.count; at += listed_bytes(e)) {
-        e = (struct listed *)(l->result.data + at);
+    struct listed *e;
+    for (size_t at = 0; (e = list_next(&l->result, &at));)
         if (key_compare(e->key, e->key_bytes, body.key, q->m->key_bytes) == 0)
             break;
-    }
     assert(e);
     l->failed |= result->status != 200 && result->status != 404;
     if (result->status == 200) {
@@ -3364,8 +3359,7 @@ static void listing_merge(struct node *n, struct listing *l)
 {
     struct bytes order = {0};
     const struct listed *e;
-    for (size_t at = 0; at < l->lists.count && (e = listed_at(&l->lists, at));
-         at += listed_bytes(e))
+    for (size_t at = 0; (e = list_next(&l->lists, &at));)
         bytes_append(&order, &e, sizeof e);
     const struct listed **all = (const struct listed **)order.data;
     size_t count = order.count / sizeof e;
@@ -3386,8 +3380,7 @@ static void listing_merge(struct node *n, struct listing *l)
             break;
         if (l->result_count == l->limit) { /* cut before this key */
             l->more = true;
-            l->bound.count = 0;
-            bytes_append(&l->bound, all[i - 1]->key, all[i - 1]->key_bytes);
+            bytes_set(&l->bound, all[i - 1]->key, all[i - 1]->key_bytes);
             break;
         }
         listing_add(n, l, e, same);
@@ -3408,21 +3401,18 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
     bool was = quorum(n, m->partition, l->told[m->partition]);
     l->due = n->now + 5 * STEP_TIME;
     l->told[m->partition] |= UINT64_C(1) << index;
-    struct bytes list = {0};
-    bytes_append(&list, message_body(m).value, m->value_bytes); /* aligned */
-    struct listed *e = NULL;
-    for (size_t at = 0; at < list.count && listed_at(&list, at); at += listed_bytes(e)) {
-        e = (struct listed *)(list.data + at);
-        e->member = (uint8_t)index;
-        listed_append(&l->lists, e, e->key);
+    struct bytes list = message_value(m);
+    const struct listed *e, *last = NULL;
+    for (size_t at = 0; (e = list_next(&list, &at)); last = e) {
+        struct listed copy = *e;
+        copy.member = (uint8_t)index;
+        listed_append(&l->lists, &copy, e->key);
     }
-    if (e && m->flags & FLAG_WATCH &&
-        (!l->more || key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) < 0)) {
+    if (last && m->flags & FLAG_WATCH &&
+        (!l->more || key_compare(last->key, last->key_bytes, l->bound.data, l->bound.count) < 0)) {
         l->more = true;
-        l->bound.count = 0;
-        bytes_append(&l->bound, e->key, e->key_bytes);
+        bytes_set(&l->bound, last->key, last->key_bytes);
     }
-    bytes_free(&list);
     l->left -= !was && quorum(n, m->partition, l->told[m->partition]);
     if (l->left == 0)
         listing_merge(n, l);
@@ -3773,13 +3763,9 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
             p->floor_lsn = lsn;
         }
         break;
-    case M_VIEW: {
-        struct bytes copy = {0};
-        bytes_append(&copy, body.value, m->value_bytes); /* aligned */
-        views_keep(n, (const struct view *)copy.data);
-        bytes_free(&copy);
+    case M_VIEW:
+        views_keep(n, body.value); /* aligned, as view_log appended it: alone */
         break;
-    }
     case M_DROP:
         for (unsigned i = 0; i < PARTITIONS && RULE(17); i++)
             if (bit_is_set(bits, i))
@@ -5324,20 +5310,19 @@ static void print_listed(struct bytes *out, const struct call *c, const struct l
 
 static void reply_list(struct call *c, const struct message *m)
 {
-    struct body body = message_body(m);
-    struct bytes list = {0};
-    const struct listed *e;
-    char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES], prefix[KEY_TEXT_BYTES];
-    bytes_append(&list, body.value, m->value_bytes); /* aligned */
-    percent_encode(after, body.key, m->key_bytes);
+    struct bytes list = message_value(m);
+    const struct listed *e, *last = NULL;
+    char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES] = "", prefix[KEY_TEXT_BYTES];
+    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
+    for (size_t at = 0; (e = list_next(&list, &at)); last = e)
+        print_listed(&c->body, c, e);
+    if (last)
+        percent_encode(after, last->key, last->key_bytes);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
     if (m->flags & FLAG_WATCH)
         snprintf(next, sizeof next, "%.*s?limit=%" PRIu64 "&after=%s%s%s",
                  (int)strcspn(c->uri, "?"), c->uri, c->query.limit, after,
                  *prefix ? "&prefix=" : "", prefix);
-    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
-    for (size_t at = 0; at < list.count && (e = listed_at(&list, at)); at += listed_bytes(e))
-        print_listed(&c->body, c, e);
     if (c->restic)
         bytes_print(&c->body, "]\n");
     else if (c->json)
@@ -5348,7 +5333,6 @@ static void reply_list(struct call *c, const struct message *m)
                            : "text/plain");
     if (*next)
         call_header(c, "Link", "<%s>; rel=\"next\"", next);
-    bytes_free(&list);
 }
 
 static void reply_write(struct call *c, const struct message *m)

@@ -149,6 +149,8 @@ static void message_cook(const struct node *n, const struct recipe *r, const uin
                                LONE_ID + r->node % 4};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
+    if (m.type == M_LISTED || m.type == M_VIEW) /* else their values are not heard */
+        m.key_bytes = 0;
     m.op = r->op ? op_under_way(n, r->op - 1u) : 0;
     m.answers = r->answers % 5;
     m.function = r->function;

@@ -1226,11 +1226,9 @@ static void listing_answered(struct op *op, const struct message *m)
         op_end(op, false);
         return;
     }
-    struct body body = message_body(m);
-    struct bytes list = {0}; /* aligned */
-    bytes_append(&list, body.value, m->value_bytes);
-    const struct listed *l;
-    for (size_t at = 0; at < list.count && (l = listed_at(&list, at)); at += listed_bytes(l)) {
+    struct bytes list = message_value(m);
+    const struct listed *l, *last = NULL;
+    for (size_t at = 0; (l = list_next(&list, &at)); last = l) {
         char name[24] = "";
         memcpy(name, l->key, min_u64(l->key_bytes, sizeof name - 1));
         if (op->found.count &&
@@ -1238,10 +1236,8 @@ static void listing_answered(struct op *op, const struct message *m)
             violation("a listing told %s out of order", name);
         bytes_append(&op->found, name, sizeof name);
     }
-    bytes_free(&list);
     if (m->flags & FLAG_WATCH) {
-        op->after.count = 0;
-        bytes_append(&op->after, body.key, m->key_bytes);
+        bytes_set(&op->after, last->key, last->key_bytes);
         op_send(op);
         return;
     }

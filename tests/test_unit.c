@@ -1134,8 +1134,7 @@ START_TEST(test_a_list_is_read_up_to_its_first_entry_that_is_not_whole)
         struct bytes part = {list.data, count, 0};
         size_t at = 0;
         int i = 0;
-        for (const struct listed *e; at < count && (e = listed_at(&part, at));
-             at += listed_bytes(e)) {
+        for (const struct listed *e; (e = list_next(&part, &at));) {
             ck_assert_uint_eq(e->key_bytes, strlen(keys[i]));
             ck_assert_int_eq(memcmp(e->key, keys[i], e->key_bytes), 0);
             i++;
@@ -1145,7 +1144,9 @@ START_TEST(test_a_list_is_read_up_to_its_first_entry_that_is_not_whole)
     }
     struct listed *first = (struct listed *)list.data;
     first->key_bytes = UINT16_MAX;
-    ck_assert_ptr_null(listed_at(&list, 0));
+    size_t at = 0;
+    ck_assert_ptr_null(list_next(&list, &at));
+    ck_assert_uint_eq(at, 0);
     bytes_free(&list);
 }
 END_TEST
