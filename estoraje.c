@@ -473,16 +473,16 @@ struct entry {
 struct partition {
     struct entry **entries; /* sorted by key */
     uint32_t count, capacity;
-    uint64_t digest;          /* XOR over live keys of hash(key, accepted) */
-    struct ballot floor;      /* promised for every key without a record or with a tombstone */
-    uint64_t floor_lsn;       /* of the log's newest entry that tells the floor */
-    struct ballot forgotten;  /* no owner needs a tombstone up to it */
-    uint64_t agreed;          /* members whose digest and floor were last seen to be as ours */
-    uint64_t differs;         /* members to sync with */
+    uint64_t digest;         /* XOR over live keys of hash(key, accepted) */
+    struct ballot floor;     /* promised for every key without a record or with a tombstone */
+    uint64_t floor_lsn;      /* of the log's newest entry that tells the floor */
+    struct ballot forgotten; /* no owner needs a tombstone up to it */
+    uint64_t agreed;         /* members whose digest and floor were last seen to be as ours */
+    uint64_t differs; /* members to sync with: whose digest differs, or, while data moves, the old
+                         owners whose list has not been pulled yet */
     uint64_t contended_until; /* forward writes to the first live owner until then */
     uint64_t contended_time;  /* how long that was, microseconds */
     uint64_t changed_at;      /* when a record was last accepted */
-    bool complete;            /* while data moves: all that the old owners have is here */
 };
 
 struct peer {
@@ -561,17 +561,16 @@ struct watch {
     uint8_t key[];
 };
 
-/* One partition being made equal to what others have. */
+/* A partition being made equal to what one other member has. */
 struct sync {
-    bool busy, complete; /* complete: for a majority of the old owners, not just one source */
-    uint16_t partition;
-    unsigned source, tries;
-    uint64_t done; /* members whose list was pulled */
-    uint64_t op;   /* of the page that was asked for, 0: it came */
-    uint64_t due;
+    bool busy;
+    uint16_t partition; /* at rest: the last that it looked at, */
+    unsigned source;    /* and the last member */
+    uint64_t op;        /* of the page that was asked for, 0: it came */
+    uint64_t due;       /* it is given up then, if nothing comes */
     bool more;
-    struct bytes after;  /* key after which the next page begins */
-    struct bytes wanted; /* struct listed: those of the page that are newer than ours */
+    struct bytes page, after; /* struct listed; the key that the next page comes after */
+    size_t here, under_way;   /* in the page: up to these all is here, and is under way */
 };
 
 struct log {
@@ -640,7 +639,7 @@ struct node {
     bool has_lease;
     uint64_t lease_at; /* when it was gained or lost */
     uint64_t next_heartbeat, catch_up_until;
-    uint16_t digest_next, walk_next, sync_next;
+    uint16_t digest_next, walk_next;
     uint64_t walked_at;
 
     struct partition partitions[VIEWS_PARTITION + 1];
@@ -1380,8 +1379,9 @@ static void view_apply(struct node *n)
     }
     for (unsigned p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
-        q->complete = n->owners[0][p] == n->owners[1][p];
-        q->agreed = q->differs = 0;
+        bool comes = n->owners[1][p] & self_bit(n) && n->owners[0][p] != n->owners[1][p];
+        q->differs = comes ? n->owners[0][p] & ~self_bit(n) : 0; /* R14 */
+        q->agreed = 0;
         q->forgotten = (struct ballot){0};
     }
 }
@@ -1398,7 +1398,6 @@ static bool view_drop(struct node *n, uint8_t dropped[PARTITIONS / 8])
         if (partition_is_ours(n, (uint16_t)p) || (q->count == 0 && q->floor.time == 0))
             continue;
         partition_drop(n, q);
-        q->complete = true;
         dropped[p / 8] |= (uint8_t)(1 << p % 8);
         any = true;
     }
@@ -2595,6 +2594,14 @@ struct heartbeat {
     uint64_t heard[MEMBERS_MAX]; /* ids of those whose heartbeats this node hears; 0: none */
 };
 
+/* While data moves: whether all that the old owners have is here, as a majority of them listed it
+ * (R14; its own list counts). */
+static bool partition_is_complete(const struct node *n, unsigned partition)
+{
+    uint64_t old = n->owners[0][partition];
+    return n->settled || majority(old & ~n->partitions[partition].differs, old) || !RULE(14);
+}
+
 static bool bit_is_set(const uint8_t *bits, unsigned i)
 {
     return bits[i / 8] >> i % 8 & 1;
@@ -2604,7 +2611,7 @@ static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {n->keys, n->value_bytes, n->requests, {0}, {0}};
     for (unsigned p = 0; p < PARTITIONS; p++)
-        if (n->partitions[p].complete)
+        if (partition_is_complete(n, p))
             beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (n->member_peer[i]->heard_at && n->member_peer[i]->heard_at + n->lease > n->now)
@@ -2950,9 +2957,9 @@ static void on_list(struct node *n, struct peer *from, const struct message *m)
 
 static void sync_end(struct sync *s)
 {
+    bytes_free(&s->page);
     bytes_free(&s->after);
-    bytes_free(&s->wanted);
-    *s = (struct sync){0};
+    *s = (struct sync){.partition = s->partition, .source = s->source};
 }
 
 static void sync_reset(struct node *n)
@@ -2971,30 +2978,6 @@ static void sync_ask(struct node *n, struct sync *s)
     mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = s->after.data});
 }
 
-/* The next member whose list is wanted, or the end: complete, or as equal as one can be now. */
-static void sync_next(struct node *n, struct sync *s)
-{
-    struct partition *p = &n->partitions[s->partition];
-    uint64_t old = n->owners[0][s->partition], left = p->differs;
-    if (s->complete) {
-        left = old & ~s->done & ~self_bit(n);
-        if (majority(s->done | (old & self_bit(n)), old) || !RULE(14)) {
-            p->complete = true;
-            left = 0;
-        }
-    }
-    left &= live_members(n);
-    if (!left) {
-        sync_end(s);
-        return;
-    }
-    s->source = (unsigned)__builtin_ctzll(left);
-    s->after.count = 0;
-    s->more = false;
-    s->tries = 0;
-    sync_ask(n, s);
-}
-
 /* Whether this node needs the record that the list tells of. */
 static bool sync_wants(const struct node *n, const struct sync *s, const struct listed *l)
 {
@@ -3006,62 +2989,44 @@ static bool sync_wants(const struct node *n, const struct sync *s, const struct 
     return !(n->settled && l->flags & FLAG_TOMBSTONE && ballot_compare(l->ballot, p->floor) <= 0);
 }
 
-/* Pulls what is still wanted of the page, some at a time: those under way are marked in `member`.
- * When nothing is wanted, goes on to the next page or member. */
+/* Pulls what is wanted of the page, some at a time, then goes on to the next page. What is refused
+ * here, or not to be had there, ends the sync when it is due; it begins again when its turn comes. */
 static void sync_pull(struct node *n, struct sync *s)
 {
-    struct bytes left = {0};
-    struct listed *l;
-    bool under_way = false;
-    for (size_t at = 0; (l = list_next(&s->wanted, &at));) {
-        if (sync_wants(n, s, l)) {
-            listed_append(&left, l, l->key);
-            under_way |= l->member;
-        }
-    }
-    s->tries = left.count < s->wanted.count ? 0 : s->tries;
-    bytes_swap(&left, &s->wanted);
-    bytes_free(&left);
-    if (s->wanted.count && under_way && s->due > n->now)
-        return;
-    size_t pulled_bytes = 0;
-    for (size_t at = 0; (l = list_next(&s->wanted, &at));) {
-        l->member = pulled_bytes < PULL_BYTES_MAX;
-        if (!l->member)
-            continue;
-        pulled_bytes += sizeof(struct message) + l->value_bytes;
-        struct message m = {.type = M_PULL, .partition = s->partition, .key_bytes = l->key_bytes};
-        mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
-    }
-    s->due = n->now + 5 * STEP_TIME + pulled_bytes / BYTES_PER_US;
-    s->tries++;
-    if (s->wanted.count)
-        return;
-    if (s->more) {
+    const struct listed *l;
+    for (size_t at = s->here; (l = list_next(&s->page, &at)) && !sync_wants(n, s, l); s->here = at)
+        s->due = n->now + 5 * STEP_TIME;
+    if (!l && s->more) {
         sync_ask(n, s);
-        return;
+    } else if (!l) {
+        n->partitions[s->partition].differs &= ~(UINT64_C(1) << s->source);
+        sync_end(s);
+    } else if (s->here >= s->under_way) {
+        uint64_t pulled_bytes = 0;
+        s->under_way = s->here;
+        while (pulled_bytes < PULL_BYTES_MAX && (l = list_next(&s->page, &s->under_way))) {
+            struct message m = {.type = M_PULL, .partition = s->partition};
+            m.key_bytes = l->key_bytes;
+            if (!sync_wants(n, s, l))
+                continue;
+            pulled_bytes += sizeof m + l->value_bytes;
+            mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
+        }
+        s->due = n->now + 5 * STEP_TIME + pulled_bytes / BYTES_PER_US;
     }
-    s->done |= UINT64_C(1) << s->source;
-    n->partitions[s->partition].differs &= ~s->done;
-    sync_next(n, s);
 }
 
 static void sync_listed(struct node *n, struct sync *s, const struct message *m)
 {
     struct bytes list = message_value(m);
     const struct listed *l, *last = NULL;
-    s->wanted.count = 0;
-    for (size_t at = 0; (l = list_next(&list, &at)); last = l) {
-        struct listed wanted = *l;
-        wanted.member = 0;
-        if (sync_wants(n, s, l))
-            listed_append(&s->wanted, &wanted, l->key);
-    }
-    s->op = 0;
-    s->due = 0;
-    s->more = last && m->flags & FLAG_WATCH;
+    for (size_t at = 0; (l = list_next(&list, &at));)
+        last = l;
+    bytes_set(&s->page, list.data, list.count);
     if (last)
         bytes_set(&s->after, last->key, last->key_bytes);
+    s->more = last && m->flags & FLAG_WATCH;
+    s->op = s->here = s->under_way = 0;
     sync_pull(n, s);
 }
 
@@ -3072,7 +3037,7 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
 {
     for (int i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        if (s->busy && s->op == m->op && s->partition == m->partition) {
+        if (s->busy && s->op && s->op == m->op) {
             sync_listed(n, s, m);
             sync_tick(n);
             return;
@@ -3081,36 +3046,25 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
     listing_listed(n, from, m);
 }
 
-static bool sync_is_needed(const struct node *n, uint16_t partition)
-{
-    for (int i = 0; i < SYNCS_MAX; i++)
-        if (n->syncs[i].busy && n->syncs[i].partition == partition)
-            return false;
-    const struct partition *p = &n->partitions[partition];
-    if (n->settled)
-        return p->differs & live_members(n);
-    return !p->complete && n->owners[1][partition] & self_bit(n);
-}
-
+/* Each sync has partitions of its own, and takes them in turn. */
 static void sync_tick(struct node *n)
 {
-    for (int i = 0, tries = 0; i < SYNCS_MAX; i++) {
+    uint64_t live = live_members(n);
+    for (unsigned i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        for (; !s->busy && tries < PARTITIONS; tries++) {
-            n->sync_next = (uint16_t)((n->sync_next + 1) % PARTITIONS);
-            if (!sync_is_needed(n, n->sync_next))
-                continue;
-            *s = (struct sync){.busy = true, .partition = n->sync_next, .complete = !n->settled};
-            sync_next(n, s);
-        }
-        if (!s->busy)
-            continue;
-        if (s->tries > 10 || !(live_members(n) >> s->source & 1))
-            sync_end(s); /* it begins again, with another source perhaps */
-        else if (s->op == 0)
+        if (s->busy && (s->due <= n->now || !(live >> s->source & 1)))
+            sync_end(s);
+        else if (s->busy && s->op == 0)
             sync_pull(n, s);
-        else if (s->due <= n->now) {
-            s->tries++;
+        for (unsigned tries = 0; !s->busy && tries < PARTITIONS / SYNCS_MAX; tries++) {
+            unsigned turn = (s->partition / SYNCS_MAX + 1) % (PARTITIONS / SYNCS_MAX);
+            s->partition = (uint16_t)(turn * SYNCS_MAX + i);
+            uint64_t sources = n->partitions[s->partition].differs & live;
+            s->busy = sources != 0;
+            if (!s->busy)
+                continue;
+            uint64_t above = sources & ~((UINT64_C(2) << s->source) - 1); /* the next one's turn */
+            s->source = (unsigned)__builtin_ctzll(above ? above : sources);
             sync_ask(n, s);
         }
     }
@@ -4576,7 +4530,7 @@ static void print_metrics(struct bytes *out, const struct server *s)
     process_measure(&memory, &files);
     for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++) {
         owned += (partition_owners(n, p) & self_bit(n)) != 0;
-        incomplete += (n->owners[1][p] & self_bit(n)) && !n->partitions[p].complete;
+        incomplete += (n->owners[1][p] & self_bit(n)) && !partition_is_complete(n, p);
     }
     const struct {
         const char *name, *labels, *help;

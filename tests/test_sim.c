@@ -2030,13 +2030,13 @@ static void trace_hosts(void)
                       "partition %u: owners %" PRIx64 " then %" PRIx64 " complete %" PRIx64
                       " here %d entries %u",
                       p, n->owners[0][p], n->owners[1][p], complete_members(n, p),
-                      n->partitions[p].complete, n->partitions[p].count);
+                      partition_is_complete(n, p), n->partitions[p].count);
         for (int j = 0; j < SYNCS_MAX; j++)
             if (n->syncs[j].busy)
                 trace(h,
-                      "syncs partition %u from %u tries %u op %" PRIu64 " wanted %zu done %" PRIx64,
-                      n->syncs[j].partition, n->syncs[j].source, n->syncs[j].tries, n->syncs[j].op,
-                      n->syncs[j].wanted.count, n->syncs[j].done);
+                      "syncs partition %u from %u op %" PRIu64 " page %zu here %zu under way %zu",
+                      n->syncs[j].partition, n->syncs[j].source, n->syncs[j].op,
+                      n->syncs[j].page.count, n->syncs[j].here, n->syncs[j].under_way);
         for (int j = 0; j < ROUND_BUCKETS; j++)
             for (const struct round *r = n->by_op[j]; r; r = r->next_by_op)
                 trace(h,
