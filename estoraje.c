@@ -1312,7 +1312,6 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
  */
 
 static void rounds_restart(struct node *n);
-static void listings_restart(struct node *n);
 
 static size_t view_bytes(const struct view *v)
 {
@@ -1478,7 +1477,6 @@ static void view_adopt(struct node *n, const struct view *v)
         if ((int)i != n->self)
             views_tell(n, n->member_peer[i], v->epoch - 1);
     rounds_restart(n);
-    listings_restart(n);
 }
 
 static void on_view(struct node *n, struct peer *from, const struct message *m)
@@ -3160,38 +3158,59 @@ static void partition_walk(struct node *n, uint16_t partition)
 
 /* === 15 Listing =================================================================================
  *
- * Every owner sends the next keys of all its partitions. What a quorum of a partition's owners lists
- * at one ballot is told; a key on which they do not agree, or which expired, is read as by GET. A
- * page ends where the shortest of the lists that have more to come ends.
+ * Every owner sends a page of the next keys of each of its partitions. What a quorum of a partition's
+ * owners lists at one ballot is told; a key on which they do not agree, or which expired, is read as
+ * by GET. All lists end where the shortest of those that have more to come ends.
  */
 
 struct listing {
     struct listing *next;
     void *client;
-    struct bytes prefix, after; /* keys; the page begins behind `after` */
+    struct bytes prefix, after; /* keys; what is told next comes after `after` */
     uint64_t limit, op, due, deadline;
-    uint64_t told[PARTITIONS];         /* members */
-    unsigned left;                     /* partitions that no quorum has told yet */
-    struct bytes lists, bound, result; /* struct listed; a key; struct listed */
-    uint64_t result_count;
-    size_t reads;      /* under way */
-    bool more, failed; /* more: keys above `bound` were not told */
+    uint64_t told[PARTITIONS]; /* members */
+    unsigned left;             /* partitions that no quorum has told yet */
+    struct bytes lists, bound; /* struct listed; the key up to which all lists tell all */
+    struct bytes result;       /* struct listed */
+    uint64_t count, reads;     /* in the result; under way, to be added */
+    bool more, failed;         /* more: there are keys above `bound` */
 };
 
 static void listing_ask(struct node *n, struct listing *l)
 {
     memset(l->told, 0, sizeof l->told);
     l->left = PARTITIONS;
-    l->lists.count = l->bound.count = 0;
+    l->lists.count = 0;
     l->more = false;
     l->due = n->now + 5 * STEP_TIME;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
     m.op = l->op = clock_tick(n);
-    m.number = (l->limit - l->result_count) / (PARTITIONS / 2) + 16;
+    m.number = min_u64(l->limit - l->count, 1 << 17) / (PARTITIONS / 2) + 8;
     m.key_bytes = (uint16_t)l->after.count;
     m.value_bytes = (uint32_t)l->prefix.count;
     mail_members(n, ~UINT64_C(0), &m,
                  &(struct body){.key = l->after.data, .value = l->prefix.data});
+}
+
+static int listed_compare(const void *a, const void *b)
+{
+    const struct listed *x = *(const struct listed *const *)a,
+                        *y = *(const struct listed *const *)b;
+    int order = key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
+    return order ? order : ballot_compare(y->ballot, x->ballot);
+}
+
+/* The entries of a list by key, those of a key by ballot, the highest first; to be freed. */
+static const struct listed **list_sort(const struct bytes *list, size_t *count)
+{
+    struct bytes order = {0};
+    const struct listed *e;
+    for (size_t at = 0; (e = list_next(list, &at));)
+        bytes_append(&order, &e, sizeof e);
+    *count = order.count / sizeof e;
+    if (*count)
+        qsort(order.data, *count, sizeof e, listed_compare);
+    return (const struct listed **)order.data;
 }
 
 static void listing_end(struct node *n, struct listing *l)
@@ -3200,12 +3219,19 @@ static void listing_end(struct node *n, struct listing *l)
     while (*at != l)
         at = &(*at)->next;
     *at = l->next;
+    size_t count;
+    const struct listed **all = list_sort(&l->result, &count); /* those that were read came last */
+    struct bytes *page = &l->lists;
+    page->count = 0;
+    for (size_t i = 0; i < count && !l->failed; i++)
+        listed_append(page, all[i], all[i]->key);
+    free(all);
     struct message m = {.type = M_RESULT, .status = l->failed ? 503 : 200, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
-    m.value_bytes = l->failed ? 0 : (uint32_t)l->result.count;
+    m.value_bytes = (uint32_t)page->count;
     bytes_clear(&n->scratch);
     n->hooks->reply(n, l->client,
-                    message_append(&n->scratch, &m, &(struct body){.value = l->result.data}));
+                    message_append(&n->scratch, &m, &(struct body){.value = page->data}));
     bytes_free(&l->prefix);
     bytes_free(&l->after);
     bytes_free(&l->lists);
@@ -3235,51 +3261,30 @@ static void node_list(struct node *n, void *client, const void *prefix, size_t p
         listing_ask(n, l);
 }
 
-static int listed_compare(const void *a, const void *b)
-{
-    const struct listed *x = *(const struct listed *const *)a,
-                        *y = *(const struct listed *const *)b;
-    int order = key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
-    return order ? order : ballot_compare(y->ballot, x->ballot);
-}
-
-/* Nothing is under way any more: the page is whole, or goes on behind what was told so far. */
+/* When nothing is under way any more, the page is whole, or goes on behind what was told so far. */
 static void listing_go_on(struct node *n, struct listing *l)
 {
     if (l->reads)
         return;
-    struct bytes kept = {0};
-    const struct listed *e;
-    for (size_t at = 0; (e = list_next(&l->result, &at));)
-        if (e->flags & FLAG_RECORD)
-            listed_append(&kept, e, e->key);
-        else
-            l->result_count--;
-    bytes_swap(&kept, &l->result);
-    bytes_free(&kept);
-    if (l->more)
-        bytes_set(&l->after, l->bound.data, l->bound.count);
-    if (l->failed || !l->more || l->result_count >= l->limit)
+    if (l->failed || !l->more || l->count >= l->limit) {
         listing_end(n, l);
-    else
+    } else {
+        bytes_swap(&l->after, &l->bound);
         listing_ask(n, l);
+    }
 }
 
-/* One key of the page: told as the owners agree on it, or read first. */
+/* One key of the page: told as the owners agree on it, or read first. `same`: those that do. */
 static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    struct listed add = *e;
-    bool expired = e->expiry && e->expiry <= n->clock;
-    bool agreed = quorum(n, partition, same);
-    if (agreed && e->flags & FLAG_TOMBSTONE)
+    if (quorum(n, partition, same) && !(e->expiry && e->expiry <= n->clock)) {
+        bool live = !(e->flags & FLAG_TOMBSTONE);
+        if (live)
+            listed_append(&l->result, e, e->key);
+        l->count += live;
         return;
-    l->result_count++;
-    if (!agreed || expired)
-        add.flags = 0;
-    listed_append(&l->result, &add, e->key);
-    if (add.flags)
-        return;
+    }
     struct message m = {.type = M_FORWARD, .function = DO_READ, .partition = partition};
     m.key_bytes = e->key_bytes;
     struct request *q = request_make(n, &m, &(struct body){.key = e->key});
@@ -3291,55 +3296,42 @@ static void listing_add(struct node *n, struct listing *l, const struct listed *
 static void listing_read(struct node *n, const struct request *q, const struct message *result)
 {
     struct listing *l = q->listing;
-    struct body body = message_body(q->m);
-    struct listed *e;
-    for (size_t at = 0; (e = list_next(&l->result, &at));)
-        if (key_compare(e->key, e->key_bytes, body.key, q->m->key_bytes) == 0)
-            break;
-    assert(e);
+    struct listed e = {.flags = FLAG_RECORD, .key_bytes = q->m->key_bytes};
+    e.version = result->version;
+    e.modified = result->modified;
+    e.expiry = result->expiry;
+    e.value_bytes = result->value_bytes;
+    if (result->status == 200)
+        listed_append(&l->result, &e, message_body(q->m).key);
+    l->count += result->status == 200;
     l->failed |= result->status != 200 && result->status != 404;
-    if (result->status == 200) {
-        e->version = result->version;
-        e->modified = result->modified;
-        e->expiry = result->expiry;
-        e->value_bytes = result->value_bytes;
-        e->flags = FLAG_RECORD;
-    }
     l->reads--;
     listing_go_on(n, l);
 }
 
 static void listing_merge(struct node *n, struct listing *l)
 {
-    struct bytes order = {0};
-    const struct listed *e;
-    for (size_t at = 0; (e = list_next(&l->lists, &at));)
-        bytes_append(&order, &e, sizeof e);
-    const struct listed **all = (const struct listed **)order.data;
-    size_t count = order.count / sizeof e;
-    if (count)
-        qsort(all, count, sizeof e, listed_compare);
+    size_t count;
+    const struct listed **all = list_sort(&l->lists, &count);
     l->reads++; /* so that the page does not end before it is whole */
     for (size_t i = 0, next; i < count; i = next) {
+        const struct listed *e = all[i];
         uint64_t same = 0;
-        for (next = i; next < count && !key_compare(all[i]->key, all[i]->key_bytes, all[next]->key,
-                                                    all[next]->key_bytes);
+        for (next = i; next < count &&
+                       !key_compare(e->key, e->key_bytes, all[next]->key, all[next]->key_bytes);
              next++)
-            if (ballot_equal(all[next]->ballot, all[i]->ballot))
+            if (ballot_equal(all[next]->ballot, e->ballot))
                 same |= UINT64_C(1) << all[next]->member;
-        e = all[i];
-        bool above =
-            l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0;
-        if (above)
+        if (l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0)
             break;
-        if (l->result_count == l->limit) { /* cut before this key */
+        if (l->count + l->reads > l->limit) { /* cut before this key */
             l->more = true;
             bytes_set(&l->bound, all[i - 1]->key, all[i - 1]->key_bytes);
             break;
         }
         listing_add(n, l, e, same);
     }
-    bytes_free(&order);
+    free(all);
     l->reads--;
     listing_go_on(n, l);
 }
@@ -3352,9 +3344,6 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
     int index = member_index(n->view, from->id);
     if (!l || index < 0 || m->partition >= PARTITIONS || l->told[m->partition] >> index & 1)
         return;
-    bool was = quorum(n, m->partition, l->told[m->partition]);
-    l->due = n->now + 5 * STEP_TIME;
-    l->told[m->partition] |= UINT64_C(1) << index;
     struct bytes list = message_value(m);
     const struct listed *e, *last = NULL;
     for (size_t at = 0; (e = list_next(&list, &at)); last = e) {
@@ -3367,12 +3356,16 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
         l->more = true;
         bytes_set(&l->bound, last->key, last->key_bytes);
     }
+    bool was = quorum(n, m->partition, l->told[m->partition]);
+    l->due = n->now + 5 * STEP_TIME;
+    l->told[m->partition] |= UINT64_C(1) << index;
     l->left -= !was && quorum(n, m->partition, l->told[m->partition]);
     if (l->left == 0)
         listing_merge(n, l);
 }
 
-static void listings_tick(struct node *n, bool restart)
+/* Lists that did not come, as in a new view, are asked for again: all, as they must be of one view. */
+static void listings_tick(struct node *n)
 {
     for (struct listing *l = n->listings, *next; l; l = next) {
         next = l->next;
@@ -3381,15 +3374,10 @@ static void listings_tick(struct node *n, bool restart)
         if (l->deadline <= n->now) {
             l->failed = true;
             listing_end(n, l);
-        } else if (restart || l->due <= n->now) {
+        } else if (l->due <= n->now) {
             listing_ask(n, l);
         }
     }
-}
-
-static void listings_restart(struct node *n)
-{
-    listings_tick(n, true);
 }
 
 /* === 16 Cleaning ================================================================================
@@ -3672,7 +3660,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     }
     cold_retry(n);
     forwards_due(n, NULL);
-    listings_tick(n, false);
+    listings_tick(n);
     if (n->view)
         lease_tick(n);
     if (n->self >= 0) {
