@@ -99,7 +99,7 @@ enum {
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
     BYTES_KEPT = 4 << 20,         /* a buffer that grew larger is freed when it is empty */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
-    CLEAN_STEP_BYTES = 1 << 20,   /* log cleaned in one step */
+    CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
     ROUND_BUCKETS = 4096,
@@ -578,13 +578,15 @@ struct log {
     struct bytes flight;  /* the batch being written */
     uint64_t pending_lsn, flight_lsn;
     uint64_t pending_entries, flight_entries;
-    uint64_t flight_reserve;         /* the newest reserve in it or below */
-    uint64_t first, durable;         /* nothing is needed below; all is on disk below */
-    uint64_t cleaned, cleaned_until; /* first may become `cleaned` once durable up to the second */
+    uint64_t flight_reserve; /* the newest reserve in it or below */
+    uint64_t first, durable; /* nothing is needed below; all is on disk below */
+    struct bytes marks;      /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
+    uint64_t cleaned;        /* what is live below it is being copied; 0: nothing is */
+    uint64_t cleaned_until;  /* all was: first becomes `cleaned` once durable up to here; or 0 */
+    uint16_t clean_next;     /* partition */
     uint64_t live_bytes;
     uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
     bool full;     /* the disk has no more */
-    bool stuck;    /* the cleaner met damage that it cannot walk past */
 };
 
 struct joiner {
@@ -750,6 +752,14 @@ static uint64_t log_end(const struct node *n)
     return n->log.pending_lsn + n->log.pending.count;
 }
 
+/* A batch begins at `lsn`: cleaning may end there. */
+static void log_mark(struct log *log, uint64_t lsn)
+{
+    size_t count = log->marks.count / sizeof lsn;
+    if (!count || lsn >= ((uint64_t *)log->marks.data)[count - 1] + CLEAN_STEP_BYTES)
+        bytes_append(&log->marks, &lsn, sizeof lsn);
+}
+
 /* The batch to be written now at n->log.flight_lsn, or null if there is none or one is under way. */
 static const struct bytes *log_flush(struct node *n)
 {
@@ -762,6 +772,7 @@ static const struct bytes *log_flush(struct node *n)
     h->first = log->first;
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log->flight_lsn = log->pending_lsn;
+    log_mark(log, log->flight_lsn);
     log->flight_reserve = n->reserve;
     log->flight_entries = log->pending_entries;
     log->pending_entries = 0;
@@ -3382,115 +3393,86 @@ static void listings_tick(struct node *n)
 
 /* === 16 Cleaning ================================================================================
  *
- * The log is circular: its oldest batch is cleaned first. What is live is appended again, then `first`
- * moves past it, once the copies are durable; the disk removes files below `first`. So whatever
+ * The log is circular: its oldest part is cleaned first. What is live there is appended again, then
+ * `first` moves past it, once the copies are durable; the disk removes files below `first`. The index
+ * knows what is live and where, so it is walked, and not the log: damage hides nothing. Whatever
  * stands in the log, nothing older of its key is left when it goes: that is when a tombstone may be
  * forgotten, and a drop.
  */
 
-/* Appends an entry again if it is live: it is what the index, or the node, points at. */
-static bool clean_message(struct node *n, const struct message *m, uint64_t lsn)
+/* Appends an entry's record again, or forgets a tombstone that nobody needs. False: it must wait, for
+ * its bytes, for another owner to send it, or for room. */
+static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
 {
-    struct partition *p = &n->partitions[m->partition];
-    struct body body = message_body(m);
-    struct entry *e;
-    switch (m->type) {
-    case M_VIEW: /* all at once, or copies that a crash left would be copied for ever */
-        if (lsn < n->views_lsn)
-            break;
-        n->views_lsn = log_end(n);
-        for (uint64_t i = 0; i < node_epoch(n); i++)
-            view_log(n, n->views[i]);
-        break;
-    case M_FLOOR:
-        if (p->floor_lsn == lsn)
-            p->floor_lsn = log_append(n, m, &body);
-        break;
-    case M_RESERVE:
-        if (n->reserve_lsn == lsn)
-            n->reserve_lsn = log_append(n, m, &body);
-        break;
-    case M_ACCEPT:
-        e = entry_find(p, body.key, m->key_bytes);
-        if (!e || e->lsn != lsn || !(e->flags & FLAG_RECORD))
-            break;
-        if (m->check != message_check(m, true)) {
-            pull_damaged(n, m->partition, e);
-            return false;
-        }
-        if (e->flags & FLAG_TOMBSTONE && n->settled && m->partition != VIEWS_PARTITION &&
-            (ballot_compare(e->accepted, p->forgotten) <= 0 || !RULE(20)) &&
-            is_old(n, e->accepted) && !e->promised)
-            entry_forget(n, p, e);
-        else
-            e->lsn = log_append(n, m, &body);
-        break;
-    default: /* a drop: what it dropped is gone from the log */
-        break;
+    struct partition *p = &n->partitions[partition];
+    if (e->flags & FLAG_TOMBSTONE && n->settled && partition != VIEWS_PARTITION &&
+        (ballot_compare(e->accepted, p->forgotten) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
+        !e->promised) {
+        entry_forget(n, p, e);
+        return true;
     }
+    if (log_end(n) - n->log.durable + e->record_bytes + RESERVE_ROOM > n->log.room)
+        return false;
+    enum record_state state = record_read(n, e, true);
+    if (state == RECORD_DAMAGED)
+        pull_damaged(n, partition, e);
+    if (state != RECORD_READ)
+        return false;
+    const struct message *m = (const struct message *)n->scratch.data;
+    struct body body = message_body(m);
+    e->lsn = log_append(n, m, &body);
     return true;
 }
 
-/* A batch that fails its checksum: nothing in it is believed but what the node knows to be there. A
- * record that is damaged itself is asked of the other owners; false: the batch has to wait for it. */
-static bool clean_damaged(struct node *n, uint64_t from, uint64_t end)
+/* Cleans a partition while the log ends before `end`. False: that was not yet all. */
+static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
 {
-    bool gone = true;
-    for (unsigned i = 0; i <= VIEWS_PARTITION; i++) {
-        struct partition *p = &n->partitions[i];
-        for (uint32_t j = 0; j < p->count; j++) {
-            struct entry *e = p->entries[j];
-            if (!(e->flags & FLAG_RECORD) || e->lsn < from || e->lsn >= end)
-                continue;
-            if (record_read(n, e, true) != RECORD_READ) {
-                pull_damaged(n, (uint16_t)i, e);
-                gone = false;
-                continue;
-            }
-            const struct message *m = (const struct message *)n->scratch.data;
-            struct body body = message_body(m);
-            e->lsn = log_append(n, m, &body);
-        }
-        if (p->floor_lsn >= from && p->floor_lsn < end)
-            p->floor_lsn = log_append(
-                n, &(struct message){.type = M_FLOOR, .partition = (uint16_t)i, .ballot = p->floor},
-                NULL);
+    struct partition *p = &n->partitions[partition];
+    bool done = true;
+    for (uint32_t i = p->count; i-- > 0 && log_end(n) < end;) {
+        struct entry *e = p->entries[i];
+        if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
+            done &= entry_clean(n, partition, e);
     }
-    if (n->reserve_lsn < end)
+    if (p->floor.time && p->floor_lsn < n->log.cleaned)
+        p->floor_lsn = log_append(
+            n, &(struct message){.type = M_FLOOR, .partition = partition, .ballot = p->floor},
+            NULL);
+    return done && log_end(n) < end;
+}
+/* Copies what belongs to no partition. The views all at once, or copies that a crash left would be
+ * copied for ever. */
+static void clean_rest(struct node *n)
+{
+    if (n->reserve_lsn < n->log.cleaned)
         n->reserve_lsn =
             log_append(n, &(struct message){.type = M_RESERVE, .number = n->reserve}, NULL);
-    if (n->views_lsn < end)
-        clean_message(n, &(struct message){.type = M_VIEW}, n->views_lsn);
-    return gone;
+    if (n->views_lsn >= n->log.cleaned)
+        return;
+    n->views_lsn = log_end(n);
+    for (uint64_t i = 0; i < node_epoch(n); i++)
+        view_log(n, n->views[i]);
 }
 
-/* Cleans one batch at *at. False: it must be waited for. */
-static bool clean_batch(struct node *n, uint64_t *at)
+/* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. */
+static void clean_begin(struct node *n)
 {
-    struct log_header h;
-    struct bytes batch = {0};
-    bool done = log_read(n, *at, &h, sizeof h);
-    bool sane = done && h.magic == LOG_MAGIC && h.lsn == *at && h.bytes > sizeof h &&
-                *at + h.bytes <= n->log.durable;
-    n->log.stuck |= done && !sane;
-    if (sane && log_end(n) - n->log.durable + h.bytes + RESERVE_ROOM > n->log.room)
-        return false;
-    if (!done || !sane || !log_read(n, *at, bytes_extend(&batch, h.bytes), h.bytes)) {
-        bytes_free(&batch);
-        return false;
+    struct log *log = &n->log;
+    uint64_t bytes = log_end(n) - log->first, *marks = (uint64_t *)log->marks.data;
+    uint64_t least = log->first + max_u64(CLEAN_STEP_BYTES, log->full ? 0 : bytes / 8);
+    size_t count = log->marks.count / sizeof *marks, i, gone = 0;
+    if (n->self < 0 || bytes < (log->full ? 1 : 2) * log->live_bytes + CLEAN_SLACK_BYTES)
+        return;
+    for (i = 0; i < count && marks[i] < least; i++)
+        gone += marks[i] <= log->first;
+    if (i == count)
+        return;
+    if (!log->cleaned || marks[i] < log->cleaned) {
+        log->cleaned = marks[i];
+        log->clean_next = 0;
     }
-    bool whole = log_batch(batch.data, h.bytes, *at), walked = true;
-    if (!whole)
-        walked = clean_damaged(n, *at, *at + h.bytes);
-    for (size_t i = sizeof h; i < h.bytes && walked && whole;) {
-        const struct message *m = message_parse(batch.data + i, h.bytes - i);
-        n->log.stuck |= !m;
-        walked = m && clean_message(n, m, *at + i);
-        i += m ? m->bytes : 0;
-    }
-    bytes_free(&batch);
-    *at += walked ? h.bytes : 0;
-    return walked;
+    log->marks.count = (count - gone) * sizeof *marks;
+    memmove(marks, marks + gone, log->marks.count);
 }
 
 static void clean_tick(struct node *n)
@@ -3498,19 +3480,21 @@ static void clean_tick(struct node *n)
     struct log *log = &n->log;
     if (log->cleaned_until && log->durable >= log->cleaned_until) {
         log->first = log->cleaned;
-        log->cleaned_until = 0;
+        log->cleaned = log->cleaned_until = 0;
     }
-    if (log->stuck) /* as at start: not without the others */
-        n->gone = majority(live_members(n) & ~self_bit(n), n->voters);
-    uint64_t enough = (log->full ? log->live_bytes : 2 * log->live_bytes) + CLEAN_SLACK_BYTES;
-    if (log->cleaned_until || log->stuck || n->self < 0 || log_end(n) - log->first < enough)
+    if (!log->cleaned_until && (!log->cleaned || log->full))
+        clean_begin(n);
+    if (!log->cleaned || log->cleaned_until)
         return;
-    uint64_t at = log->first;
-    while (at < log->first + CLEAN_STEP_BYTES && at < log->durable && clean_batch(n, &at))
-        continue;
-    if (log->stuck)
-        say(LEVEL_ERROR, "the log is damaged and cannot be cleaned", "lsn=%" PRIu64, at);
-    log->cleaned = at;
+    uint64_t end = log_end(n) + CLEAN_STEP_BYTES, seen_bytes = 0;
+    while (log->clean_next <= VIEWS_PARTITION && seen_bytes < CLEAN_STEP_BYTES) {
+        if (!partition_clean(n, log->clean_next, end))
+            return;
+        seen_bytes += n->partitions[log->clean_next++].count * sizeof(struct entry);
+    }
+    if (log->clean_next <= VIEWS_PARTITION)
+        return;
+    clean_rest(n);
     log->cleaned_until = log_end(n);
 }
 
@@ -3761,6 +3745,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         n->log.flight.count = 0;
         bytes_append(&n->log.flight, h, h->bytes);
         n->log.flight_lsn = at;
+        log_mark(&n->log, at);
         at = expected = at + h->bytes;
     }
     bytes_free(&window);
@@ -5540,7 +5525,7 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
         disk_stop(&s->disk);
     folder_rename(s->options.data, s->node->id, "", ".old");
     folder_rename(s->options.data, id, ".new", "");
-    if (s->node->gone && !s->node->log.stuck) /* only damage is kept, to be looked at */
+    if (s->node->gone)
         folder_remove(s, ".old");
     close_range(3, UINT_MAX, 0);
     execv("/proc/self/exe", s->arguments);

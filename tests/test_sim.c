@@ -536,7 +536,7 @@ static void node_free(struct node *n)
     sync_reset(n);
     free(n->views);
     struct bytes *all[] = {&n->log.pending, &n->log.flight,  &n->inbox, &n->gated,
-                           &n->scratch,     &n->view_chosen, &n->cold};
+                           &n->scratch,     &n->view_chosen, &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n->draft);
