@@ -657,7 +657,6 @@ struct node {
     struct sync syncs[SYNCS_MAX];
     uint64_t repairs;
     bool view_proposed;
-    struct bytes view_chosen; /* to be adopted at the end of the event */
     uint64_t requests;
     struct counters counters;
     struct draft *draft;
@@ -2827,7 +2826,7 @@ static void coordinator_tick(struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id)
             return;
-    if (!(n->voters & self_bit(n)) || !n->has_lease || n->view_proposed || n->view_chosen.count ||
+    if (!(n->voters & self_bit(n)) || !n->has_lease || n->view_proposed ||
         !view_next(n, &next.view))
         return;
     char key[32];
@@ -2836,28 +2835,19 @@ static void coordinator_tick(struct node *n)
                      view_key(key, next.view.epoch), &next, view_bytes(&next.view));
 }
 
-/* The register of the next view answered. Whoever wrote it, what is in it is the view: read it. */
+/* The register of the next view answered. Whoever wrote it, what is in it is the view: it is read, and
+ * comes as mail, as to adopt it ends all rounds. */
 static void view_decided(struct node *n, const struct message *result, const struct body *body)
 {
     char key[32];
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = result->value_bytes};
     if (result->status == 200 && result->flags & FLAG_WHOLE)
-        bytes_append(&n->view_chosen, body->value, result->value_bytes);
+        mail(n, n->self_peer, 0, &m, &(struct body){.value = body->value});
     else if (result->status == 201 || result->status == 204 || result->status == 412)
         node_request_own(n, VIEWS_PARTITION, DO_READ, IF_NONE, key,
                          view_key(key, node_epoch(n) + 1), NULL, 0);
     else
         n->view_proposed = false;
-}
-
-/* Views are adopted between events, as that ends all rounds. */
-static void view_adopt_chosen(struct node *n)
-{
-    const struct view *v = (const struct view *)n->view_chosen.data;
-    if (!n->view_chosen.count)
-        return;
-    if (view_makes_sense(v, n->view_chosen.count) && v->epoch == node_epoch(n) + 1)
-        view_adopt(n, v);
-    n->view_chosen.count = 0;
 }
 
 static void lease_tick(struct node *n)
@@ -3540,7 +3530,6 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
 static void node_run(struct node *n)
 {
     clock_reserve(n);
-    view_adopt_chosen(n);
     while (n->inbox.count) {
         struct bytes inbox = n->inbox;
         n->inbox = (struct bytes){0};
@@ -3555,7 +3544,6 @@ static void node_run(struct node *n)
             n->inbox.count = 0;
         }
         bytes_free(&inbox);
-        view_adopt_chosen(n);
     }
 }
 

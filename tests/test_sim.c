@@ -535,8 +535,8 @@ static void node_free(struct node *n)
         free(n->views[i]);
     sync_reset(n);
     free(n->views);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight,  &n->inbox, &n->gated,
-                           &n->scratch,     &n->view_chosen, &n->cold,  &n->log.marks};
+    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox,    &n->gated,
+                           &n->scratch,     &n->cold,       &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n->draft);
@@ -1579,7 +1579,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "has syncs";
     else if (n->repairs && w.over)
         what = "has repairs";
-    else if (n->view_proposed || n->view_chosen.count)
+    else if (n->view_proposed)
         what = "proposes a view";
     else if (h->tries && w.over)
         what = "has requests";
