@@ -92,7 +92,6 @@ enum {
     LIST_PAGE_KEYS = 512,         /* keys in one message of a list, when nodes sync */
     PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
     SYNCS_MAX = 8,                /* partitions that sync at once */
-    JOINERS_MAX = 8,              /* nodes that wait to join */
     REPAIRS_MAX = 64,             /* repairs of single keys under way */
     PARCEL_BYTES = 64 << 10,      /* a message above it goes by the second link */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
@@ -492,7 +491,10 @@ struct peer {
     uint64_t heard_at;      /* when its heartbeat last came, 0: never */
     uint64_t live_at;       /* when it was last live */
     bool hears_us;
-    bool leave;                           /* somebody wishes it to leave */
+    bool leave;        /* somebody wishes it to leave */
+    uint64_t joins_at; /* when it last asked to join, with this zone and weight; 0: never */
+    char zone[ZONE_BYTES];
+    uint32_t weight;
     uint64_t epoch;                       /* of its last batch */
     uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
@@ -589,12 +591,6 @@ struct log {
     bool full;     /* the disk has no more */
 };
 
-struct joiner {
-    struct peer *peer;
-    struct member member;
-    uint64_t heard_at;
-};
-
 struct counters {
     uint64_t proposals_ok, proposals_unknown, proposals_refused, forwards, lease_expirations;
     uint64_t repairs_damage, repairs_pull, repairs_read, pulled;
@@ -637,7 +633,6 @@ struct node {
     struct peer *peers[4 * MEMBERS_MAX];
     size_t peers_count;
     struct peer *self_peer;
-    struct joiner joiners[JOINERS_MAX];
     bool has_lease;
     uint64_t lease_at; /* when it was gained or lost */
     uint64_t next_heartbeat, catch_up_until;
@@ -2681,16 +2676,9 @@ static void on_join(struct node *n, struct peer *from, const struct message *m)
     snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
     if (member_index(n->view, from->id) >= 0 || from->epoch != node_epoch(n))
         return; /* it is told the views first, as it may have been a member (R17) */
-    struct joiner *j = &n->joiners[0];
-    for (int i = 0; i < JOINERS_MAX && j->peer != from; i++)
-        if (n->joiners[i].peer == from || n->joiners[i].heard_at < j->heard_at)
-            j = &n->joiners[i];
-    *j = (struct joiner){.peer = from, .heard_at = n->now};
-    j->member.id = from->id;
-    j->member.weight = m->status;
-    memcpy(j->member.address, from->address, strlen(from->address));
-    memcpy(j->member.zone, body.type, m->type_bytes);
-    from->live_at = n->now;
+    snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
+    from->weight = m->status;
+    from->joins_at = from->live_at = n->now;
 }
 
 /* Whether a member may be drained: another live UP member must remain. */
@@ -2765,46 +2753,51 @@ static bool transition_is_lost(const struct node *n)
     return false;
 }
 
-/* The view after this one, if there is a reason for one. Members that are not copied are gone. */
+/* The end of a transition: JOINING become UP and LEAVING are gone or, if it was called off, the other
+ * way round. */
+static bool view_settle(const struct node *n, struct view *next)
+{
+    unsigned complete, changing;
+    uint64_t joining = view_members(n->view, 1u << MEMBER_JOINING);
+    transition_progress(n, &complete, &changing);
+    bool done = (complete == changing || !RULE(15)) && !(joining & ~live_members(n));
+    if (!done && !transition_is_lost(n))
+        return false;
+    next->members_count = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        const struct member *m = &n->view->members[i];
+        if (m->state == (done ? MEMBER_LEAVING : MEMBER_JOINING))
+            continue;
+        next->members[next->members_count] = *m;
+        next->members[next->members_count++].state = MEMBER_UP;
+    }
+    return true;
+}
+
+/* The view after this one, if there is a reason for one. */
 static bool view_next(const struct node *n, struct view *next)
 {
     const struct view *v = n->view;
-    uint64_t live = live_members(n), up = view_members(v, 1u << MEMBER_UP);
-    unsigned complete, changing;
-    *next = *v;
+    uint64_t up = live_members(n) & view_members(v, 1u << MEMBER_UP);
+    memcpy(next, v, view_bytes(v));
     next->epoch++;
-    next->members_count = 0;
-    if (!n->settled) {
-        transition_progress(n, &complete, &changing);
-        bool done = complete == changing || !RULE(15);
-        if (view_members(v, 1u << MEMBER_JOINING) & ~live)
-            done = false;
-        unsigned stays = done ? MEMBER_JOINING : MEMBER_LEAVING;
-        if (!done && !transition_is_lost(n))
-            return false;
-        for (uint32_t i = 0; i < v->members_count; i++) {
-            if (v->members[i].state != MEMBER_UP && v->members[i].state != stays)
-                continue;
-            next->members[next->members_count] = v->members[i];
-            next->members[next->members_count++].state = MEMBER_UP;
-        }
-        return true;
-    }
-    next->members_count = v->members_count;
-    memcpy(next->members, v->members, v->members_count * sizeof *v->members);
+    if (!n->settled)
+        return view_settle(n, next);
     for (uint32_t i = 0; i < v->members_count; i++) {
-        bool spare = (uint32_t)__builtin_popcountll(live & up & ~(UINT64_C(1) << i)) >= v->replicas;
+        bool spare = (uint32_t)__builtin_popcountll(up & ~(UINT64_C(1) << i)) >= v->replicas;
         if ((n->member_peer[i]->leave && member_may_leave(n, (int)i)) ||
             (evictable(n, i) && spare)) {
             next->members[i].state = MEMBER_LEAVING;
             return true;
         }
     }
-    for (int i = 0; i < JOINERS_MAX && v->members_count < MEMBERS_MAX; i++) {
-        const struct joiner *j = &n->joiners[i];
-        if (j->peer && j->heard_at + n->lease > n->now && member_index(v, j->member.id) < 0) {
-            next->members[next->members_count] = j->member;
-            next->members[next->members_count++].state = MEMBER_JOINING;
+    for (size_t i = 0; i < n->peers_count && v->members_count < MEMBERS_MAX; i++) {
+        const struct peer *p = n->peers[i];
+        if (p->joins_at && p->joins_at + n->lease > n->now && member_index(v, p->id) < 0) {
+            struct member *m = &next->members[next->members_count++];
+            *m = (struct member){.id = p->id, .weight = p->weight, .state = MEMBER_JOINING};
+            memcpy(m->address, p->address, strlen(p->address));
+            memcpy(m->zone, p->zone, strlen(p->zone));
             return true;
         }
     }
@@ -2856,16 +2849,16 @@ static void lease_tick(struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live >> i & 1)
             n->member_peer[i]->live_at = n->now;
-    bool has = majority(live, n->voters);
-    if (has != n->has_lease)
-        n->lease_at = n->now;
-    if (has && !n->has_lease) {
+    if (n->has_lease == majority(live, n->voters))
+        return;
+    n->has_lease = !n->has_lease;
+    n->lease_at = n->now;
+    if (n->has_lease) {
         n->catch_up_until = n->now + 10 * n->lease;
-    } else if (!has && n->has_lease) {
+    } else {
         n->counters.lease_expirations++;
         say(LEVEL_WARN, "lease lost", "epoch=%" PRIu64, n->view->epoch);
     }
-    n->has_lease = has;
 }
 
 /* === 14 Sync ====================================================================================

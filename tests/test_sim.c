@@ -36,7 +36,6 @@ enum {
     LIST_PAGE_KEYS = 3,
     PULL_BYTES_MAX = 2000,
     SYNCS_MAX = 4,
-    JOINERS_MAX = 2,
     REPAIRS_MAX = 4,
     PARCEL_BYTES = 2 << 10,
     COLD_BYTES_MAX = 1 << 20,
