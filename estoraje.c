@@ -312,7 +312,6 @@ enum message_type {
     M_HEARTBEAT,
     M_VIEW,
     M_JOIN,
-    M_LEAVE,
     M_LIST,
     M_LISTED,
     M_PULL,
@@ -1035,12 +1034,12 @@ static void mail(struct node *n, struct peer *to, uint64_t gate, const struct me
     to->messages_out++;
 }
 
-static void mail_members(struct node *n, uint64_t members, const struct message *head,
-                         const struct body *body)
+static void mail_members(struct node *n, uint64_t members, uint64_t gate,
+                         const struct message *head, const struct body *body)
 {
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
         if (members >> i & 1)
-            mail(n, n->member_peer[i], 0, head, body);
+            mail(n, n->member_peer[i], gate, head, body);
 }
 
 /* What waited for the log, and need not any more. */
@@ -1677,7 +1676,7 @@ static void round_mail(struct node *n, const struct round *r, uint64_t members, 
     struct message head = {.type = type, .flags = flags, .op = r->op, .partition = r->partition};
     head.ballot = r->ballot;
     head.key_bytes = r->key_bytes;
-    mail_members(n, members, &head, &(struct body){.key = r->key});
+    mail_members(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
 /* Hands the writes that wait to the partition's first live owner while nodes duel there. */
@@ -2000,7 +1999,7 @@ static void round_accept(struct node *n, struct round *r, uint64_t members)
 {
     const struct message *m = (const struct message *)r->record.data;
     struct body body = message_body(m);
-    mail_members(n, members, m, &body);
+    mail_members(n, members, 0, m, &body);
     r->due = n->now + STEP_TIME + m->value_bytes / BYTES_PER_US;
 }
 
@@ -2593,8 +2592,9 @@ static void rounds_restart(struct node *n)
 
 struct heartbeat {
     uint64_t keys, value_bytes, requests;
-    uint8_t complete[PARTITIONS / 8];
-    uint64_t heard[MEMBERS_MAX]; /* ids of those whose heartbeats this node hears; 0: none */
+    uint64_t leave;                   /* members that somebody wishes to leave, as bits */
+    uint8_t complete[PARTITIONS / 8]; /* partitions */
+    uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats this node hears; 0: none */
 };
 
 /* While data moves: whether all that the old owners have is here, as a majority of them listed it
@@ -2612,29 +2612,28 @@ static bool bit_is_set(const uint8_t *bits, unsigned i)
 
 static void heartbeat_send(struct node *n)
 {
-    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, {0}, {0}};
+    struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
+    beat.requests = n->requests;
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
             beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (n->member_peer[i]->heard_at && n->member_peer[i]->heard_at + n->lease > n->now)
-            beat.heard[i] = n->member_peer[i]->id;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        const struct peer *p = n->member_peer[i];
+        bool heard = p->heard_at && p->heard_at + n->lease > n->now;
+        beat.heard[i] = heard ? p->id : 0;
+        beat.leave |= (uint64_t)p->leave << i;
+    }
     struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     head.key_bytes = (uint16_t)strlen(n->address);
-    for (uint32_t i = 0; i < n->view->members_count; i++) {
-        struct peer *p = n->member_peer[i];
-        mail(n, p, log_end(n), &head, &(struct body){.key = n->address, .value = &beat});
-        if (p->leave) /* until it is gone, so that it knows why */
-            mail_members(n, ~self_bit(n), &(struct message){.type = M_LEAVE, .number = p->id},
-                         NULL);
-    }
+    mail_members(n, ~UINT64_C(0), log_end(n), &head,
+                 &(struct body){.key = n->address, .value = &beat});
 }
 
 static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
 {
     struct heartbeat beat;
     struct body body = message_body(m);
-    if (!(m->flags & FLAG_WHOLE) || m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES)
+    if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES)
         return;
     memcpy(&beat, body.value, sizeof beat);
     memset(from->address, 0, sizeof from->address);
@@ -2648,8 +2647,12 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->keys = beat.keys;
     from->value_bytes = beat.value_bytes;
     from->requests = beat.requests;
-    if (from->epoch == node_epoch(n))
-        memcpy(from->complete, beat.complete, sizeof beat.complete);
+    if (from->epoch != node_epoch(n))
+        return;
+    memcpy(from->complete, beat.complete, sizeof beat.complete);
+    n->leaves |= (beat.leave & self_bit(n)) != 0;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        n->member_peer[i]->leave |= beat.leave >> i & 1;
 }
 
 /* A node that is no member, or hears too few of them, asks to become one; its id is in the batch that
@@ -2688,7 +2691,8 @@ static bool member_may_leave(const struct node *n, int index)
     return n->view->members[index].state == MEMBER_UP && (others & live_members(n));
 }
 
-/* Asks the coordinator, by way of all members, to drain a member. False: it is the last. */
+/* Asks the coordinator, by way of all members' heartbeats, to drain a member: until it is gone, so
+ * that it knows why. False: it is the last. */
 static bool node_drain(struct node *n, int index)
 {
     if (!member_may_leave(n, index))
@@ -2697,15 +2701,6 @@ static bool node_drain(struct node *n, int index)
     n->leaves |= index == n->self;
     n->next_heartbeat = 0;
     return true;
-}
-
-static void on_leave(struct node *n, struct peer *from, const struct message *m)
-{
-    (void)from;
-    int index = member_index(n->view, m->number);
-    n->leaves |= m->number == n->id;
-    if (index >= 0)
-        n->member_peer[index]->leave = true;
 }
 
 static bool evictable(const struct node *n, uint32_t index)
@@ -3071,7 +3066,7 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
     }
     e->flags |= FLAG_DAMAGED;
     struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
-    mail_members(n, partition_owners(n, partition) & ~self_bit(n), &m,
+    mail_members(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
                  &(struct body){.key = e->key});
 }
 
@@ -3085,9 +3080,7 @@ static void digests_send(struct node *n)
             continue;
         struct message m = {.type = M_DIGEST, .partition = p, .ballot = n->partitions[p].floor};
         m.number = n->partitions[p].digest;
-        for (uint32_t j = 0; j < n->view->members_count; j++)
-            if (partition_owners(n, p) & ~self_bit(n) & UINT64_C(1) << j)
-                mail(n, n->member_peer[j], log_end(n), &m, NULL);
+        mail_members(n, partition_owners(n, p) & ~self_bit(n), log_end(n), &m, NULL);
     }
 }
 
@@ -3182,7 +3175,7 @@ static void listing_ask(struct node *n, struct listing *l)
     m.number = min_u64(l->limit - l->count, 1 << 17) / (PARTITIONS / 2) + 8;
     m.key_bytes = (uint16_t)l->after.count;
     m.value_bytes = (uint32_t)l->prefix.count;
-    mail_members(n, ~UINT64_C(0), &m,
+    mail_members(n, ~UINT64_C(0), 0, &m,
                  &(struct body){.key = l->after.data, .value = l->prefix.data});
 }
 
@@ -3500,9 +3493,8 @@ static const struct handler handlers[M_TYPES] = {
     [M_ANSWER] = {on_answer, .owned = false},  [M_FORWARD] = {on_forward, .owned = false},
     [M_RESULT] = {on_result, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
     [M_VIEW] = {on_view, .any_epoch = true},   [M_JOIN] = {on_join, .any_epoch = true},
-    [M_LEAVE] = {on_leave, .owned = false},    [M_LIST] = {on_list, .owned = false},
-    [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
-    [M_DIGEST] = {on_digest, .owned = false},
+    [M_LIST] = {on_list, .owned = false},      [M_LISTED] = {on_listed, .owned = false},
+    [M_PULL] = {on_pull, .owned = true},       [M_DIGEST] = {on_digest, .owned = false},
 };
 
 static void message_handle(struct node *n, struct peer *from, const struct message *m,

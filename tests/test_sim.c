@@ -295,8 +295,8 @@ static void event_at(uint64_t time, enum event_type type, const struct host *h, 
 /* === 3 Trace ================================================================================== */
 
 static const char *const type_names[] = {
-    "prepare",   "promise", "accept", "accepted", "refuse", "read",   "answer", "forward", "result",
-    "heartbeat", "view",    "join",   "leave",    "list",   "listed", "pull",   "digest"};
+    "prepare", "promise",   "accept", "accepted", "refuse", "read",   "answer", "forward",
+    "result",  "heartbeat", "view",   "join",     "list",   "listed", "pull",   "digest"};
 _Static_assert(sizeof type_names / sizeof *type_names == M_TYPES, "all have names");
 
 __attribute__((format(printf, 2, 3))) static void trace(const struct host *h, const char *format,

@@ -627,7 +627,7 @@ START_TEST(test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve)
     struct node *n = l.node;
     struct peer *p = peer_find(n, LONE_ID + 1);
     struct bytes out = {0};
-    mail(n, p, 0, &(struct message){.type = M_LEAVE}, NULL);
+    mail(n, p, 0, &(struct message){.type = M_DIGEST}, NULL);
     n->clock = n->reserve_durable + 1;
     ck_assert(!mail_take(n, p, 0, &out));
     lone_settle(&l);
@@ -1060,7 +1060,7 @@ static struct bytes batch_make(void)
     h->to = LONE_ID;
     h->clock = LONE_WALL;
     h->epoch = 1;
-    message_append(&b, &(struct message){.type = M_LEAVE}, NULL);
+    message_append(&b, &(struct message){.type = M_DIGEST}, NULL);
     h = (struct batch *)b.data;
     h->bytes = (uint32_t)b.count;
     h->check = XXH3_64bits(&h->cluster, b.count - 16);
