@@ -2740,12 +2740,10 @@ static bool transition_is_lost(const struct node *n)
     uint64_t dead = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
         dead |= (uint64_t)evictable(n, i) << i;
-    if (dead & view_members(n->view, 1u << MEMBER_JOINING) && RULE(21))
-        return true;
+    bool lost = dead & view_members(n->view, 1u << MEMBER_JOINING);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        if (!majority(n->owners[1][p] & ~dead, n->owners[1][p]) && RULE(21))
-            return true;
-    return false;
+        lost |= !majority(n->owners[1][p] & ~dead, n->owners[1][p]);
+    return lost && RULE(21);
 }
 
 /* The end of a transition: JOINING become UP and LEAVING are gone or, if it was called off, the other
@@ -3094,19 +3092,17 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
         return;
     struct partition *p = &n->partitions[m->partition];
     uint64_t bit = UINT64_C(1) << index;
-    bool equal = m->number == p->digest;
     floor_raise(n, m->partition, m->ballot);
-    if (equal)
+    if (m->number == p->digest) {
         p->differs &= ~bit;
-    else if (p->changed_at + 2 * SECOND < n->now || n->catch_up_until > n->now ||
-             node_random(n) % 8 == 0)
-        p->differs |= bit; /* a partition that is being written always differs: not each time */
-    if (!equal) {
-        p->agreed &= ~bit;
+        if (ballot_compare(m->ballot, p->floor) >= 0 || !RULE(19))
+            p->agreed |= bit;
         return;
     }
-    if (ballot_compare(m->ballot, p->floor) >= 0 || !RULE(19))
-        p->agreed |= bit;
+    p->agreed &= ~bit;
+    if (p->changed_at + 2 * SECOND < n->now || n->catch_up_until > n->now ||
+        node_random(n) % 8 == 0)
+        p->differs |= bit; /* a partition that is being written always differs: not each time */
 }
 
 static bool is_old(const struct node *n, struct ballot b)
@@ -3681,59 +3677,62 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
     }
 }
 
+/* The bytes of the log at `lsn`, at start: they are read many at a time. `end`: of the files. */
+static const void *window_at(struct node *n, struct bytes *window, uint64_t *base, uint64_t lsn,
+                             uint64_t bytes, uint64_t end)
+{
+    if (lsn + bytes > *base + window->count) {
+        window->count = 0;
+        *base = lsn;
+        bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
+        n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
+    }
+    return window->data + (lsn - *base);
+}
+
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
  * was durable once (chapter 6). The last batch is made to be written again, as it may not be. */
 static bool node_recover(struct node *n, uint64_t start, uint64_t end)
 {
+    struct log *log = &n->log;
     struct bytes window = {0};
-    uint64_t base = start, expected = 0, begin = start, first = start;
+    uint64_t base = start, first = start;
     bool whole = true;
-    n->log.flight.count = 0;
+    log->first = log->durable = log->pending_lsn = start;
     for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
-        uint64_t here = base + window.count - at;
-        bool some = at >= base && base + window.count >= at + sizeof(struct log_header);
-        const struct log_header *h = some ? (void *)(window.data + (at - base)) : NULL;
-        uint64_t want = some && h->magic == LOG_MAGIC && h->lsn == at ? h->bytes : sizeof *h;
-        if (!some || (want > here && want <= end - at)) {
-            want = min_u64(end - at, max_u64(want, 1 << 20));
-            window.count = 0;
-            whole = n->hooks->log_read(n, at, bytes_extend(&window, want), want, true);
-            base = at;
-            continue;
-        }
-        h = log_batch((const uint8_t *)h, here, at);
+        const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
+        uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
+        h = log_batch(window_at(n, &window, &base, at, bytes, end), bytes, at);
         if (!h) {
             at += 8;
             continue;
         }
-        whole = !expected || at == expected;
-        begin = expected ? begin : at;
-        for (size_t i = sizeof *h; i < h->bytes;) {
-            const struct message *m = message_parse((const uint8_t *)h + i, h->bytes - i);
+        for (size_t i = sizeof *h; i < bytes;) {
+            const struct message *m = message_parse((const uint8_t *)h + i, bytes - i);
             assert(m); /* its checksum says that we wrote it */
             node_replay(n, m, at + i);
             i += m->bytes;
         }
+        if (log->flight.count == 0)
+            log->first = at;
+        else
+            whole = at == log->pending_lsn;
         first = h->first;
-        n->log.flight.count = 0;
-        bytes_append(&n->log.flight, h, h->bytes);
-        n->log.flight_lsn = at;
-        log_mark(&n->log, at);
-        at = expected = at + h->bytes;
+        bytes_set(&log->flight, h, bytes);
+        log_mark(log, at);
+        log->flight_lsn = log->durable = at;
+        at = log->pending_lsn = at + bytes;
     }
     bytes_free(&window);
-    n->log.first = begin;
-    n->log.pending_lsn = expected ? expected : start;
-    n->log.durable = n->log.flight.count ? n->log.flight_lsn : start;
-    n->reserve_start = n->reserve_durable = n->log.flight_reserve = n->clock = n->reserve;
+    n->reserve_start = n->reserve_durable = log->flight_reserve = n->clock = n->reserve;
     if (n->views_count)
         n->view = n->views[n->views_count - 1];
     if (n->view)
         view_apply(n);
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
-    n->view_lsn = n->log.pending_lsn;
-    return whole && (begin <= first || !expected);
+    n->view_lsn = log->pending_lsn;
+    return whole && log->first <= first;
 }
 
 /* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
