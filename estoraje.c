@@ -641,8 +641,9 @@ struct node {
     struct partition partitions[VIEWS_PARTITION + 1];
     uint64_t keys, value_bytes; /* live ones here */
     struct log log;
-    struct bytes inbox, gated; /* mail to itself; mail that waits for the log */
-    struct bytes cold; /* messages that wait for bytes of the log, each after its sender's id */
+    struct bytes inbox, cold; /* messages, each after its sender's id: to itself; to come again when
+                                 bytes of the log are in memory */
+    struct bytes gated;       /* mail that waits for the log */
     struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
     size_t rounds_resting;
     struct request *forwards;
@@ -1022,6 +1023,7 @@ static void mail(struct node *n, struct peer *to, uint64_t gate, const struct me
         return;
     }
     if (to == n->self_peer) {
+        *(uint64_t *)bytes_extend(&n->inbox, 8) = n->id;
         message_append(&n->inbox, head, body);
         return;
     }
@@ -3507,7 +3509,7 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
     h->handle(n, from, m);
 }
 
-/* Handles mail to itself until there is none. */
+/* Handles the messages in the inbox until there is none. */
 static void node_run(struct node *n)
 {
     clock_reserve(n);
@@ -3516,9 +3518,11 @@ static void node_run(struct node *n)
         n->inbox = (struct bytes){0};
         uint64_t epoch = node_epoch(n);
         for (size_t at = 0; at < inbox.count;) {
-            const struct message *m = (const struct message *)(inbox.data + at);
-            at += m->bytes;
-            message_handle(n, n->self_peer, m, epoch);
+            struct peer *from = peer_find(n, *(const uint64_t *)(inbox.data + at));
+            const struct message *m = (const struct message *)(inbox.data + at + 8);
+            at += 8 + m->bytes;
+            if (from)
+                message_handle(n, from, m, epoch);
         }
         if (n->inbox.count == 0) {
             bytes_swap(&n->inbox, &inbox);
@@ -3570,21 +3574,6 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     return true;
 }
 
-/* Messages that met cold bytes come again: by now these may be in memory. */
-static void cold_retry(struct node *n)
-{
-    struct bytes cold = n->cold;
-    n->cold = (struct bytes){0};
-    for (size_t at = 0; at < cold.count;) {
-        struct peer *from = peer_find(n, *(const uint64_t *)(cold.data + at));
-        const struct message *m = (const struct message *)(cold.data + at + 8);
-        if (from)
-            message_handle(n, from, m, node_epoch(n));
-        at += 8 + m->bytes;
-    }
-    bytes_free(&cold);
-}
-
 /* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end. */
 static void node_durable(struct node *n, uint64_t room)
 {
@@ -3611,7 +3600,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             round_due(n, r);
         }
     }
-    cold_retry(n);
+    bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may find what they need */
+    bytes_clear(&n->cold);
     forwards_due(n, NULL);
     listings_tick(n);
     if (n->view)

@@ -642,7 +642,7 @@ END_TEST
 static int answer_type(void)
 {
     ck_assert_uint_gt(l.node->inbox.count, 0);
-    const struct message *m = (const struct message *)l.node->inbox.data;
+    const struct message *m = (const struct message *)(l.node->inbox.data + 8);
     int type = m->type;
     l.node->inbox.count = 0;
     return type;
