@@ -2902,7 +2902,7 @@ static struct listed *list_next(const struct bytes *list, size_t *at)
     return l;
 }
 
-/* Tells up to `most` of a partition's keys that begin with `prefix` and come after `after`. */
+/* Tells the next of a partition's keys. */
 static void list_tell(struct node *n, struct peer *to, const struct message *m, uint16_t partition)
 {
     const struct partition *p = &n->partitions[partition];
@@ -2933,7 +2933,8 @@ static void list_tell(struct node *n, struct peer *to, const struct message *m, 
     mail(n, to, log_end(n), &head, &(struct body){.value = n->scratch.data});
 }
 
-/* M_LIST: key is `after`, value the prefix, number how many; VIEWS_PARTITION stands for all. */
+/* M_LIST asks for so many keys (number) that begin with its value and come after its key;
+ * VIEWS_PARTITION stands for all partitions. */
 static void on_list(struct node *n, struct peer *from, const struct message *m)
 {
     bool all = m->partition == VIEWS_PARTITION;
@@ -2982,7 +2983,7 @@ static void sync_pull(struct node *n, struct sync *s)
 {
     const struct listed *l;
     for (size_t at = s->here; (l = list_next(&s->page, &at)) && !sync_wants(n, s, l); s->here = at)
-        s->due = n->now + 5 * STEP_TIME;
+        s->due = max_u64(s->due, n->now + 5 * STEP_TIME);
     if (!l && s->more) {
         sync_ask(n, s);
     } else if (!l) {
