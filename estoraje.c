@@ -311,7 +311,6 @@ enum message_type {
     M_RESULT,
     M_HEARTBEAT,
     M_VIEW,
-    M_JOIN,
     M_LIST,
     M_LISTED,
     M_PULL,
@@ -2612,6 +2611,8 @@ static bool bit_is_set(const uint8_t *bits, unsigned i)
     return bits[i / 8] >> i % 8 & 1;
 }
 
+/* To the members; a node that is no member, or hears too few of them, tells whoever is where one was,
+ * and so asks to become one, by the id in the batch. */
 static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
@@ -2619,71 +2620,56 @@ static void heartbeat_send(struct node *n)
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
             beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
-    for (uint32_t i = 0; i < n->view->members_count; i++) {
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         const struct peer *p = n->member_peer[i];
         bool heard = p->heard_at && p->heard_at + n->lease > n->now;
         beat.heard[i] = heard ? p->id : 0;
         beat.leave |= (uint64_t)p->leave << i;
+        if (!n->has_lease && strcmp(p->address, n->address) != 0)
+            peer_make(n, 0, p->address);
     }
     struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     head.key_bytes = (uint16_t)strlen(n->address);
-    mail_members(n, ~UINT64_C(0), log_end(n), &head,
-                 &(struct body){.key = n->address, .value = &beat});
+    head.type_bytes = (uint16_t)strlen(n->zone);
+    head.status = (uint16_t)n->weight;
+    struct body body = {.key = n->address, .type = n->zone, .value = &beat};
+    if (n->self >= 0)
+        mail_members(n, ~UINT64_C(0), log_end(n), &head, &body);
+    for (size_t i = 0; i < n->peers_count && !n->has_lease && !n->leaves; i++)
+        if (n->peers[i]->id == 0)
+            mail(n, n->peers[i], log_end(n), &head, &body);
 }
 
 static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
 {
     struct heartbeat beat;
     struct body body = message_body(m);
-    if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES)
+    bool member = member_index(n->view, from->id) >= 0;
+    if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES ||
+        m->type_bytes >= ZONE_BYTES || m->status == 0 || m->status > WEIGHT_MAX)
         return;
     memcpy(&beat, body.value, sizeof beat);
-    memset(from->address, 0, sizeof from->address);
-    memcpy(from->address, body.key, m->key_bytes);
+    snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
+    snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
+    from->weight = m->status;
     from->heard_at = n->now;
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
         from->hears_us |= beat.heard[i] == n->id;
-    if (!from->hears_us) /* let it */
+    if (!from->hears_us && member) /* let it */
         n->next_heartbeat = min_u64(n->next_heartbeat, n->now + n->lease / 20);
     from->keys = beat.keys;
     from->value_bytes = beat.value_bytes;
     from->requests = beat.requests;
-    if (from->epoch != node_epoch(n))
+    if (from->epoch !=
+        node_epoch(n)) /* it is told the views first: it may have been a member (R17) */
         return;
+    if (!member)
+        from->joins_at = from->live_at = n->now;
     memcpy(from->complete, beat.complete, sizeof beat.complete);
     n->leaves |= (beat.leave & self_bit(n)) != 0;
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat.leave >> i & 1;
-}
-
-/* A node that is no member, or hears too few of them, asks to become one; its id is in the batch that
- * the message came in. */
-static void join_send(struct node *n)
-{
-    struct message m = {.type = M_JOIN, .status = (uint16_t)n->weight};
-    m.key_bytes = (uint16_t)strlen(n->address);
-    m.type_bytes = (uint16_t)strlen(n->zone);
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
-        if (strcmp(n->member_peer[i]->address, n->address) != 0)
-            peer_make(n, 0, n->member_peer[i]->address); /* whoever is there now */
-    for (size_t i = 0; i < n->peers_count && !n->leaves; i++)
-        if (n->peers[i]->id == 0)
-            mail(n, n->peers[i], 0, &m, &(struct body){.key = n->address, .type = n->zone});
-}
-
-static void on_join(struct node *n, struct peer *from, const struct message *m)
-{
-    struct body body = message_body(m);
-    if (m->key_bytes >= ADDRESS_BYTES || m->type_bytes >= ZONE_BYTES || m->status == 0 ||
-        m->status > WEIGHT_MAX)
-        return;
-    snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
-    if (member_index(n->view, from->id) >= 0 || from->epoch != node_epoch(n))
-        return; /* it is told the views first, as it may have been a member (R17) */
-    snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
-    from->weight = m->status;
-    from->joins_at = from->live_at = n->now;
 }
 
 /* Whether a member may be drained: another live UP member must remain. */
@@ -3491,9 +3477,9 @@ static const struct handler handlers[M_TYPES] = {
     [M_REFUSE] = {on_refuse, .owned = false},  [M_READ] = {on_read, .owned = true},
     [M_ANSWER] = {on_answer, .owned = false},  [M_FORWARD] = {on_forward, .owned = false},
     [M_RESULT] = {on_result, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
-    [M_VIEW] = {on_view, .any_epoch = true},   [M_JOIN] = {on_join, .any_epoch = true},
-    [M_LIST] = {on_list, .owned = false},      [M_LISTED] = {on_listed, .owned = false},
-    [M_PULL] = {on_pull, .owned = true},       [M_DIGEST] = {on_digest, .owned = false},
+    [M_VIEW] = {on_view, .any_epoch = true},   [M_LIST] = {on_list, .owned = false},
+    [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
+    [M_DIGEST] = {on_digest, .owned = false},
 };
 
 static void message_handle(struct node *n, struct peer *from, const struct message *m,
@@ -3617,10 +3603,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     }
     if (n->next_heartbeat <= now) {
         n->next_heartbeat = now + n->lease / 4;
-        if (n->self >= 0)
+        if (!n->gone)
             heartbeat_send(n);
-        if (!n->has_lease && !n->gone) /* or the others it knew are all gone: it asks for views */
-            join_send(n);
         if (n->self >= 0 && n->settled)
             digests_send(n);
     }
