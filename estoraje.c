@@ -569,8 +569,8 @@ struct sync {
     uint64_t op;        /* of the page that was asked for, 0: it came */
     uint64_t due;       /* it is given up then, if nothing comes */
     bool more;
-    struct bytes page, after; /* struct listed; the key that the next page comes after */
-    size_t here, under_way;   /* in the page: up to these all is here, and is under way */
+    struct bytes page;      /* struct listed; the next page comes after its last */
+    size_t here, under_way; /* in the page: up to these all is here, and is under way */
 };
 
 struct log {
@@ -2932,7 +2932,6 @@ static void on_list(struct node *n, struct peer *from, const struct message *m)
 static void sync_end(struct sync *s)
 {
     bytes_free(&s->page);
-    bytes_free(&s->after);
     *s = (struct sync){.partition = s->partition, .source = s->source};
 }
 
@@ -2942,14 +2941,18 @@ static void sync_reset(struct node *n)
         sync_end(&n->syncs[i]);
 }
 
+/* Asks for the next page. */
 static void sync_ask(struct node *n, struct sync *s)
 {
+    const struct listed *l, *last = NULL;
+    for (size_t at = 0; (l = list_next(&s->page, &at));)
+        last = l;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = s->partition};
     m.op = s->op = clock_tick(n);
     m.number = LIST_PAGE_KEYS;
-    m.key_bytes = (uint16_t)s->after.count;
+    m.key_bytes = last ? last->key_bytes : 0;
     s->due = n->now + 5 * STEP_TIME;
-    mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = s->after.data});
+    mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = last ? last->key : NULL});
 }
 
 /* Whether this node needs the record that the list tells of. */
@@ -2993,13 +2996,8 @@ static void sync_pull(struct node *n, struct sync *s)
 static void sync_listed(struct node *n, struct sync *s, const struct message *m)
 {
     struct bytes list = message_value(m);
-    const struct listed *l, *last = NULL;
-    for (size_t at = 0; (l = list_next(&list, &at));)
-        last = l;
     bytes_set(&s->page, list.data, list.count);
-    if (last)
-        bytes_set(&s->after, last->key, last->key_bytes);
-    s->more = last && m->flags & FLAG_WATCH;
+    s->more = list.count && m->flags & FLAG_WATCH;
     s->op = s->here = s->under_way = 0;
     sync_pull(n, s);
 }
