@@ -490,9 +490,9 @@ struct peer {
     uint64_t live_at;       /* when it was last live */
     bool hears_us;
     bool leave;        /* somebody wishes it to leave */
-    uint64_t joins_at; /* when it last asked to join, with this zone and weight; 0: never */
+    uint64_t joins_at; /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
-    uint32_t weight;
+    uint32_t weight;                      /* it would have these */
     uint64_t epoch;                       /* of its last batch */
     uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
@@ -2586,8 +2586,8 @@ static void rounds_restart(struct node *n)
 
 /* === 13 The coordinator =========================================================================
  *
- * Every node sends every member a heartbeat each quarter of a lease. The coordinator is a role: the
- * live voter with the smallest id. It alone proposes views, so that proposals rarely duel; that two
+ * Every node sends every member a heartbeat each quarter of a lease; that of a node that is none is
+ * its wish to join. The coordinator is a role: the live voter with the smallest id. It alone proposes views, so that proposals rarely duel; that two
  * nodes think they have the role does no harm, as a view's register is written once.
  */
 
