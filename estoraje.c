@@ -58,8 +58,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -3742,14 +3740,21 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
 
 /* === 18 The disk ================================================================================
  *
- * The log's stream of bytes lies in files of one size, named by their number; a batch may span two.
- * The log thread writes one batch at a time, makes it durable, and wakes the loop. Space is taken far
- * ahead, so that a full disk is met before anything is promised; zeros are written a little ahead, as
- * fdatasync over written bytes is faster than growing a file. The loop never waits for a disk: what is
- * not in the page cache is sent for, and asked for again at the next tick.
+ * The log's stream of bytes lies in small files of one size, named by their number; a batch may span
+ * several. A file is opened when it is needed, and removed as a whole when the log begins above it.
+ * Space is taken far ahead, so that a full disk is met before anything is promised; zeros are written
+ * a little ahead, as fdatasync over written bytes is faster than growing a file.
+ *
+ * The log thread writes one batch at a time and makes it durable. It shares nothing with the loop: a
+ * job goes down a socket pair, and comes back with what is to be said of it. The loop never waits for
+ * a disk: what is not in the page cache is sent for, and asked for again at the next tick.
  */
 
-enum { SEGMENT_BYTES = 64 << 20, SEGMENTS_MAX = 1 << 14, ZEROS_BYTES = 1 << 20, BOUNDS = 14 };
+enum {
+    SEGMENT_BYTES = DISK_KEEP_BYTES / 2, /* so that a full disk has room to clean a whole one */
+    ZEROS_BYTES = 1 << 20,
+    BOUNDS = 14,
+};
 
 /* Upper bounds in seconds; one more bucket is for what is above. */
 static const double histogram_bounds[BOUNDS] = {.0001, .00025, .0005, .001, .0025, .005, .01,
@@ -3761,22 +3766,20 @@ struct histogram {
 };
 
 struct disk {
-    int dir, wake;
+    int dir;
     bool sync;
-    uint64_t ahead_bytes; /* space to be taken behind the log's end */
-    pthread_t thread;
-    int files
-        [SEGMENTS_MAX]; /* by number modulo SEGMENTS_MAX, 0: none; opened and closed by the thread */
-    uint64_t oldest;    /* number of the first file */
-    uint64_t given;     /* LSN up to which space was given back */
+    uint64_t ahead_bytes;   /* space to be taken behind the log's end */
+    int loop_end, own_end;  /* of the socket pair */
+    uint64_t oldest;        /* number of the first file; this and what follows is the thread's */
     uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
-    pthread_mutex_t lock;   /* of what is below */
-    pthread_cond_t work;
-    const struct bytes *job; /* to be written at job_lsn; null when that is done */
-    uint64_t job_lsn, job_first;
-    uint64_t room;
-    bool done, full, stop;
-    double sync_seconds; /* that the last one took */
+};
+
+struct disk_job {
+    const struct bytes *batch; /* to be written at lsn; nothing is needed below `first` */
+    uint64_t lsn, first;
+    uint64_t room; /* done: space behind it, whether the disk has no more, and how long it took */
+    bool full;
+    double seconds;
 };
 
 static void histogram_add(struct histogram *h, double value)
@@ -3796,128 +3799,103 @@ static uint64_t clock_us(clockid_t clock)
     return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec / 1000;
 }
 
-static void wake(int event)
-{
-    uint64_t one = 1;
-    if (write(event, &one, sizeof one) < 0 && errno != EAGAIN)
-        die("eventfd");
-}
-
-enum stream_op {
-    STREAM_READ,
-    STREAM_READ_HOT,
-    STREAM_WRITE,
-    STREAM_TAKE,
-    STREAM_GIVE,
-    STREAM_SYNC
-};
-
-/* One file's part of stream_do. Errors of writing end the process; what cannot be read is zeros,
- * which no checksum fits. */
-static bool part_do(enum stream_op op, int file, uint8_t *data, size_t bytes, off_t offset)
-{
-    ssize_t count = 0;
-    switch (op) {
-    case STREAM_READ_HOT:
-        count = preadv2(file, &(struct iovec){data, bytes}, 1, offset, RWF_NOWAIT);
-        if (count == (ssize_t)bytes)
-            return true;
-        if (count > 0 || (count < 0 && errno == EAGAIN)) {
-            posix_fadvise(file, offset, (off_t)bytes, POSIX_FADV_WILLNEED);
-            return false;
-        }
-        __attribute__((fallthrough)); /* it cannot be told, or cannot be read */
-    case STREAM_READ:
-        for (count = 0; bytes && (count = pread(file, data, bytes, offset)) > 0; offset += count) {
-            data += count;
-            bytes -= (size_t)count;
-        }
-        memset(data, 0, bytes);
-        return true;
-    case STREAM_WRITE:
-        for (; bytes && (count = pwrite(file, data, bytes, offset)) >= 0; offset += count) {
-            data += count;
-            bytes -= (size_t)count;
-        }
-        break;
-    case STREAM_TAKE:
-        errno = posix_fallocate(file, offset, (off_t)bytes);
-        if (errno == ENOSPC || errno == EDQUOT)
-            return false;
-        count = errno ? -1 : 0;
-        break;
-    case STREAM_GIVE: /* back to the disk; where that is not possible, with the whole file */
-        fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)bytes);
-        break;
-    case STREAM_SYNC:
-        count = fdatasync(file);
-    }
-    if (count < 0)
-        die("the disk failed");
-    return true;
-}
-
 static void segment_name(char name[32], uint64_t number)
 {
     snprintf(name, 32, "%010" PRIu64 ".log", number);
 }
 
-static int segment_open(struct disk *d, uint64_t number)
+/* The file where `lsn` stands. `bytes`: cut down to those that are in it. */
+static int segment_open(const struct disk *d, uint64_t lsn, int flags, size_t *bytes)
 {
-    int *file = &d->files[number % SEGMENTS_MAX];
     char name[32];
-    segment_name(name, number);
-    if (!*file && ((*file = openat(d->dir, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600)) < 0 ||
-                   fsync(d->dir) < 0))
-        die("cannot open a file of the log");
-    return *file;
+    segment_name(name, lsn / SEGMENT_BYTES);
+    *bytes = min_u64(*bytes, SEGMENT_BYTES - lsn % SEGMENT_BYTES);
+    return openat(d->dir, name, flags | O_CLOEXEC, 0600);
 }
 
-/* Does `op` to a range of the stream, file by file; `data` may be null where op needs none. */
-static bool stream_do(struct disk *d, enum stream_op op, uint64_t lsn, void *data, uint64_t bytes)
+/* What cannot be read is zeros, which no checksum fits. False: not all is in memory, and what is not
+ * was sent for; never if it may `wait`. */
+static bool disk_read(const struct disk *d, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
-    for (uint64_t part, at = 0; at < bytes; at += part) {
-        uint64_t offset = (lsn + at) % SEGMENT_BYTES;
-        part = min_u64(bytes - at, SEGMENT_BYTES - offset);
-        if (!part_do(op, segment_open(d, (lsn + at) / SEGMENT_BYTES),
-                     data ? (uint8_t *)data + at : NULL, part, (off_t)offset))
-            return false;
+    bool all = true;
+    uint8_t *at = to, *end = at + bytes;
+    for (size_t part; at < end; at += part, lsn += part) {
+        part = (size_t)(end - at);
+        int file = segment_open(d, lsn, O_RDONLY, &part);
+        off_t offset = (off_t)(lsn % SEGMENT_BYTES);
+        ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
+        if (count < 0 && errno == EOPNOTSUPP) /* it cannot be told */
+            count = pread(file, at, part, offset);
+        if (count < 0 && errno == EAGAIN) {
+            posix_fadvise(file, offset, (off_t)part, POSIX_FADV_WILLNEED);
+            all = false;
+        }
+        if (count > 0)
+            part = (size_t)count;
+        else
+            memset(at, 0, part);
+        close(file);
     }
-    return true;
+    return all;
 }
 
-/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. */
-static void disk_extend(struct disk *d, uint64_t end)
+static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size_t bytes, bool sync)
 {
-    static uint8_t zeros[ZEROS_BYTES];
-    d->full = d->taken / SEGMENT_BYTES - d->oldest >= SEGMENTS_MAX - 2;
-    while (d->taken < end + d->ahead_bytes && !d->full) {
-        d->full = !stream_do(d, STREAM_TAKE, d->taken, NULL, ZEROS_BYTES);
-        d->taken += d->full ? 0 : ZEROS_BYTES;
+    for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
+        part = bytes;
+        int file = segment_open(d, lsn, O_WRONLY, &part);
+        ssize_t count = pwrite(file, from, part, (off_t)(lsn % SEGMENT_BYTES));
+        if (count <= 0 || (sync && fdatasync(file) < 0))
+            die("the disk failed");
+        part = (size_t)count;
+        close(file);
     }
+}
+
+/* Makes the next file. False: the disk is full. */
+static bool segment_make(struct disk *d)
+{
+    size_t bytes = SEGMENT_BYTES;
+    int file = segment_open(d, d->taken, O_WRONLY | O_CREAT, &bytes);
+    errno = file < 0 ? errno : posix_fallocate(file, 0, SEGMENT_BYTES);
+    if (errno && errno != ENOSPC && errno != EDQUOT)
+        die("cannot make a file of the log");
+    bool made = !errno;
+    d->taken += made ? SEGMENT_BYTES : 0;
+    if (file >= 0)
+        close(file);
+    return made;
+}
+
+/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. False:
+ * the disk has no more. */
+static bool disk_extend(struct disk *d, uint64_t end)
+{
+    static const uint8_t zeros[ZEROS_BYTES];
+    uint64_t taken = d->taken;
+    bool more = true;
+    while (more && d->taken < end + d->ahead_bytes)
+        more = segment_make(d);
+    if (d->taken > taken && fsync(d->dir) < 0)
+        die("the disk failed");
     for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken;
          d->zeroed += ZEROS_BYTES)
-        stream_do(d, STREAM_WRITE, d->zeroed, zeros, ZEROS_BYTES);
-    d->room = d->taken - min_u64(d->taken, end);
+        stream_write(d, d->zeroed, zeros, ZEROS_BYTES, false);
+    return more;
 }
 
-/* Writes a batch and makes it durable; then gives back what is below `first`. */
-static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
+/* Writes a batch and makes it durable; then removes what is below the log's first byte. */
+static void disk_write(struct disk *d, struct disk_job *job)
 {
     char name[32];
-    disk_extend(d, lsn + batch->count);
-    stream_do(d, STREAM_WRITE, lsn, batch->data, batch->count);
-    d->zeroed = max_u64(d->zeroed, lsn + batch->count);
+    uint64_t end = job->lsn + job->batch->count;
+    job->full = !disk_extend(d, end);
+    job->room = d->taken - min_u64(d->taken, end);
     uint64_t start = clock_us(CLOCK_MONOTONIC);
-    if (d->sync)
-        stream_do(d, STREAM_SYNC, lsn, NULL, batch->count);
-    d->sync_seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
-    if (first > d->given)
-        stream_do(d, STREAM_GIVE, d->given, NULL, first - d->given);
-    d->given = max_u64(d->given, first);
-    for (; (d->oldest + 1) * SEGMENT_BYTES <= first; d->oldest++) {
-        close(segment_open(d, d->oldest));
-        d->files[d->oldest % SEGMENTS_MAX] = 0;
+    stream_write(d, job->lsn, job->batch->data, job->batch->count, d->sync);
+    job->seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
+    d->zeroed = max_u64(d->zeroed, end);
+    for (; (d->oldest + 1) * SEGMENT_BYTES <= job->first; d->oldest++) {
         segment_name(name, d->oldest);
         unlinkat(d->dir, name, 0);
     }
@@ -3926,31 +3904,20 @@ static void disk_write(struct disk *d, const struct bytes *batch, uint64_t lsn, 
 static void *disk_thread(void *arg)
 {
     struct disk *d = arg;
-    pthread_mutex_lock(&d->lock);
-    while (!d->stop) {
-        if (!d->job) {
-            pthread_cond_wait(&d->work, &d->lock);
-            continue;
-        }
-        pthread_mutex_unlock(&d->lock);
-        disk_write(d, d->job, d->job_lsn, d->job_first);
-        pthread_mutex_lock(&d->lock);
-        d->job = NULL;
-        d->done = true;
-        wake(d->wake);
+    struct disk_job job;
+    while (recv(d->own_end, &job, sizeof job, 0) == sizeof job) {
+        disk_write(d, &job);
+        send(d->own_end, &job, sizeof job, 0);
     }
-    pthread_mutex_unlock(&d->lock);
     return NULL;
 }
 
-static void disk_submit(struct disk *d, const struct bytes *batch, uint64_t lsn, uint64_t first)
+/* Hands the batch in flight to the thread. */
+static void disk_submit(const struct disk *d, const struct log *log)
 {
-    pthread_mutex_lock(&d->lock);
-    d->job = batch;
-    d->job_lsn = lsn;
-    d->job_first = first;
-    pthread_cond_signal(&d->work);
-    pthread_mutex_unlock(&d->lock);
+    struct disk_job job = {.batch = &log->flight, .lsn = log->flight_lsn, .first = log->first};
+    if (send(d->loop_end, &job, sizeof job, 0) < 0)
+        die("the log's thread does not hear");
 }
 
 static int is_segment(const struct dirent *e)
@@ -3973,7 +3940,7 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     for (int i = 0; i < count; i++) {
         struct stat file;
         uint64_t number = strtoull(names[i]->d_name, NULL, 10);
-        if (fstat(segment_open(d, number), &file) < 0)
+        if (fstatat(d->dir, names[i]->d_name, &file, 0) < 0)
             die("cannot read the log");
         whole &= *end == number * SEGMENT_BYTES;
         *end = number * SEGMENT_BYTES + (uint64_t)file.st_size;
@@ -3983,30 +3950,25 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     return whole;
 }
 
-static void disk_stop(struct disk *d)
-{
-    pthread_mutex_lock(&d->lock);
-    d->stop = true;
-    pthread_cond_signal(&d->work);
-    pthread_mutex_unlock(&d->lock);
-    pthread_join(d->thread, NULL);
-}
-
 /* Begins to write behind `end`, the log's end as it was recovered. */
 static void disk_start(struct disk *d, uint64_t end)
 {
-    d->given = d->oldest * SEGMENT_BYTES;
-    d->taken = d->zeroed = end;
-    pthread_mutex_init(&d->lock, NULL);
-    pthread_cond_init(&d->work, NULL);
-    if (pthread_create(&d->thread, NULL, disk_thread, d))
+    int pair[2];
+    pthread_t thread;
+    d->taken = end / SEGMENT_BYTES * SEGMENT_BYTES;
+    d->zeroed = end;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        die("cannot make a socket");
+    d->loop_end = pair[0];
+    d->own_end = pair[1];
+    if (pthread_create(&thread, NULL, disk_thread, d))
         die("cannot start a thread");
 }
 
 /* === 19 The server, and its wire ================================================================
  *
- * One thread, one poll: libmicrohttpd for what comes in, libcurl for what goes out, an eventfd for
- * what the disk has done. To each peer go two POSTs of /_mail that never end, one for mail and one for
+ * One thread, one poll: libmicrohttpd for what comes in, libcurl for what goes out, a socket for what
+ * the disk has done. To each peer go two POSTs of /_mail that never end, one for mail and one for
  * parcels; what comes back is in the peer's own POSTs.
  */
 
@@ -4034,7 +3996,6 @@ struct server {
     struct disk disk;
     struct MHD_Daemon *daemon;
     CURLM *multi;
-    int wake;
     bool draining, resumed;
     char *secret, *tls_cert, *tls_key, *tls_ca;
     struct call *calls; /* suspended ones */
@@ -5365,7 +5326,7 @@ static void usage_error(const char *message)
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     struct server *s = n->world;
-    return stream_do(&s->disk, wait ? STREAM_READ : STREAM_READ_HOT, lsn, to, bytes);
+    return disk_read(&s->disk, lsn, to, bytes, wait);
 }
 
 static const struct hooks server_hooks = {http_reply, server_log_read};
@@ -5373,29 +5334,21 @@ static const struct hooks server_hooks = {http_reply, server_log_read};
 /* Hands the log's next batch to its thread. */
 static void log_submit(struct server *s)
 {
-    const struct bytes *batch = log_flush(s->node);
-    if (!batch)
+    if (!log_flush(s->node))
         return;
     histogram_add(&s->batch_records, (double)s->node->log.flight_entries / BATCH_UNIT);
-    disk_submit(&s->disk, batch, s->node->log.flight_lsn, s->node->log.first);
+    disk_submit(&s->disk, &s->node->log);
 }
 
 /* Takes note of what the log's thread has done. */
 static void disk_events(struct server *s)
 {
-    struct disk *d = &s->disk;
-    uint64_t count;
-    if (read(s->wake, &count, sizeof count) < 0 && errno != EAGAIN)
-        die("eventfd");
-    pthread_mutex_lock(&d->lock);
-    bool done = d->done;
-    d->done = false;
-    pthread_mutex_unlock(&d->lock);
-    if (!done)
+    struct disk_job done;
+    if (recv(s->disk.loop_end, &done, sizeof done, MSG_DONTWAIT) != sizeof done)
         return;
-    histogram_add(&s->fsync_seconds, d->sync_seconds);
-    s->node->log.full = d->full;
-    node_durable(s->node, d->room);
+    histogram_add(&s->fsync_seconds, done.seconds);
+    s->node->log.full = done.full;
+    node_durable(s->node, done.room);
 }
 
 static uint64_t random_u64(void)
@@ -5460,14 +5413,12 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s)
     struct node *n = server_node(s, id);
     say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, id);
     folder_make(path, s->options.data, id, ".new");
-    made = (struct disk){.sync = true, .wake = s->wake, .ahead_bytes = 2 * ZEROS_BYTES};
+    made = (struct disk){.sync = true};
     disk_open(&made, path, &start, &end);
     for (size_t e = 0; e < s->node->views_count && s->node->views[e]; e++)
         view_log(n, s->node->views[e]); /* up to what was lost: the others tell the rest */
     clock_reserve(n);
-    disk_write(&made, log_flush(n), 0, 0);
-    if (s->daemon)
-        disk_stop(&s->disk);
+    disk_write(&made, &(struct disk_job){.batch = log_flush(n)});
     folder_rename(s->options.data, s->node->id, "", ".old");
     folder_rename(s->options.data, id, ".new", "");
     if (s->node->gone)
@@ -5570,7 +5521,7 @@ static void server_open(struct server *s)
             "the data directory is empty: say --bootstrap for a new cluster, or else --join");
     disk_start(&s->disk, n->log.pending_lsn);
     if (n->log.flight.count)
-        disk_submit(&s->disk, &n->log.flight, n->log.flight_lsn, n->log.first);
+        disk_submit(&s->disk, &n->log);
     if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
         usleep((useconds_t)(n->reserve - n->wall));
     n->wall = clock_us(CLOCK_REALTIME);
@@ -5629,15 +5580,11 @@ static void server_listen(struct server *s)
     exit(1);
 }
 
-static int stop_event = -1;
-static volatile sig_atomic_t stop_asked;
+static volatile sig_atomic_t stop_asked; /* looked at in each turn of the loop */
 
 static void on_signal(int number)
 {
     stop_asked = number;
-    uint64_t one = 1;
-    if (write(stop_event, &one, sizeof one) < 0)
-        return; /* it is awake then */
 }
 
 /* Tells a service manager, as sd_notify(3) does. */
@@ -5673,7 +5620,7 @@ static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
-                                   {s->wake, CURL_WAIT_POLLIN, 0}};
+                                   {s->disk.loop_end, CURL_WAIT_POLLIN, 0}};
     MHD_UNSIGNED_LONG_LONG
     ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
@@ -5691,11 +5638,8 @@ static void server_turn(struct server *s)
             calls_check(s);
     }
     node_run(s->node);
-    if (s->node->gone && !s->node->leaves) {
-        links_close(s);
-        server_rebirth(s);
-        return;
-    }
+    if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
+        server_rebirth(s); /* when the log's thread is at rest */
     log_submit(s);
     links_send(s);
     int running;
@@ -5727,7 +5671,6 @@ static void server_stop(struct server *s)
     MHD_run(s->daemon);
     links_close(s);
     MHD_stop_daemon(s->daemon);
-    disk_stop(&s->disk);
     curl_multi_cleanup(s->multi);
     curl_global_cleanup();
 }
@@ -5848,10 +5791,8 @@ int main(int count, char **arguments)
     static struct server s;
     options_read(&s.options, count, arguments);
     s.arguments = arguments;
-    s.wake = stop_event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    struct sigaction act = {.sa_handler = on_signal};
-    sigaction(SIGTERM, &act, NULL);
-    sigaction(SIGINT, &act, NULL);
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
     signal(SIGPIPE, SIG_IGN);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
@@ -5865,7 +5806,6 @@ int main(int count, char **arguments)
     s.tls_ca = read_file(s.options.tls_ca);
     curl_global_init(CURL_GLOBAL_ALL);
     s.multi = curl_multi_init();
-    s.disk.wake = s.wake;
     s.disk.sync = s.options.sync == 1;
     s.disk.ahead_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
