@@ -707,21 +707,22 @@ static void clock_reserve(struct node *n)
  * durable. Hence at start: a damaged batch with a whole one after it was durable once, and is
  * corruption; damage with nothing after it is a torn tail.
  *
- *    0 magic    "eLg1"
+ *    0 magic    "eLg2"
  *    4 bytes    of the batch, header included, a multiple of 8
  *    8 check    XXH3 of bytes 16 to the end
  *   16 lsn      where it stands: a batch is valid only there
- *   24 first    where the log began when it was written
- *   32 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP
+ *   24 first    where the log began when it was written; nothing below is needed
+ *   32 id       of the node whose log it is
+ *   40 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP
  */
 
-#define LOG_MAGIC 0x31674c65u
+#define LOG_MAGIC 0x32674c65u
 
 struct log_header {
     uint32_t magic, bytes;
-    uint64_t check, lsn, first;
+    uint64_t check, lsn, first, id;
 };
-_Static_assert(sizeof(struct log_header) == 32, "layout");
+_Static_assert(sizeof(struct log_header) == 40, "layout");
 
 /* Appends an entry; returns its LSN. The caller's effects may be shown when n->log.durable has
  * passed log_end. */
@@ -761,6 +762,7 @@ static const struct bytes *log_flush(struct node *n)
     *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)log->pending.count};
     h->lsn = log->pending_lsn;
     h->first = log->first;
+    h->id = n->id;
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log->flight_lsn = log->pending_lsn;
     log_mark(log, log->flight_lsn);
@@ -3678,6 +3680,9 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
             at += 8;
             continue;
         }
+        n->id = n->self_peer->id = h->id;
+        for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
+            partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
         for (size_t i = sizeof *h; i < bytes;) {
             const struct message *m = message_parse((const uint8_t *)h + i, bytes - i);
             assert(m); /* its checksum says that we wrote it */
@@ -3704,6 +3709,17 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         n->gone |= member_index(n->views[e], n->id) >= 0;
     n->view_lsn = log->pending_lsn;
     return whole && log->first <= first;
+}
+
+/* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
+ * was lost; the others tell the rest. */
+static const struct bytes *node_begin_anew(struct node *n, const struct node *before, uint64_t lsn)
+{
+    n->log.first = n->log.pending_lsn = lsn;
+    for (size_t e = 0; e < before->views_count && before->views[e]; e++)
+        view_log(n, before->views[e]);
+    clock_reserve(n);
+    return log_flush(n);
 }
 
 /* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
@@ -3780,6 +3796,7 @@ struct disk_job {
     uint64_t room; /* done: space behind it, whether the disk has no more, and how long it took */
     bool full;
     double seconds;
+    bool damaged; /* what is below `first` is not removed, but set aside to be looked at */
 };
 
 static void histogram_add(struct histogram *h, double value)
@@ -3873,6 +3890,7 @@ static bool disk_extend(struct disk *d, uint64_t end)
 {
     static const uint8_t zeros[ZEROS_BYTES];
     uint64_t taken = d->taken;
+    d->zeroed = max_u64(d->zeroed, end);
     bool more = true;
     while (more && d->taken < end + d->ahead_bytes)
         more = segment_make(d);
@@ -3887,17 +3905,20 @@ static bool disk_extend(struct disk *d, uint64_t end)
 /* Writes a batch and makes it durable; then removes what is below the log's first byte. */
 static void disk_write(struct disk *d, struct disk_job *job)
 {
-    char name[32];
+    char name[32], aside[64];
     uint64_t end = job->lsn + job->batch->count;
     job->full = !disk_extend(d, end);
     job->room = d->taken - min_u64(d->taken, end);
     uint64_t start = clock_us(CLOCK_MONOTONIC);
     stream_write(d, job->lsn, job->batch->data, job->batch->count, d->sync);
     job->seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
-    d->zeroed = max_u64(d->zeroed, end);
     for (; (d->oldest + 1) * SEGMENT_BYTES <= job->first; d->oldest++) {
         segment_name(name, d->oldest);
-        unlinkat(d->dir, name, 0);
+        snprintf(aside, sizeof aside, "%s.damaged", name);
+        if (job->damaged)
+            renameat(d->dir, name, d->dir, aside);
+        else
+            unlinkat(d->dir, name, 0);
     }
 }
 
@@ -3925,16 +3946,33 @@ static int is_segment(const struct dirent *e)
     return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
 }
 
-/* Opens the folder of a log; `start` and `end` are those of the stream that its files hold. False: a
- * file is missing, or was cut short, as all but the last have their full size. */
+/* Makes the data directory and those above it if need be, and takes it for this process alone. */
+static int folder_open(const char *path)
+{
+    char above[PATH_MAX];
+    for (size_t i = 1; i <= strlen(path); i++) {
+        snprintf(above, sizeof above, "%.*s", (int)i, path);
+        if (path[i] == '/' || !path[i])
+            mkdir(above, 0700); /* open tells whether it is there now */
+    }
+    int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0)
+        die("cannot make the data directory");
+    if (flock(folder, LOCK_EX | LOCK_NB) < 0)
+        die("another process uses this data directory");
+    return folder;
+}
+
+/* Opens the log in the data directory; `start` and `end` are those of the stream that its files hold.
+ * False: a file is missing, or was cut short, as all but the last have their full size. */
 static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
 {
     struct dirent **names;
-    int count = scandir(path, &names, is_segment, alphasort);
+    d->dir = folder_open(path);
+    int count = scandirat(d->dir, ".", &names, is_segment, alphasort);
     bool whole = true;
-    d->dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (d->dir < 0 || count < 0)
-        die("cannot open the folder of the log");
+    if (count < 0)
+        die("cannot read the data directory");
     d->oldest = count ? strtoull(names[0]->d_name, NULL, 10) : 0;
     *start = *end = d->oldest * SEGMENT_BYTES;
     for (int i = 0; i < count; i++) {
@@ -3947,6 +3985,7 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
         free(names[i]);
     }
     free(names);
+    d->taken = (*end + SEGMENT_BYTES - 1) / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
 }
 
@@ -3956,7 +3995,6 @@ static void disk_start(struct disk *d, uint64_t end)
     int pair[2];
     pthread_t thread;
     d->taken = end / SEGMENT_BYTES * SEGMENT_BYTES;
-    d->zeroed = end;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
         die("cannot make a socket");
     d->loop_end = pair[0];
@@ -5373,56 +5411,16 @@ static struct node *server_node(struct server *s, uint64_t id)
     return n;
 }
 
-/* Renames a node's folder; each is named by its id, and what follows says what is the matter. */
-static void folder_rename(const char *data, uint64_t id, const char *from, const char *to)
+/* Begins anew with a new id, keeping only the views (R17). It takes one batch of the log, which nothing
+ * below is needed for; then the program starts again. Behind damage it has files of its own. */
+__attribute__((noreturn)) static void server_rebirth(struct server *s, bool damaged)
 {
-    char before[PATH_MAX], after[PATH_MAX];
-    snprintf(before, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, from);
-    snprintf(after, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, to);
-    if (rename(before, after) < 0)
-        die("cannot rename a folder of the data directory");
-}
-
-static void folder_make(char path[PATH_MAX], const char *data, uint64_t id, const char *suffix)
-{
-    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", data, id, suffix);
-    if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        die("cannot make a folder in the data directory");
-}
-
-static void folder_remove(struct server *s, const char *suffix)
-{
-    char path[PATH_MAX], name[32];
-    snprintf(path, PATH_MAX, "%s/%016" PRIx64 "%s", s->options.data, s->node->id, suffix);
-    for (uint64_t number = s->disk.oldest;; number++) {
-        segment_name(name, number);
-        if (unlinkat(s->disk.dir, name, 0) < 0)
-            break;
-    }
-    rmdir(path);
-}
-
-/* Begins anew with a new id and an empty log, keeping only the views (R17): these are made durable in
- * a new folder, the old one is moved aside, the new one gets its name, and the program starts again.
- * A start between the two renames finishes them. */
-__attribute__((noreturn)) static void server_rebirth(struct server *s)
-{
-    static struct disk made;
-    char path[PATH_MAX];
-    uint64_t id = random_u64(), start, end;
-    struct node *n = server_node(s, id);
-    say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, id);
-    folder_make(path, s->options.data, id, ".new");
-    made = (struct disk){.sync = true};
-    disk_open(&made, path, &start, &end);
-    for (size_t e = 0; e < s->node->views_count && s->node->views[e]; e++)
-        view_log(n, s->node->views[e]); /* up to what was lost: the others tell the rest */
-    clock_reserve(n);
-    disk_write(&made, &(struct disk_job){.batch = log_flush(n)});
-    folder_rename(s->options.data, s->node->id, "", ".old");
-    folder_rename(s->options.data, id, ".new", "");
-    if (s->node->gone)
-        folder_remove(s, ".old");
+    struct node *n = server_node(s, random_u64());
+    struct disk_job job = {.damaged = damaged};
+    say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
+    job.lsn = job.first = damaged ? s->disk.taken : s->node->log.pending_lsn;
+    job.batch = node_begin_anew(n, s->node, job.lsn);
+    disk_write(&s->disk, &job);
     close_range(3, UINT_MAX, 0);
     execv("/proc/self/exe", s->arguments);
     die("cannot start again");
@@ -5448,74 +5446,24 @@ static bool others_are_healthy(struct server *s)
     return healthy;
 }
 
-static int is_node_folder(const struct dirent *e)
-{
-    return strspn(e->d_name, "0123456789abcdef") == 16 &&
-           (e->d_name[16] == 0 || strcmp(e->d_name + 16, ".new") == 0);
-}
-
-/* The id whose folder is in the data directory; 0: none. */
-static uint64_t folder_find(const char *data)
-{
-    struct dirent **names;
-    uint64_t whole = 0, made = 0;
-    int count = scandir(data, &names, is_node_folder, alphasort);
-    while (count-- > 0) {
-        *(names[count]->d_name[16] ? &made : &whole) = strtoull(names[count]->d_name, NULL, 16);
-        free(names[count]);
-    }
-    free(names);
-    if (!whole && made) /* it was stopped between the renames of server_rebirth */
-        folder_rename(data, made, ".new", "");
-    return whole ? whole : made;
-}
-
-/* Makes the data directory if need be, and takes it for this process alone. */
-static void data_lock(const char *data)
-{
-    char path[PATH_MAX];
-    for (const char *at = strchr(data + 1, '/');; at = strchr(at + 1, '/')) {
-        snprintf(path, sizeof path, "%.*s", at ? (int)(at - data) : PATH_MAX - 8, data);
-        if (mkdir(path, 0700) < 0 && errno != EEXIST)
-            die("cannot make the data directory");
-        if (!at)
-            break;
-    }
-    strcat(path, "/lock");
-    int lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0)
-        die("another process uses this data directory");
-}
-
 /* Reads the log into a node; makes it a member of a new cluster, or one that asks to join. */
 static void server_open(struct server *s)
 {
     struct options *o = &s->options;
-    char path[PATH_MAX], *save;
     uint64_t start, end;
-    data_lock(o->data);
-    uint64_t found = folder_find(o->data), id = found ? found : random_u64();
-    folder_make(path, o->data, id, "");
-    bool whole = disk_open(&s->disk, path, &start, &end);
-    struct node *n = s->node = server_node(s, id);
+    bool whole = disk_open(&s->disk, o->data, &start, &end);
+    struct node *n = s->node = server_node(s, random_u64());
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
              (n->log.pending_lsn == start || n->log.pending_lsn + RESERVE_ROOM / 2 <= end);
-    if (found && whole &&
-        n->log.pending_lsn == start) { /* whoever it was, it knows nothing (R17) */
-        char empty[PATH_MAX];
-        folder_make(empty, o->data, n->id = n->self_peer->id = random_u64(), "");
-        if (rename(path, empty) < 0)
-            die("cannot rename a folder of the data directory");
-    }
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
-        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "folder=%s", path);
+        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=%s", o->data);
         if (tries == DAMAGED_TRIES)
-            die("the log is damaged: restore it, or move its folder away and join other nodes");
+            die("the log is damaged: restore it, or move it away and join other nodes");
         usleep((useconds_t)o->lease);
     }
     if (!whole)
-        server_rebirth(s);
+        server_rebirth(s, true);
     if (!n->view && !o->bootstrap == !o->join)
         usage_error(
             "the data directory is empty: say --bootstrap for a new cluster, or else --join");
@@ -5527,7 +5475,7 @@ static void server_open(struct server *s)
     n->wall = clock_us(CLOCK_REALTIME);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
-    char *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
+    char *save, *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
     for (char *one = list ? strtok_r(list, ",", &save) : NULL; one;
          one = strtok_r(NULL, ",", &save))
         peer_make(n, 0, one);
@@ -5639,7 +5587,7 @@ static void server_turn(struct server *s)
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
-        server_rebirth(s); /* when the log's thread is at rest */
+        server_rebirth(s, false); /* when the log's thread is at rest */
     log_submit(s);
     links_send(s);
     int running;

@@ -76,6 +76,7 @@ static void batch_cook(struct lone *l, const struct piece *p, const uint8_t *dat
     *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)b.count};
     h->lsn = l->disk.count + (p->what & MOVED ? 8 : 0);
     h->first = p->what & FIRST_IS_HERE ? l->disk.count : 0;
+    h->id = LONE_ID;
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16) + !!(p->what & UNCHECKED);
     bytes_append(&l->disk, b.data, p->what & TORN ? b.count / 2 : b.count);
     bytes_free(&b);

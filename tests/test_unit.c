@@ -371,16 +371,21 @@ static void files_close(void)
     disk = (struct disk){0};
 }
 
-static void files_teardown(void)
+static void files_remove(void)
 {
-    char path[64], name[32];
-    files_close();
-    teardown();
-    for (uint64_t i = 0; i < 16; i++) {
-        segment_name(name, i);
-        snprintf(path, sizeof path, "%s/%s", folder, name);
+    char path[96], name[32];
+    for (uint64_t i = 0; i < 32; i++) {
+        segment_name(name, i / 2);
+        snprintf(path, sizeof path, "%s/%s%s", folder, name, i % 2 ? ".damaged" : "");
         unlink(path);
     }
+}
+
+static void files_teardown(void)
+{
+    files_close();
+    teardown();
+    files_remove();
     rmdir(folder);
 }
 
@@ -419,8 +424,8 @@ static bool files_recover(void)
     struct node *n = lone_node(&l);
     n->hooks = &file_hooks;
     whole &= node_recover(n, start, end);
-    disk.taken = n->log.pending_lsn / SEGMENT_BYTES * SEGMENT_BYTES;
-    disk.zeroed = n->log.pending_lsn;
+    if (whole)
+        disk.taken = n->log.pending_lsn / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
 }
 
@@ -447,7 +452,6 @@ static void files_begin(uint64_t lsn)
     n->log.first = n->log.durable = n->log.pending_lsn = lsn;
     disk.oldest = lsn / SEGMENT_BYTES;
     disk.taken = disk.oldest * SEGMENT_BYTES;
-    disk.zeroed = lsn;
     node_bootstrap(n, 3);
     clock_reserve(n);
     files_settle();
@@ -563,6 +567,64 @@ START_TEST(test_files_below_the_first_needed_byte_are_removed)
 }
 END_TEST
 
+/* Of the files of files_three; `first`: what is below is removed, 0: it crashes before that. */
+static void files_begin_anew(uint64_t id, bool damaged, uint64_t lsn, uint64_t first)
+{
+    static const struct hooks none = {0};
+    struct node *n = node_new(id, 7, "127.0.0.1:1", &none, NULL);
+    n->wall = LONE_WALL + SECOND;
+    struct disk_job job = {.damaged = damaged, .lsn = lsn, .first = first};
+    job.batch = node_begin_anew(n, l.node, lsn);
+    disk_write(&disk, &job);
+    struct node *before = l.node;
+    l.node = n;
+    lone_node_free(&l);
+    l.node = before;
+}
+
+START_TEST(test_who_begins_anew_keeps_the_views_alone)
+{
+    for (int crash = 1; crash >= 0; crash--) {
+        files_three();
+        uint64_t lsn = l.node->log.pending_lsn;
+        files_begin_anew(0x77, false, lsn, crash ? 0 : lsn);
+        ck_assert(file_exists(0) == crash && file_exists(lsn / SEGMENT_BYTES));
+        ck_assert(files_recover());
+        ck_assert(l.node->id == 0x77 && l.node->self_peer->id == 0x77 && l.node->self < 0);
+        ck_assert(!l.node->gone && l.node->keys == 0 && !entry_of("end") && !entry_of("0"));
+        ck_assert_uint_eq(node_epoch(l.node), 1);
+        ck_assert_uint_eq(l.node->log.live_bytes, view_bytes(l.node->view));
+        files_settle();
+        files_accept("new", "1", 1);
+        files_settle();
+        ck_assert(files_recover());
+        ck_assert(l.node->id == 0x77 && entry_of("new"));
+        lone_node_free(&l);
+        files_remove();
+    }
+}
+END_TEST
+
+START_TEST(test_who_begins_anew_behind_damage_sets_it_aside)
+{
+    char path[64];
+    files_three();
+    file_remove(1);
+    ck_assert(!files_recover());
+    uint64_t lsn = disk.taken;
+    files_begin_anew(0x77, true, lsn, 0);
+    ck_assert(!files_recover()); /* it crashed before it did: so it does it again */
+    ck_assert_uint_gt(disk.taken, lsn);
+    lsn = disk.taken;
+    files_begin_anew(0x78, true, lsn, lsn);
+    ck_assert(files_recover());
+    ck_assert(l.node->id == 0x78 && l.node->keys == 0 && node_epoch(l.node) == 1);
+    ck_assert(!file_exists(0) && !file_exists(2));
+    snprintf(path, sizeof path, "%s/0000000000.log.damaged", folder);
+    ck_assert_int_eq(access(path, F_OK), 0);
+}
+END_TEST
+
 START_TEST(test_files_of_other_names_are_no_part_of_the_log)
 {
     static const struct {
@@ -573,6 +635,7 @@ START_TEST(test_files_of_other_names_are_no_part_of_the_log)
                 {"000000000.log", 0},
                 {"00000000000.log", 0},
                 {"0000000000.log~", 0},
+                {"0000000000.log.damaged", 0},
                 {"0000000000.lo", 0},
                 {"a000000000.log", 0},
                 {"lock", 0},
@@ -1774,6 +1837,8 @@ int main(void)
         {"files", test_a_missing_file_is_corruption, 2},
         {"files", test_without_its_last_file_the_log_ends_earlier, 1},
         {"files", test_files_below_the_first_needed_byte_are_removed, 1},
+        {"files", test_who_begins_anew_keeps_the_views_alone, 1},
+        {"files", test_who_begins_anew_behind_damage_sets_it_aside, 1},
         {"files", test_files_of_other_names_are_no_part_of_the_log, 1},
         {"files", test_space_is_taken_ahead_and_told, 1},
         {"files", test_bytes_that_are_not_there_are_zeros, 1},
