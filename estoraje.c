@@ -1060,14 +1060,18 @@ static void mail_ungate(struct node *n)
     bytes_free(&waiting);
 }
 
+/* No mail leaves before the view and the clock that it is sent with are durable. */
+static bool mail_may_leave(const struct node *n)
+{
+    return (n->clock <= n->reserve_durable && n->log.durable >= n->view_lsn) || !RULE(3);
+}
+
 /* Moves all mail that waits for the peer into `out` as one batch. False: there is none, or it may not
  * leave yet. `which`: 0 mail, 1 parcels. */
 static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *out)
 {
     struct bytes *box = &p->outbox[which];
-    if (box->count == 0)
-        return false;
-    if (RULE(3) && (n->clock > n->reserve_durable || n->log.durable < n->view_lsn))
+    if (box->count == 0 || !mail_may_leave(n))
         return false;
     struct batch *b = (struct batch *)box->data;
     *b = (struct batch){.magic = MAIL_MAGIC, .bytes = (uint32_t)box->count};
@@ -4043,35 +4047,27 @@ struct server {
     uint64_t next_tick, ticks;
 };
 
-struct link {
+/* One of the two POSTs to a peer. */
+struct channel {
     struct server *server;
     struct peer *peer;
-    struct channel {
-        struct link *link;
-        int which;
-        CURL *easy; /* null: not open */
-        struct curl_slist *headers;
-        struct bytes sending;
-        size_t sent;
-        bool paused;
-        uint64_t opened_at, retry_at;
-        unsigned failures;
-    } channels[2];
+    int which;  /* 0 mail, 1 parcels */
+    CURL *easy; /* null: not open */
+    struct bytes sending;
+    size_t sent;
+    uint64_t opened_at, retry_at;
 };
 
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
 {
     struct channel *c = arg;
-    size_t room = size * count;
     if (c->sent == c->sending.count) {
         c->sent = 0;
         bytes_clear(&c->sending);
-        if (!mail_take(c->link->server->node, c->link->peer, c->which, &c->sending)) {
-            c->paused = true;
+        if (!mail_take(c->server->node, c->peer, c->which, &c->sending))
             return CURL_READFUNC_PAUSE;
-        }
     }
-    size_t part = min_u64(room, c->sending.count - c->sent);
+    size_t part = min_u64(size * count, c->sending.count - c->sent);
     memcpy(to, c->sending.data + c->sent, part);
     c->sent += part;
     return part;
@@ -4083,95 +4079,89 @@ static size_t channel_ignore(char *data, size_t size, size_t count, void *arg)
     return size * count;
 }
 
-static void channel_close(struct channel *c)
+/* A request to a peer, with all that every such request needs. */
+static CURL *peer_request(const struct server *s, const char *address, const char *path)
 {
-    struct server *s = c->link->server;
-    if (!c->easy)
-        return;
-    curl_multi_remove_handle(s->multi, c->easy);
-    curl_easy_cleanup(c->easy);
-    curl_slist_free_all(c->headers);
-    c->easy = NULL;
-    c->headers = NULL;
-    c->sent = c->sending.count = 0;
-}
-
-/* Options that every request to a peer has. */
-static void curl_common(const struct server *s, CURL *easy)
-{
+    CURL *easy = curl_easy_init();
+    char url[128];
+    if (!easy)
+        die("out of memory");
+    snprintf(url, sizeof url, "%s://%s%s", s->options.tls_cert ? "https" : "http", address, path);
+    curl_easy_setopt(easy, CURLOPT_URL, url);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, 1000L);
-    curl_easy_setopt(easy, CURLOPT_TCP_NODELAY, 1L);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, channel_ignore);
-    if (!s->options.tls_ca)
-        return;
     curl_easy_setopt(easy, CURLOPT_CAINFO, s->options.tls_ca);
     curl_easy_setopt(easy, CURLOPT_SSLCERT, s->options.tls_cert);
     curl_easy_setopt(easy, CURLOPT_SSLKEY, s->options.tls_key);
+    return easy;
 }
 
+/* An upload without a size is chunked. libcurl would ask whether it may begin: it need not. */
 static void channel_open(struct channel *c)
 {
-    struct server *s = c->link->server;
-    char text[512];
-    c->easy = curl_easy_init();
-    if (!c->easy)
-        die("out of memory");
-    snprintf(text, sizeof text, "%s://%s/_mail", s->options.tls_cert ? "https" : "http",
-             c->link->peer->address);
-    curl_common(s, c->easy);
-    curl_easy_setopt(c->easy, CURLOPT_URL, text);
-    curl_easy_setopt(c->easy, CURLOPT_POST, 1L);
+    struct server *s = c->server;
+    c->easy = peer_request(s, c->peer->address, "/_mail");
+    curl_easy_setopt(c->easy, CURLOPT_UPLOAD, 1L);
+    curl_easy_setopt(c->easy, CURLOPT_CUSTOMREQUEST, "POST");
+    curl_easy_setopt(c->easy, CURLOPT_EXPECT_100_TIMEOUT_MS, 0L);
     curl_easy_setopt(c->easy, CURLOPT_READFUNCTION, channel_read);
     curl_easy_setopt(c->easy, CURLOPT_READDATA, c);
     curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
-    c->headers = curl_slist_append(c->headers, "Expect:");
-    c->headers = curl_slist_append(c->headers, "Transfer-Encoding: chunked");
-    c->headers = curl_slist_append(c->headers, "Content-Type: application/octet-stream");
-    snprintf(text, sizeof text, "Authorization: Bearer %s", s->secret ? s->secret : "");
-    if (s->secret)
-        c->headers = curl_slist_append(c->headers, text);
-    curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, c->headers);
-    c->paused = false;
-    c->opened_at = c->link->server->node->now;
+    curl_easy_setopt(c->easy, CURLOPT_HTTPAUTH, CURLAUTH_BEARER);
+    curl_easy_setopt(c->easy, CURLOPT_XOAUTH2_BEARER, s->secret);
+    c->opened_at = s->node->now;
     curl_multi_add_handle(s->multi, c->easy);
 }
 
-/* Lets out what waits, and opens what is closed and has mail. */
-static void links_send(struct server *s)
+/* What was on its way is lost. It is opened again after a while, a longer one the longer the peer has
+ * not been live. */
+static void channel_close(struct channel *c)
 {
-    struct node *n = s->node;
-    for (size_t i = 0; i < n->peers_count; i++) {
-        struct peer *p = n->peers[i];
-        struct link *l = p->link;
-        if (p == n->self_peer || !*p->address)
+    struct node *n = c->server->node;
+    curl_multi_remove_handle(c->server->multi, c->easy);
+    curl_easy_cleanup(c->easy);
+    c->easy = NULL;
+    c->sent = c->sending.count = 0;
+    c->retry_at = n->now + 20 * MS + min_u64((n->now - c->peer->live_at) / 8, 600 * MS);
+}
+
+/* Lets out what waits; opens what is closed and has mail, and closes what goes to a dead peer: the
+ * lease, not TCP, tells. */
+static void channel_turn(struct channel *c)
+{
+    const struct node *n = c->server->node;
+    bool waits = c->peer->outbox[c->which].count;
+    if (c->easy && !peer_is_live(n, c->peer) && c->opened_at + 3 * n->lease < n->now)
+        channel_close(c);
+    else if (!c->easy && waits && c->retry_at <= n->now)
+        channel_open(c);
+    else if (c->easy && waits && mail_may_leave(n))
+        curl_easy_pause(c->easy, CURLPAUSE_CONT);
+}
+
+static void channels_turn(struct server *s)
+{
+    for (size_t i = 0; i < s->node->peers_count; i++) {
+        struct peer *p = s->node->peers[i];
+        struct channel *c = p->link;
+        if (p == s->node->self_peer || !*p->address)
             continue;
-        if (!l) {
-            p->link = l = allocate(sizeof *l);
-            *l = (struct link){.server = s, .peer = p};
+        if (!c) {
+            p->link = c = allocate(2 * sizeof *c);
+            c[0] = (struct channel){.server = s, .peer = p, .which = 0};
+            c[1] = (struct channel){.server = s, .peer = p, .which = 1};
         }
-        for (int which = 0; which < 2; which++) {
-            struct channel *c = &l->channels[which];
-            c->link = l;
-            c->which = which;
-            if (p->outbox[which].count == 0)
-                continue;
-            if (!c->easy && c->retry_at <= n->now) {
-                channel_open(c);
-            } else if (c->easy && c->paused && n->clock <= n->reserve_durable &&
-                       n->log.durable >= n->view_lsn) {
-                c->paused = false;
-                curl_easy_pause(c->easy, CURLPAUSE_CONT);
-            }
-        }
+        channel_turn(&c[0]);
+        channel_turn(&c[1]);
     }
 }
 
-/* Takes note of links that broke: what was on its way is lost. */
-static void links_check(struct server *s)
+/* Takes note of channels that broke. */
+static void channels_check(struct server *s)
 {
     int left;
     CURLMsg *done;
@@ -4181,34 +4171,9 @@ static void links_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         if (code == 401)
-            say(LEVEL_ERROR, "a peer refuses our secret", "peer=%s", c->link->peer->address);
+            say(LEVEL_ERROR, "a peer refuses our secret", "peer=%s", c->peer->address);
         channel_close(c);
-        c->failures = c->failures < 5 ? c->failures + 1 : 5;
-        c->retry_at = s->node->now + (20 * MS << c->failures);
-        forwards_due(s->node, c->link->peer);
-    }
-    for (size_t i = 0; i < s->node->peers_count; i++) {
-        struct link *l = s->node->peers[i]->link;
-        for (int which = 0; l && which < 2; which++) {
-            struct channel *c = &l->channels[which];
-            if (peer_is_live(s->node, l->peer))
-                c->failures = 0;
-            else if (c->easy && c->opened_at + 3 * s->node->lease < s->node->now)
-                channel_close(c); /* the lease, not TCP, finds a dead peer */
-        }
-    }
-}
-
-static void links_close(struct server *s)
-{
-    for (size_t i = 0; i < s->node->peers_count; i++) {
-        struct link *l = s->node->peers[i]->link;
-        for (int which = 0; l && which < 2; which++) {
-            channel_close(&l->channels[which]);
-            bytes_free(&l->channels[which].sending);
-        }
-        free(l);
-        s->node->peers[i]->link = NULL;
+        forwards_due(s->node, c->peer);
     }
 }
 
@@ -5432,12 +5397,7 @@ static bool others_are_healthy(struct server *s)
     const struct node *n = s->node;
     bool healthy = false;
     for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++) {
-        char url[128];
-        CURL *easy = curl_easy_init();
-        snprintf(url, sizeof url, "%s://%s/_health", s->options.tls_cert ? "https" : "http",
-                 n->view->members[i].address);
-        curl_common(s, easy);
-        curl_easy_setopt(easy, CURLOPT_URL, url);
+        CURL *easy = peer_request(s, n->view->members[i].address, "/_health");
         curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
         curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
         healthy = (int)i != n->self && curl_easy_perform(easy) == CURLE_OK;
@@ -5581,7 +5541,7 @@ static void server_turn(struct server *s)
     if (s->next_tick <= s->node->now || node_is_restless(s->node)) {
         s->next_tick = s->node->now + TICK_MS * MS;
         node_tick(s->node, s->node->now, s->node->wall);
-        links_check(s);
+        channels_check(s);
         if (s->ticks++ % (1000 / TICK_MS) == 0)
             calls_check(s);
     }
@@ -5589,7 +5549,7 @@ static void server_turn(struct server *s)
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
         server_rebirth(s, false); /* when the log's thread is at rest */
     log_submit(s);
-    links_send(s);
+    channels_turn(s);
     int running;
     curl_multi_perform(s->multi, &running);
 }
@@ -5617,10 +5577,7 @@ static void server_stop(struct server *s)
         usleep(1000);
     }
     MHD_run(s->daemon);
-    links_close(s);
     MHD_stop_daemon(s->daemon);
-    curl_multi_cleanup(s->multi);
-    curl_global_cleanup();
 }
 
 static char *read_file(const char *path)
