@@ -34,14 +34,15 @@
  */
 #include "ring.h"
 
+#include <argp.h>
 #include <assert.h>
 #include <ctype.h>
 #include <curl/curl.h>
 #include <dirent.h>
 #include <errno.h>
+#include <error.h>
 #include <fcntl.h>
 #include <fnmatch.h>
-#include <getopt.h>
 #include <glob.h>
 #include <gnutls/gnutls.h>
 #include <inttypes.h>
@@ -59,7 +60,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -4026,7 +4026,7 @@ enum {
 struct options {
     const char *listen, *advertise, *data, *join, *zone, *secret_file;
     const char *tls_cert, *tls_key, *tls_ca;
-    bool bootstrap, help, version;
+    bool bootstrap;
     uint64_t sync, log_level; /* places among their choices, from 1 on */
     uint64_t replicas, weight, lease, evict_after, max_value, memory;
 };
@@ -5320,12 +5320,6 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 
 /* === 22 The program ============================================================================= */
 
-static void usage_error(const char *message)
-{
-    fprintf(stderr, "estoraje: %s\nTry estoraje --help.\n", message);
-    exit(2);
-}
-
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     struct server *s = n->world;
@@ -5356,11 +5350,9 @@ static void disk_events(struct server *s)
 
 static uint64_t random_u64(void)
 {
-    uint64_t random = 0;
-    while (random == 0)
-        if (getrandom(&random, sizeof random, 0) != sizeof random)
-            die("getrandom");
-    return random;
+    uint64_t random;
+    arc4random_buf(&random, sizeof random);
+    return random | 1; /* 0 is nobody's id */
 }
 
 static struct node *server_node(struct server *s, uint64_t id)
@@ -5425,8 +5417,7 @@ static void server_open(struct server *s)
     if (!whole)
         server_rebirth(s, true);
     if (!n->view && !o->bootstrap == !o->join)
-        usage_error(
-            "the data directory is empty: say --bootstrap for a new cluster, or else --join");
+        error(2, 0, "the data directory is empty: --bootstrap a new cluster, or --join another");
     disk_start(&s->disk, n->log.pending_lsn);
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
@@ -5613,35 +5604,32 @@ static const struct setting option_rows[] = {
     {.name = "tls-key", TEXT, "FILE", NULL, "and its key", AT(tls_key)},
     {.name = "tls-ca", TEXT, "FILE", NULL, "whose certificates are trusted", AT(tls_ca)},
     {.name = "log-level", CHOICE, "error|warn|info|debug", "info", "on stderr", AT(log_level)},
-    {.name = "help", FLAG, NULL, NULL, "this text", AT(help)},
-    {.name = "version", FLAG, NULL, NULL, "the version", AT(version)},
 };
-enum { OPTIONS = sizeof option_rows / sizeof *option_rows };
+enum { OPTIONS = sizeof option_rows / sizeof *option_rows, OPTION_KEY = 256 };
+
+static const char help[] =
+    "A small distributed key-value store.\n\n"
+    "  estoraje --listen 127.0.0.1:8001 --data data/8001 --bootstrap\n"
+    "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n\n"
+    "A data directory that is in use needs neither --bootstrap nor --join.\n"
+    "\v" /* behind the options */
+    "Each option can come from the environment, as ESTORAJE_LISTEN or ESTORAJE_MAX_VALUE.\n"
+    "Sizes take k, M, G; times ms, s, m, h.\n"
+    "Store: curl -T file http://127.0.0.1:8001/key\nRead: curl http://127.0.0.1:8001/key\n"
+    "Status: /_status /_ring /_metrics";
 
 static void option_set(struct options *o, const struct setting *s, char *value)
 {
-    char message[256];
-    snprintf(message, sizeof message, "--%s needs %s, not '%s'", s->name, s->argument, value);
     if (!setting_parse(s, o, value, strlen(value)))
-        usage_error(message);
+        error(2, 0, "--%s needs %s, not '%s'", s->name, s->argument, value);
 }
 
-static void print_help(void)
+static error_t option_parse(int key, char *value, struct argp_state *state)
 {
-    printf("estoraje " VERSION ", a small distributed key-value store\n\n"
-           "  estoraje --listen 127.0.0.1:8001 --data data/8001 --bootstrap\n"
-           "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n\n"
-           "A data directory that is in use needs neither --bootstrap nor --join.\n\n");
-    for (int i = 0; i < OPTIONS; i++) {
-        const struct setting *s = &option_rows[i];
-        printf("  --%s %-*s %s%s%s\n", s->name, 32 - (int)strlen(s->name),
-               s->argument ? s->argument : "", s->help, s->standard ? "; default: " : "",
-               s->standard ? s->standard : "");
-    }
-    printf("\nEach option can come from the environment: ESTORAJE_LISTEN, ESTORAJE_MAX_VALUE ...\n"
-           "Sizes take k, M, G; times ms, s, m, h.\n"
-           "Store: curl -T file http://127.0.0.1:8001/key   Read: curl http://127.0.0.1:8001/key\n"
-           "Status: /_status /_ring /_metrics\n");
+    if (key < OPTION_KEY || key >= OPTION_KEY + OPTIONS)
+        return ARGP_ERR_UNKNOWN;
+    option_set(state->input, &option_rows[key - OPTION_KEY], value ? value : (char[]){"1"});
+    return 0;
 }
 
 static void options_check(struct options *o)
@@ -5650,44 +5638,37 @@ static void options_check(struct options *o)
     o->advertise = o->advertise ? o->advertise : o->listen;
     log_level = (enum log_level)(o->log_level - 1);
     if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
-        usage_error("--listen and --advertise need ADDR:PORT, with a numeric address");
+        error(2, 0, "--listen and --advertise need ADDR:PORT, with a numeric address");
     if (o->join && !strchr(o->join, ':'))
-        usage_error("--join needs HOST:PORT, or more of them with commas between");
+        error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
     if (strlen(o->zone) >= ZONE_BYTES || strpbrk(o->zone, "\"\\\n\t"))
-        usage_error("--zone has at most 15 bytes, without quotes");
+        error(2, 0, "--zone has at most 15 bytes, without quotes");
     if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)
-        usage_error("--tls-cert, --tls-key and --tls-ca go together");
+        error(2, 0, "--tls-cert, --tls-key and --tls-ca go together");
 }
 
 /* From the environment, then from the command line. */
 static void options_read(struct options *o, int count, char **arguments)
 {
-    struct option longs[OPTIONS + 1] = {{0}};
-    int which;
+    struct argp_option longs[OPTIONS + 1] = {{0}};
+    const struct argp argp = {.options = longs, .parser = option_parse, .doc = help};
+    char name[64], docs[OPTIONS][64];
     for (int i = 0; i < OPTIONS; i++) {
         const struct setting *s = &option_rows[i];
-        char name[64];
-        longs[i] = (struct option){s->name, s->argument ? required_argument : no_argument, NULL, i};
+        char *value, *standard = (char *)(uintptr_t)s->standard;
+        bool told = standard && *standard;
+        snprintf(docs[i], sizeof docs[i], told ? "%s; default: %s" : "%s", s->help, standard);
+        longs[i] = (struct argp_option){s->name, OPTION_KEY + i, s->argument, 0, docs[i], 0};
         snprintf(name, sizeof name, "ESTORAJE_%s", s->name);
         for (char *at = name; *at; at++)
             *at = *at == '-' ? '_' : (char)toupper((unsigned char)*at);
-        char *value = getenv(name) ? getenv(name) : (char *)(uintptr_t)s->standard;
+        value = getenv(name) ? getenv(name) : standard;
         if (value)
             option_set(o, s, value);
     }
-    while ((which = getopt_long(count, arguments, "", longs, NULL)) >= 0) {
-        if (which == '?')
-            usage_error("see above");
-        option_set(o, &option_rows[which], optarg ? optarg : "1");
-    }
-    if (optind < count)
-        usage_error("there are only options, no other arguments");
-    if (o->help)
-        print_help();
-    else if (o->version)
-        printf("estoraje " VERSION "\n");
-    if (o->help || o->version)
-        exit(0);
+    argp_program_version = "estoraje " VERSION;
+    argp_err_exit_status = 2;
+    argp_parse(&argp, count, arguments, 0, NULL, o);
     options_check(o);
 }
 
