@@ -3781,7 +3781,7 @@ static const double histogram_bounds[BOUNDS] = {.0001, .00025, .0005, .001, .002
                                                 .025,  .05,    .1,    .25,  .5,    1,    2.5};
 
 struct histogram {
-    uint64_t buckets[BOUNDS + 1], count;
+    uint64_t buckets[BOUNDS + 1];
     double sum;
 };
 
@@ -3809,7 +3809,6 @@ static void histogram_add(struct histogram *h, double value)
     while (i < BOUNDS && value > histogram_bounds[i])
         i++;
     h->buckets[i]++;
-    h->count++;
     h->sum += value;
 }
 
@@ -4330,14 +4329,13 @@ static void print_histogram(struct bytes *out, const char *name, const char *lab
     const char *comma = *label ? "," : "", *left = *label ? "{" : "", *right = *label ? "}" : "";
     if (help)
         bytes_print(out, "# HELP %s %s\n# TYPE %s histogram\n", name, help, name);
-    for (int i = 0; i < BOUNDS; i++) {
-        count += h->buckets[i];
+    for (int i = 0; i < BOUNDS; i++)
         bytes_print(out, "%s_bucket{%s%sle=\"%g\"} %" PRIu64 "\n", name, label, comma,
-                    histogram_bounds[i] * unit, count);
-    }
-    bytes_print(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, h->count);
+                    histogram_bounds[i] * unit, count += h->buckets[i]);
+    count += h->buckets[BOUNDS];
+    bytes_print(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, count);
     bytes_print(out, "%s_sum%s%s%s %.15g\n", name, left, label, right, h->sum * unit);
-    bytes_print(out, "%s_count%s%s%s %" PRIu64 "\n", name, left, label, right, h->count);
+    bytes_print(out, "%s_count%s%s%s %" PRIu64 "\n", name, left, label, right, count);
 }
 
 static void print_requests(struct bytes *out, const struct server *s)
@@ -5426,34 +5424,27 @@ static void server_open(struct server *s)
     n->wall = clock_us(CLOCK_REALTIME);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
-    char *save, *list = o->join && n->self < 0 ? strdup(o->join) : NULL;
-    for (char *one = list ? strtok_r(list, ",", &save) : NULL; one;
-         one = strtok_r(NULL, ",", &save))
+    char *one, *list = o->join && n->self < 0 ? strdupa(o->join) : NULL;
+    while ((one = strsep(&list, ",")))
         peer_make(n, 0, one);
-    free(list);
 }
 
 /* "host:port", with a numeric host, [v6] in brackets. */
 static bool parse_address(const char *text, struct sockaddr_storage *to)
 {
-    const char *colon = strrchr(text, ':');
-    bool v6 = *text == '[' && colon && colon[-1] == ']';
-    char host[ADDRESS_BYTES];
+    char host[ADDRESS_BYTES], port[6];
+    int bytes = 0;
     struct addrinfo *found, hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE};
-    if (!colon || strlen(text) >= ADDRESS_BYTES || strlen(colon) > 6 || atoi(colon + 1) < 1 ||
-        atoi(colon + 1) > UINT16_MAX)
+    if (strlen(text) >= ADDRESS_BYTES ||
+        (sscanf(text, "[%[^]]]:%5[0-9]%n", host, port, &bytes) < 2 &&
+         sscanf(text, "%[^]:[]:%5[0-9]%n", host, port, &bytes) < 2))
         return false;
-    snprintf(host, sizeof host, "%.*s", (int)(colon - text) - 2 * v6, text + v6);
-    if (getaddrinfo(host, colon + 1, &hints, &found) != 0)
+    if (text[bytes] || atoi(port) < 1 || atoi(port) > UINT16_MAX ||
+        getaddrinfo(host, port, &hints, &found) != 0)
         return false;
     memcpy(to, found->ai_addr, found->ai_addrlen);
     freeaddrinfo(found);
     return true;
-}
-
-static void ignore_log(void *cls, const char *format, va_list list)
-{
-    (void)cls, (void)format, (void)list;
 }
 
 static void server_listen(struct server *s)
@@ -5465,14 +5456,14 @@ static void server_listen(struct server *s)
                                    {MHD_OPTION_HTTPS_MEM_TRUST, 0, s->tls_ca},
                                    {MHD_OPTION_END, 0, NULL}};
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (s->tls_cert ? MHD_USE_TLS : 0) |
-                     (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0) | MHD_USE_ERROR_LOG;
+                     (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
-        MHD_OPTION_EXTERNAL_LOGGER, ignore_log, NULL, MHD_OPTION_URI_LOG_CALLBACK, http_uri, s,
-        MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, http_done,
-        s, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
-        s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+        MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL,
+        MHD_OPTION_NOTIFY_COMPLETED, http_done, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CALLS_MAX,
+        MHD_OPTION_CONNECTION_TIMEOUT, 75u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
+        MHD_OPTION_END);
     if (s->daemon)
         return;
     say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", s->options.listen);
@@ -5573,14 +5564,10 @@ static void server_stop(struct server *s)
 
 static char *read_file(const char *path)
 {
-    if (!path)
-        return NULL;
-    FILE *file = fopen(path, "r");
-    char *text = allocate((64 << 10));
-    if (!file || !fread(text, 1, (64 << 10) - 1, file))
+    gnutls_datum_t text = {0};
+    if (path && gnutls_load_file(path, &text) < 0)
         die("cannot read a file that an option names");
-    fclose(file);
-    return text;
+    return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
 #define DAYS      (30 * 86400 * SECOND)
