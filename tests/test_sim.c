@@ -598,6 +598,37 @@ static void host_begin(struct host *h, const struct node *before)
     trace(h, "begins with id %016" PRIx64, h->id);
 }
 
+static void host_start(struct host *h);
+
+/* As server_rebirth does it: the new log begins behind the old one, behind damage in a segment of its
+ * own. It may stop before what is below is gone. */
+static void host_begin_anew(struct host *h, struct node *before, bool damaged)
+{
+    if (!RULE(17)) { /* the id is kept: it would count as gone for ever */
+        host_begin(h, before);
+        node_free(before);
+        host_settle(h);
+        return;
+    }
+    uint64_t lsn = damaged ? h->disk_bytes : before->log.pending_lsn;
+    h->id = chance_u64();
+    h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
+    host_time(h);
+    const struct bytes *batch = node_begin_anew(h->node, before, lsn);
+    drive_reach(h, lsn + batch->count);
+    memcpy(h->disk + lsn, batch->data, batch->count);
+    h->disk_last = lsn;
+    h->disk_synced = lsn + batch->count;
+    if (damaged || below(2))
+        drive_trim(h, lsn);
+    h->disk_flipped &= !damaged;
+    node_free(before);
+    node_free(h->node);
+    h->node = NULL;
+    trace(h, "begins anew with id %016" PRIx64, h->id);
+    host_start(h);
+}
+
 static void host_start(struct host *h)
 {
     ck_assert(!h->node && !h->off);
@@ -613,11 +644,10 @@ static void host_start(struct host *h)
     if (!whole && !h->disk_flipped)
         violation("h%d: its log counts as damaged, and is not", h->index);
     if (!whole || h->node->gone) {
-        struct node *before = h->node;
         trace(h, whole ? "is no member any more" : "its log is damaged");
-        host_begin(h, before);
-        node_free(before);
-        host_settle(h);
+        struct node *before = h->node;
+        h->node = NULL;
+        host_begin_anew(h, before, !whole);
         return;
     }
     host_seeds(h);
@@ -718,16 +748,14 @@ static void host_settle(struct host *h)
     struct bytes batch = {0};
     node_run(n);
     views_check(h);
-    if (n->gone) {
+    if (n->gone && !n->log.flight.count) {
         trace(h, "is gone from the view");
         h->node = NULL;
         h->boot++;
         tries_broken(h);
-        host_begin(h, n);
+        host_begin_anew(h, n, n->log.stuck);
         if (h->leaves)
             event_at(w.now + 2 * w.plan.lease, DOWN, h, NULL, 0);
-        node_free(n);
-        host_settle(h);
         return;
     }
     drive_submit(h);
