@@ -4038,7 +4038,7 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    char *secret, *tls_cert, *tls_key, *tls_ca;
+    char *secret;       /* null: none */
     struct call *calls; /* suspended ones */
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
@@ -4888,7 +4888,7 @@ static void call_version(struct call *c)
 static bool certificate_is_ours(const struct call *c)
 {
     unsigned faults;
-    if (!c->server->tls_ca)
+    if (!c->server->options.tls_ca)
         return true;
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
@@ -5375,6 +5375,7 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s, bool dama
     say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
     job.lsn = job.first = damaged ? s->disk.taken : s->node->log.pending_lsn;
     job.batch = node_begin_anew(n, s->node, job.lsn);
+    s->disk.sync = true; /* before the old log goes */
     disk_write(&s->disk, &job);
     close_range(3, UINT_MAX, 0);
     execv("/proc/self/exe", s->arguments);
@@ -5447,26 +5448,35 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
     return true;
 }
 
+static char *read_file(const char *path)
+{
+    gnutls_datum_t text = {0};
+    if (path && gnutls_load_file(path, &text) < 0)
+        die("cannot read a file that an option names");
+    return path ? strndup((char *)text.data, text.size) : NULL;
+}
+
 static void server_listen(struct server *s)
 {
+    const struct options *o = &s->options;
     struct sockaddr_storage address;
-    parse_address(s->options.listen, &address);
-    struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, s->tls_cert},
-                                   {MHD_OPTION_HTTPS_MEM_KEY, 0, s->tls_key},
-                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, s->tls_ca},
+    parse_address(o->listen, &address);
+    struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, read_file(o->tls_cert)},
+                                   {MHD_OPTION_HTTPS_MEM_KEY, 0, read_file(o->tls_key)},
+                                   {MHD_OPTION_HTTPS_MEM_TRUST, 0, read_file(o->tls_ca)},
                                    {MHD_OPTION_END, 0, NULL}};
-    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (s->tls_cert ? MHD_USE_TLS : 0) |
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (o->tls_cert ? MHD_USE_TLS : 0) |
                      (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL,
         MHD_OPTION_NOTIFY_COMPLETED, http_done, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CALLS_MAX,
-        MHD_OPTION_CONNECTION_TIMEOUT, 75u, s->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
+        MHD_OPTION_CONNECTION_TIMEOUT, 75u, o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
         MHD_OPTION_END);
     if (s->daemon)
         return;
-    say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", s->options.listen);
+    say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);
     exit(1);
 }
 
@@ -5493,14 +5503,15 @@ static void notify(const char *state)
     close(file);
 }
 
-/* A suspended connection does not notice that its client left: those that wait long are looked at. */
+/* A suspended connection does not notice that its client left: those that wait long are looked at.
+ * When the node stops, they are told to ask another. */
 static void calls_check(struct server *s)
 {
     uint8_t byte;
     for (struct call *c = s->calls; c; c = c->next) {
         int file =
             MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        if (c->query.wait && recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+        if (c->query.wait && (s->draining || recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0))
             node_hurry(s->node, c);
     }
 }
@@ -5511,8 +5522,8 @@ static void server_turn(struct server *s)
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
                                    {s->disk.loop_end, CURL_WAIT_POLLIN, 0}};
-    MHD_UNSIGNED_LONG_LONG
-    ready_ms; /* 0: it read a part of what came, epoll is silent of the rest */
+    /* 0: it read a part of what came, epoll is silent of the rest */
+    MHD_UNSIGNED_LONG_LONG ready_ms;
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
     curl_multi_poll(s->multi, files, 2, ready ? 0 : node_is_restless(s->node) ? 2 : TICK_MS, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
@@ -5543,9 +5554,7 @@ static void server_stop(struct server *s)
     notify("STOPPING=1");
     s->draining = true;
     close(MHD_quiesce_daemon(s->daemon));
-    for (struct call *c = s->calls; c; c = c->next)
-        if (c->query.wait)
-            node_hurry(s->node, c);
+    calls_check(s);
     uint64_t until = s->node->now + 3 * SECOND;
     while (s->calls_count && s->node->now < until)
         server_turn(s);
@@ -5560,14 +5569,6 @@ static void server_stop(struct server *s)
     }
     MHD_run(s->daemon);
     MHD_stop_daemon(s->daemon);
-}
-
-static char *read_file(const char *path)
-{
-    gnutls_datum_t text = {0};
-    if (path && gnutls_load_file(path, &text) < 0)
-        die("cannot read a file that an option names");
-    return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
 #define DAYS      (30 * 86400 * SECOND)
@@ -5674,9 +5675,6 @@ int main(int count, char **arguments)
     s.secret = read_file(s.options.secret_file);
     if (s.secret)
         s.secret[strcspn(s.secret, "\r\n")] = 0;
-    s.tls_cert = read_file(s.options.tls_cert);
-    s.tls_key = read_file(s.options.tls_key);
-    s.tls_ca = read_file(s.options.tls_ca);
     curl_global_init(CURL_GLOBAL_ALL);
     s.multi = curl_multi_init();
     s.disk.sync = s.options.sync == 1;
