@@ -3789,7 +3789,7 @@ struct disk {
     int dir;
     bool sync;
     uint64_t ahead_bytes;   /* space to be taken behind the log's end */
-    int loop_end, own_end;  /* of the socket pair */
+    int ends[2];            /* of the socket pair: the loop's, the thread's */
     uint64_t oldest;        /* number of the first file; this and what follows is the thread's */
     uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
 };
@@ -3929,9 +3929,9 @@ static void *disk_thread(void *arg)
 {
     struct disk *d = arg;
     struct disk_job job;
-    while (recv(d->own_end, &job, sizeof job, 0) == sizeof job) {
+    while (recv(d->ends[1], &job, sizeof job, 0) == sizeof job) {
         disk_write(d, &job);
-        send(d->own_end, &job, sizeof job, 0);
+        send(d->ends[1], &job, sizeof job, 0);
     }
     return NULL;
 }
@@ -3940,7 +3940,7 @@ static void *disk_thread(void *arg)
 static void disk_submit(const struct disk *d, const struct log *log)
 {
     struct disk_job job = {.batch = &log->flight, .lsn = log->flight_lsn, .first = log->first};
-    if (send(d->loop_end, &job, sizeof job, 0) < 0)
+    if (send(d->ends[0], &job, sizeof job, 0) < 0)
         die("the log's thread does not hear");
 }
 
@@ -3995,13 +3995,10 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
 /* Begins to write behind `end`, the log's end as it was recovered. */
 static void disk_start(struct disk *d, uint64_t end)
 {
-    int pair[2];
     pthread_t thread;
     d->taken = end / SEGMENT_BYTES * SEGMENT_BYTES;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, d->ends) < 0)
         die("cannot make a socket");
-    d->loop_end = pair[0];
-    d->own_end = pair[1];
     if (pthread_create(&thread, NULL, disk_thread, d))
         die("cannot start a thread");
 }
@@ -5339,7 +5336,7 @@ static void log_submit(struct server *s)
 static void disk_events(struct server *s)
 {
     struct disk_job done;
-    if (recv(s->disk.loop_end, &done, sizeof done, MSG_DONTWAIT) != sizeof done)
+    if (recv(s->disk.ends[0], &done, sizeof done, MSG_DONTWAIT) != sizeof done)
         return;
     histogram_add(&s->fsync_seconds, done.seconds);
     s->node->log.full = done.full;
@@ -5353,10 +5350,10 @@ static uint64_t random_u64(void)
     return random | 1; /* 0 is nobody's id */
 }
 
-static struct node *server_node(struct server *s, uint64_t id)
+static struct node *server_node(struct server *s)
 {
     const struct options *o = &s->options;
-    struct node *n = node_new(id, random_u64(), o->advertise, &server_hooks, s);
+    struct node *n = node_new(random_u64(), random_u64(), o->advertise, &server_hooks, s);
     n->now = clock_us(CLOCK_MONOTONIC);
     n->wall = clock_us(CLOCK_REALTIME);
     n->lease = o->lease;
@@ -5370,7 +5367,7 @@ static struct node *server_node(struct server *s, uint64_t id)
  * below is needed for; then the program starts again. Behind damage it has files of its own. */
 __attribute__((noreturn)) static void server_rebirth(struct server *s, bool damaged)
 {
-    struct node *n = server_node(s, random_u64());
+    struct node *n = server_node(s);
     struct disk_job job = {.damaged = damaged};
     say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
     job.lsn = job.first = damaged ? s->disk.taken : s->node->log.pending_lsn;
@@ -5403,7 +5400,7 @@ static void server_open(struct server *s)
     struct options *o = &s->options;
     uint64_t start, end;
     bool whole = disk_open(&s->disk, o->data, &start, &end);
-    struct node *n = s->node = server_node(s, random_u64());
+    struct node *n = s->node = server_node(s);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
              (n->log.pending_lsn == start || n->log.pending_lsn + RESERVE_ROOM / 2 <= end);
@@ -5521,7 +5518,7 @@ static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     struct curl_waitfd files[2] = {{info->epoll_fd, CURL_WAIT_POLLIN, 0},
-                                   {s->disk.loop_end, CURL_WAIT_POLLIN, 0}};
+                                   {s->disk.ends[0], CURL_WAIT_POLLIN, 0}};
     /* 0: it read a part of what came, epoll is silent of the rest */
     MHD_UNSIGNED_LONG_LONG ready_ms;
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
