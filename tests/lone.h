@@ -36,7 +36,7 @@ static void lone_reply(struct node *n, void *client, const struct message *resul
     l->replies++;
 }
 
-/* What is beyond the end is zeros, as part_do has it. */
+/* What is beyond the end is zeros, as disk_read has it. */
 static bool lone_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     const struct lone *l = n->world;
