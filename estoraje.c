@@ -4707,7 +4707,8 @@ static bool parse_retry_key(const char *text, uint64_t *made)
     return true;
 }
 
-/* Range: bytes=a-b, a- or -n; of another form: false, and it is ignored. count 0: not satisfiable. */
+/* Range: bytes=a-b, a- or -n; of another form: false, and it is ignored: `from` and `count` stay.
+ * count 0: not satisfiable. */
 static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
 {
     static const char digits[] = "0123456789";
@@ -4716,14 +4717,17 @@ static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_
     const char *first = text + 6, *dash = first + strspn(first, digits);
     if (*dash != '-' || dash[1 + strspn(dash + 1, digits)] || strlen(first) == 1)
         return false;
-    uint64_t last = dash[1] ? strtoull(dash + 1, NULL, 10) : UINT64_MAX;
-    *from = strtoull(first, NULL, 10);
+    uint64_t start = strtoull(first, NULL, 10),
+             last = dash[1] ? strtoull(dash + 1, NULL, 10) : UINT64_MAX;
     if (dash == first) {
-        *from = size - min_u64(last, size);
+        start = size - min_u64(last, size);
         last = UINT64_MAX;
     }
-    *count = *from < size ? min_u64(last, size - 1) - *from + 1 : 0;
-    return last >= *from;
+    if (last < start)
+        return false;
+    *from = start;
+    *count = start < size ? min_u64(last, size - 1) - start + 1 : 0;
+    return true;
 }
 
 /* --- a request becomes a message --- */
@@ -5106,7 +5110,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
         call_error(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
         call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
     } else {
-        bytes_append(&c->body, (const uint8_t *)body.value + from, part ? count : m->value_bytes);
+        bytes_append(&c->body, (const uint8_t *)body.value + from, count);
         call_respond(c, part ? 206 : 200, type);
         if (part)
             call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu32, from,

@@ -1539,8 +1539,10 @@ START_TEST(test_ranges_name_bytes_of_the_value)
         uint64_t from = 0, count = 0;
         bool part = parse_range(rows[i].text, rows[i].size, &from, &count);
         ck_assert_msg(part == (rows[i].count != WHOLE_VALUE), "'%s'", rows[i].text);
-        if (!part)
+        if (!part) {
+            ck_assert_msg(from == 0 && count == 0, "'%s' is not ignored", rows[i].text);
             continue;
+        }
         ck_assert_msg(count == (rows[i].count == NOTHING ? 0 : (uint64_t)rows[i].count), "'%s': %d",
                       rows[i].text, (int)count);
         if (count)
