@@ -4936,12 +4936,13 @@ static void answer_key(struct call *c)
     const char *type = call_get(c, "Content-Type");
     if (c->m.function != DO_READ)
         call_version(c);
-    if (c->m.function == DO_PUT)
+    if (c->m.function == DO_PUT) { /* the others have neither value nor type, whatever came */
         c->m.flags |= FLAG_WHOLE;
+        c->m.type_bytes = type ? (uint16_t)strlen(type) : 0;
+        c->m.value_bytes = (uint32_t)c->body.count;
+    }
     c->m.partition = key_partition(c->key.data, c->key.count);
     c->m.key_bytes = (uint16_t)c->key.count;
-    c->m.type_bytes = type && c->m.function == DO_PUT ? (uint16_t)strlen(type) : 0;
-    c->m.value_bytes = (uint32_t)c->body.count;
     call_suspend(c);
     node_request(c->server->node, c, &c->m,
                  &(struct body){.key = c->key.data, .type = type, .value = c->body.data},

@@ -1108,6 +1108,27 @@ START_TEST(test_no_count_is_lost_or_made_twice)
 }
 END_TEST
 
+static void race_add_with_body(void *context, int index)
+{
+    struct race *r = context;
+    const char *url = three->nodes[index % 3].url;
+    for (int i = 0; i < 40; i++) {
+        int status = status_of(url, "POST", text("%s?op=add&by=1", r->path), NULL, "not needed");
+        __atomic_add_fetch(status == 200 ? &r->won : &r->other, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* While nodes duel for the key, they forward. */
+START_TEST(test_a_body_that_a_count_does_not_need_is_no_damaged_mail)
+{
+    struct race r = {.path = own("n")};
+    crowd(9, race_add_with_body, &r);
+    for (int i = 0; i < 3; i++)
+        ck_assert_ptr_null(strstr(file_read(three->nodes[i].log, NULL), "damaged mail"));
+    ck_assert_int_eq(r.won, 9 * 40);
+}
+END_TEST
+
 /* ================================ listings ================================ */
 
 /* The lines of a listing, decoded, each with the next address's path or NULL. */
@@ -2514,6 +2535,7 @@ static const struct entry *entries(size_t *count)
     EACH("counters", test_counters_refuse_what_is_no_64_bit_integer);
     EACH("counters", test_bad_counts_are_refused);
     EACH("counters", test_no_count_is_lost_or_made_twice);
+    ONCE("counters", test_a_body_that_a_count_does_not_need_is_no_damaged_mail);
     EACH("listings", test_a_path_that_ends_in_a_slash_lists_the_keys_below);
     EACH("listings", test_a_prefix_need_not_end_in_a_slash);
     EACH("listings", test_pages_make_the_whole_list);
