@@ -5280,19 +5280,13 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     return c->response && !c->suspended ? call_send(c) : MHD_YES;
 }
 
+/* The URI before libmicrohttpd takes it apart: it would cut it at %00, and let anything follow a %. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
     struct call *c = allocate(sizeof *c);
     (void)connection;
     *c = (struct call){.server = cls, .raw = uri, .uri = strdup(uri), .text = strdup(uri)};
     return c;
-}
-
-/* Leaves the text as it came: libmicrohttpd would cut it at %00. */
-static size_t http_unescape(void *cls, struct MHD_Connection *connection, char *text)
-{
-    (void)cls, (void)connection;
-    return strlen(text);
 }
 
 static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
@@ -5471,11 +5465,10 @@ static void server_listen(struct server *s)
                      (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
-        MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_UNESCAPE_CALLBACK, http_unescape, NULL,
-        MHD_OPTION_NOTIFY_COMPLETED, http_done, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CALLS_MAX,
-        MHD_OPTION_CONNECTION_TIMEOUT, 75u, o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
-        MHD_OPTION_END);
+        MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
+        o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (s->daemon)
         return;
     say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);
