@@ -4900,12 +4900,9 @@ static bool certificate_is_ours(const struct call *c)
 static bool secret_matches(const struct call *c)
 {
     const char *secret = c->server->secret, *got = call_get(c, "Authorization");
-    if (!secret || !got || strncmp(got, "Bearer ", 7) != 0 || strlen(got) != strlen(secret) + 7)
-        return !secret;
-    unsigned differ = 0;
-    for (size_t i = 0; secret[i]; i++)
-        differ |= (unsigned)(got[i + 7] ^ secret[i]);
-    return !differ;
+    size_t bytes = secret ? strlen(secret) : 0;
+    return !secret || (got && strncmp(got, "Bearer ", 7) == 0 && strlen(got) == bytes + 7 &&
+                       gnutls_memcmp(got + 7, secret, bytes) == 0);
 }
 
 static void call_suspend(struct call *c)
