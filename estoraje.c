@@ -4838,10 +4838,20 @@ static bool call_condition(struct call *c, const char *header, bool none)
     return true;
 }
 
+/* Whether so many more bytes of the body are not too many, for a value or for all in flight. */
+static bool call_has_room(struct call *c, uint64_t bytes)
+{
+    const struct server *s = c->server;
+    if (c->body.count + bytes > s->options.max_value)
+        return call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
+    if (s->body_bytes + bytes > s->options.memory)
+        return call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
+    return true;
+}
+
 /* What can be said of a write before its body comes. */
 static bool call_write(struct call *c)
 {
-    struct server *s = c->server;
     const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type"),
                *retry = call_get(c, "Estoraje-Retry"), *key = call_get(c, "Idempotency-Key");
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
@@ -4859,11 +4869,7 @@ static bool call_write(struct call *c)
         return call_error(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
     if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
         return call_error(c, 411, "send Content-Length or Transfer-Encoding: chunked");
-    if (bytes > s->options.max_value)
-        return call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
-    if (s->body_bytes + bytes > s->options.memory)
-        return call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
-    return true;
+    return call_has_room(c, bytes);
 }
 
 /* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
@@ -5241,13 +5247,8 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
     struct server *s = c->server;
     if (c->started + UPLOAD_TIME < s->node->now)
         return MHD_NO;
-    if (c->response || c->route != ROUTE_KEY)
-        return MHD_YES; /* it is read, not kept */
-    if (c->body.count + bytes > s->options.max_value) {
-        call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
-    } else if (s->body_bytes + bytes > s->options.memory) {
-        call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
-    } else {
+    /* Else it is read, not kept. */
+    if (!c->response && c->route == ROUTE_KEY && call_has_room(c, bytes)) {
         s->body_bytes += bytes;
         c->counted += bytes;
         bytes_append(&c->body, data, bytes);
