@@ -4472,7 +4472,7 @@ static const char *unhealthy(const struct server *s)
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { CONSISTENCY_ONE = 2, CONSISTENCY_ALL };
-enum { ROUTE_KEY, ROUTE_LIST, ROUTE_MAIL };
+enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
@@ -4524,10 +4524,10 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
     MHD_add_response_header(c->response, name, value);
 }
 
-/* An error: one line that says what is wrong and what to do. A repeat is never told that nothing was
- * changed: its first try may have been applied. Returns false. */
-__attribute__((format(printf, 3, 4))) static bool call_error(struct call *c, int status,
-                                                             const char *format, ...)
+/* Answers with one line of text, mostly what is wrong and what to do. A repeat is never told that
+ * nothing was changed: its first try may have been applied. Returns false. */
+__attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int status,
+                                                            const char *format, ...)
 {
     bool unknown =
         status == STATUS_UNKNOWN || ((status == 503 || status == 507) && c->m.flags & FLAG_REPEAT);
@@ -4566,13 +4566,6 @@ static enum MHD_Result call_send(struct call *c)
 static const char *call_get(const struct call *c, const char *header)
 {
     return MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, header);
-}
-
-static bool call_allow(struct call *c, const char *allowed)
-{
-    call_error(c, 405, "this method is not possible here; possible: %s", allowed);
-    call_header(c, "Allow", "%s", allowed);
-    return false;
 }
 
 /* --- parsing: each says by its result whether the text was well-formed --- */
@@ -4757,9 +4750,9 @@ static bool call_wire(struct call *c, const char *version)
     MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, counts);
     c->close = counts[0] > 1 || counts[1] > 1 || (!counts[1] && strcmp(version, "HTTP/1.0") != 0) ||
                version != c->raw + strlen(c->uri) + 1;
-    return !c->close || call_error(c, 400,
-                                   "ambiguous: one Host, one of Content-Length and "
-                                   "Transfer-Encoding: chunked, and no NUL, please");
+    return !c->close || call_tell(c, 400,
+                                  "ambiguous: one Host, one of Content-Length and "
+                                  "Transfer-Encoding: chunked, and no NUL, please");
 }
 
 #define QUERY(field) offsetof(struct query, field)
@@ -4777,7 +4770,7 @@ static const struct setting parameters[] = {
     {.name = "limit", COUNT, "1 to 100000", .offset = QUERY(limit), 1, 100000, reading, ROUTE_LIST},
     {.name = "after", KEY, "a key", .offset = QUERY(after), .methods = reading, ROUTE_LIST},
     {.name = "prefix", KEY, "a key", .offset = QUERY(prefix), .methods = reading, ROUTE_LIST},
-    {.name = "create", CHOICE, "true", .offset = QUERY(create), .methods = "POST", ROUTE_LIST},
+    {.name = "create", CHOICE, "true", .offset = QUERY(create), .methods = "POST", ROUTE_CREATE},
 };
 enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
@@ -4795,16 +4788,16 @@ static bool call_query(struct call *c, char *query)
             i++;
         if (i == PARAMETERS || parameters[i].route != c->route ||
             !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
-            return call_error(c, 400, "parameter '%.40s' is unknown here, or there twice", part);
+            return call_tell(c, 400, "parameter '%.40s' is unknown here, or there twice", part);
         if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
-            return call_error(c, 400, "%s= needs %s", part, parameters[i].argument);
+            return call_tell(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
     }
     bool by = seen >> PARAMETER_BY & 1;
     if (q->op ? q->consistency == CONSISTENCY_ONE || q->ttl : by)
-        return call_error(c, 400,
-                          "by= goes with op=add, and that with neither ttl= nor "
-                          "consistency=one");
+        return call_tell(c, 400,
+                         "by= goes with op=add, and that with neither ttl= nor "
+                         "consistency=one");
     c->m.flags = (q->consistency == CONSISTENCY_ONE ? FLAG_ONE : 0) |
                  (q->consistency == CONSISTENCY_ALL ? FLAG_ALL : 0) | (q->wait ? FLAG_WATCH : 0);
     uint64_t now = max_u64(c->server->node->clock, clock_us(CLOCK_REALTIME));
@@ -4829,11 +4822,11 @@ static bool call_condition(struct call *c, const char *header, bool none)
             end += 1 + strspn(end + 1, " \t");
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))))
-        return call_error(c, 400,
-                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
-                          "* (on GET also with ETags)");
+        return call_tell(c, 400,
+                         "send If-Match with * or one ETag in quotes, or If-None-Match with "
+                         "* (on GET also with ETags)");
     if (c->m.flags & FLAG_ONE && !reads)
-        return call_error(c, 400, "consistency=one takes no condition: nothing orders it");
+        return call_tell(c, 400, "consistency=one takes no condition: nothing orders it");
     c->m.condition = !any ? IF_MATCH : none && !reads ? IF_ABSENT : IF_EXISTS;
     return true;
 }
@@ -4843,9 +4836,9 @@ static bool call_has_room(struct call *c, uint64_t bytes)
 {
     const struct server *s = c->server;
     if (c->body.count + bytes > s->options.max_value)
-        return call_error(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
+        return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
     if (s->body_bytes + bytes > s->options.memory)
-        return call_error(c, 503, "overloaded: too much is in flight; nothing was changed");
+        return call_tell(c, 503, "overloaded: too much is in flight; nothing was changed");
     return true;
 }
 
@@ -4857,18 +4850,18 @@ static bool call_write(struct call *c)
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
     if (key && !(c->m.flags & FLAG_ONE)) {
         if (!parse_retry_key(key, &c->m.dropped))
-            return call_error(c, 400,
-                              "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
-                              "bytes, and not of the future");
+            return call_tell(c, 400,
+                             "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
+                             "bytes, and not of the future");
         memcpy(c->retry_key, key, strlen(key) + 1);
         if (c->m.expiry) /* which this write may raise */
             c->m.expiry = max_u64(c->m.expiry, c->m.dropped + c->query.ttl);
         c->m.flags |= retry && strcmp(retry, "1") == 0 ? FLAG_REPEAT : 0;
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
-        return call_error(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
+        return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
     if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
-        return call_error(c, 411, "send Content-Length or Transfer-Encoding: chunked");
+        return call_tell(c, 411, "send Content-Length or Transfer-Encoding: chunked");
     return call_has_room(c, bytes);
 }
 
@@ -4932,7 +4925,7 @@ static void call_resume(struct call *c)
     MHD_resume_connection(c->connection);
 }
 
-/* --- the routes: the whole request is there --- */
+/* --- the routes --- */
 
 static void answer_key(struct call *c)
 {
@@ -4954,31 +4947,18 @@ static void answer_key(struct call *c)
 
 static void answer_list(struct call *c)
 {
-    struct bytes prefix = {0};
-    if (c->method == POST) {
-        if (c->query.create)
-            call_respond(c, 200, NULL); /* restic makes a repository: nothing is to be done */
-        else
-            call_allow(c, reading);
-        return;
-    }
-    bytes_append(&prefix, c->key.data, c->key.count);
-    bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
+    struct bytes *prefix = &c->body; /* a listing has no body */
+    bytes_append(prefix, c->key.data, c->key.count);
+    bytes_append(prefix, c->query.prefix.data, c->query.prefix.count);
     call_suspend(c);
-    node_list(c->server->node, c, prefix.data, min_u64(prefix.count, KEY_BYTES_MAX),
-              c->query.after.data, c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
-    bytes_free(&prefix);
+    node_list(c->server->node, c, prefix->data, prefix->count, c->query.after.data,
+              c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
 }
 
 static void answer_health(struct call *c)
 {
     const char *reason = unhealthy(c->server);
-    if (reason) {
-        call_error(c, 503, "%s", reason);
-        return;
-    }
-    bytes_print(&c->body, "ok\n");
-    call_respond(c, 200, "text/plain");
+    call_tell(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
 }
 
 /* Where a key is; or, to be drained, a member. */
@@ -4989,75 +4969,87 @@ static void answer_node(struct call *c)
     size_t bytes = c->key.count - strlen("_nodes/");
     int index = member_index(n->view, strtoull(name, &end, 16));
     if (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0)) {
-        call_error(c, 404, "no member has this id: see /_status");
+        call_tell(c, 404, "no member has this id: see /_status");
     } else if (c->method == DELETE) {
         bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
-        call_error(c, leaves ? 202 : 409,
-                   leaves ? "draining: see /_status for progress"
-                          : "no other member is live and up to take its data");
+        call_tell(c, leaves ? 202 : 409,
+                  leaves ? "draining: see /_status for progress"
+                         : "no other member is live and up to take its data");
     } else if (!n->view) {
-        call_error(c, 503, "not a member of a cluster yet");
+        call_tell(c, 503, "not a member of a cluster yet");
     } else {
         print_place(&c->body, n, name, bytes);
         call_respond(c, 200, "application/json");
     }
 }
 
-static void answer_page(struct call *c);
+/* A peer's POST does not end. */
 static void answer_mail(struct call *c)
 {
-    if (c->body.count)
-        call_error(c, 400, "this is no mail, or not all of it");
-    else
-        call_respond(c, 200, NULL);
+    call_tell(c, 400, "this is no mail, or not all of it");
 }
 
 static const struct route {
     const char *path; /* null: any that does not begin with an underscore; see fnmatch */
     const char *methods;
-    void (*answer)(struct call *c);
+    void (*answer)(struct call *c); /* null: it is 200, with what `print` has to say, if anything */
     void (*print)(struct bytes *out, const struct server *s);
     const char *type;
 } routes[] = {
     [ROUTE_KEY] = {.methods = every, answer_key},
-    [ROUTE_LIST] = {.methods = "GET, HEAD, POST", answer_list},
+    [ROUTE_LIST] = {.methods = reading, answer_list},
+    [ROUTE_CREATE] = {.methods = "POST"}, /* restic makes a repository: nothing is to be done */
     [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
     {.path = "_health", reading, answer_health},
     {.path = "_nodes/?*", "GET, HEAD, DELETE", answer_node},
-    {.path = "_status", reading, answer_page, print_status, "application/json"},
-    {.path = "_nodes", reading, answer_page, print_nodes, "text/plain"},
-    {.path = "_ring", reading, answer_page, print_page, "text/html; charset=utf-8"},
-    {.path = "_metrics", reading, answer_page, print_metrics, "text/plain; version=0.0.4"},
+    {.path = "_status", reading, .print = print_status, "application/json"},
+    {.path = "_nodes", reading, .print = print_nodes, "text/plain"},
+    {.path = "_ring", reading, .print = print_page, "text/html; charset=utf-8"},
+    {.path = "_metrics", reading, .print = print_metrics, "text/plain; version=0.0.4"},
 };
 enum { ROUTES = sizeof routes / sizeof *routes };
 
-static void answer_page(struct call *c)
+/* The whole request is there. */
+static void call_answer(struct call *c)
 {
-    routes[c->route].print(&c->body, c->server);
-    call_respond(c, 200, routes[c->route].type);
+    const struct route *r = &routes[c->route];
+    if (r->answer) {
+        r->answer(c);
+        return;
+    }
+    if (r->print)
+        r->print(&c->body, c->server);
+    call_respond(c, 200, r->type);
 }
 
-/* Which key or page the path names. */
-static bool call_route(struct call *c, char *path)
+/* Which key or page the path names, and whether it is for this client. */
+static bool call_route(struct call *c, char *path, bool queried)
 {
     int bytes = *path == '/' ? percent_decode(++path) : -1;
     if (bytes < 0)
-        return call_error(c, 400, "the path is not well-formed: %% needs two hex digits after it");
+        return call_tell(c, 400, "the path is not well-formed: %% needs two hex digits after it");
+    bool list = !bytes || path[bytes - 1] == '/', reserved = *path == '_';
     c->key = (struct bytes){(uint8_t *)path, (size_t)bytes, 0};
-    c->route = !bytes || path[bytes - 1] == '/' ? ROUTE_LIST : ROUTE_KEY;
-    if (*path == '_' && strlen(path) != (size_t)bytes && strncmp(path, "_nodes/", 7) != 0)
-        return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
-    if (*path == '_')
-        for (c->route = ROUTE_MAIL; fnmatch(routes[c->route].path, path, 0) != 0;)
-            if (++c->route == ROUTES)
-                return call_error(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
-    if (bytes > KEY_BYTES_MAX + (*path == '_') * (int)strlen("_nodes/"))
-        return call_error(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
-    if (c->route >= ROUTE_MAIL && c->method > HEAD &&
-        !(certificate_is_ours(c) && secret_matches(c)))
-        return call_error(c, 401, "the cluster's secret is needed, and with TLS its certificate");
-    return strstr(routes[c->route].methods, methods[c->method]) ||
-           call_allow(c, routes[c->route].methods);
+    c->route = !list ? ROUTE_KEY : c->method == POST && queried ? ROUTE_CREATE : ROUTE_LIST;
+    if (reserved) {
+        bool cut = strlen(path) != (size_t)bytes && strncmp(path, "_nodes/", 7) != 0;
+        c->route = cut ? ROUTES : ROUTE_MAIL;
+        while (c->route < ROUTES && fnmatch(routes[c->route].path, path, 0) != 0)
+            c->route++;
+    }
+    if (c->route == ROUTES)
+        return call_tell(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
+    if (bytes > KEY_BYTES_MAX + reserved * (int)strlen("_nodes/"))
+        return call_tell(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+    const char *possible = routes[c->route].methods;
+    if (!strstr(possible, methods[c->method])) {
+        call_tell(c, 405, "this method is not possible here; possible: %s", possible);
+        call_header(c, "Allow", "%s", possible);
+        return false;
+    }
+    if (reserved && c->method > HEAD && !(certificate_is_ours(c) && secret_matches(c)))
+        return call_tell(c, 401, "the cluster's secret is needed, and with TLS its certificate");
+    return true;
 }
 
 /* The call as far as its headers tell. */
@@ -5076,12 +5068,13 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->json = accept && strstr(accept, "application/json");
     if (*query)
         *query++ = 0;
-    bool fine = call_wire(c, version) && call_route(c, c->text) && call_query(c, query) &&
+    bool fine = call_wire(c, version) && call_route(c, c->text, *query != 0) &&
+                call_query(c, query) &&
                 (c->m.function == DO_READ || call_condition(c, "If-Match", false)) &&
                 call_condition(c, "If-None-Match", true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
     if (fine && c->server->draining && c->route != ROUTE_MAIL)
-        call_error(c, 503, "this node is stopping; nothing was changed");
+        call_tell(c, 503, "this node is stopping; nothing was changed");
     c->server->calls_count += c->route != ROUTE_MAIL;
 }
 
@@ -5111,7 +5104,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
         call_respond(c, 304, NULL);
     } else if (part && !count) {
-        call_error(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
+        call_tell(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
         call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
     } else {
         bytes_append(&c->body, (const uint8_t *)body.value + from, count);
@@ -5202,7 +5195,7 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++)
         if (refusals[i].status == m->status)
-            call_error(c, m->status, "%s", refusals[i].text);
+            call_tell(c, m->status, "%s", refusals[i].text);
     if (m->status == 404)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST && !c->response)
@@ -5274,7 +5267,7 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     if (count)
         return c->route == ROUTE_MAIL ? mail_piece(c, data, count) : body_piece(c, data, count);
     if (!c->response && !c->suspended)
-        routes[c->route].answer(c);
+        call_answer(c);
     return c->response && !c->suspended ? call_send(c) : MHD_YES;
 }
 
@@ -5552,7 +5545,7 @@ static void server_stop(struct server *s)
     while (s->calls_count && s->node->now < until)
         server_turn(s);
     while (s->calls) {
-        call_error(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
+        call_tell(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
         call_resume(s->calls);
     }
     while (s->node->log.flight.count || s->node->log.pending.count) {

@@ -1325,6 +1325,7 @@ START_TEST(test_restic_lists_names_and_sizes)
     r = ask(_i, 200, "GET", own("repo/locks/"), restic, NULL);
     ck_assert_int_eq(json_count(r.body, ""), 0);
     r = ask(_i, 200, "POST", text("%s?create=true", own("repo/")), NULL, NULL);
+    ck_assert_uint_eq(r.body_bytes, 0);
     ck_assert_int_eq(list(_i, own("repo/")).count, 4);
 }
 END_TEST
@@ -1332,11 +1333,20 @@ END_TEST
 START_TEST(test_bad_listings_are_refused)
 {
     static const struct row rows[] = {
-        {"GET", "l/?limit=x", NULL, NULL, 400, 0},      {"GET", "l/?limit=-1", NULL, NULL, 400, 0},
-        {"GET", "l/?limit=100001", NULL, NULL, 400, 0}, {"GET", "l/?limit=", NULL, NULL, 400, 0},
-        {"GET", "l/?after=%zz", NULL, NULL, 400, 0},    {"GET", "/?prefix=%", NULL, NULL, 400, 0},
-        {"GET", "l/?unknown=1", NULL, NULL, 400, 0},    {"PUT", "l/", NULL, "v", 405, 0},
-        {"DELETE", "l/", NULL, NULL, 405, 0},           {"PUT", "/", NULL, "v", 405, 0},
+        {"GET", "l/?limit=x", NULL, NULL, 400, 0},
+        {"GET", "l/?limit=-1", NULL, NULL, 400, 0},
+        {"GET", "l/?limit=100001", NULL, NULL, 400, 0},
+        {"GET", "l/?limit=", NULL, NULL, 400, 0},
+        {"GET", "l/?after=%zz", NULL, NULL, 400, 0},
+        {"GET", "/?prefix=%", NULL, NULL, 400, 0},
+        {"GET", "l/?unknown=1", NULL, NULL, 400, 0},
+        {"PUT", "l/", NULL, "v", 405, 0},
+        {"DELETE", "l/", NULL, NULL, 405, 0},
+        {"PUT", "/", NULL, "v", 405, 0},
+        {"POST", "l/", NULL, "v", 405, 0},
+        {"POST", "l/?create=x", NULL, "v", 400, 0},
+        {"POST", "l/?limit=1", NULL, "v", 400, 0},
+        {"GET", "l/?create=true", NULL, NULL, 400, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
 }
@@ -2300,6 +2310,7 @@ START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
         r = http(url, "DELETE", text("/_nodes/%s", node_id(&c->nodes[0])), NULL, NULL, 0);
         ck_assert_int_eq(r.status, 401);
         ck_assert_int_eq(status_of(url, "GET", "/_status", NULL, NULL), 200);
+        ck_assert_int_eq(status_of(url, "PUT", "/_status", NULL, "x"), 405);
     }
     cluster_await(c, 3, 20);
     cluster_stop(c);
