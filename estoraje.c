@@ -5178,31 +5178,27 @@ static void reply_write(struct call *c, const struct message *m)
 /* The core's hook: `client` is the call that waits. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
-    static const struct {
-        int status;
-        const char *text;
-    } refusals[] = {
-        {409, "the value is no 64-bit integer, or the sum would overflow"},
-        {412, "the condition is not met: read the key and decide again"},
-        {503, "no quorum in time; nothing was changed: try again"},
-        {507, "this node's disk is full; nothing was changed: ask another"},
-        {STATUS_UNKNOWN, ""},
+    static const char *const refusals[CODES] = {
+        [409] = "the value is no 64-bit integer, or the sum would overflow",
+        [412] = "the condition is not met: read the key and decide again",
+        [503] = "no quorum in time; nothing was changed: try again",
+        [507] = "this node's disk is full; nothing was changed: ask another",
+        [STATUS_UNKNOWN] = "", /* call_tell says it */
     };
     struct call *c = client;
     char etag[40];
     (void)n;
     c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
-    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++)
-        if (refusals[i].status == m->status)
-            call_tell(c, m->status, "%s", refusals[i].text);
-    if (m->status == 404)
+    if (refusals[m->status])
+        call_tell(c, m->status, "%s", refusals[m->status]);
+    else if (m->status == 404)
         call_respond(c, 404, NULL);
-    else if (c->route == ROUTE_LIST && !c->response)
+    else if (c->route == ROUTE_LIST)
         reply_list(c, m);
-    else if (c->m.function == DO_READ && !c->response)
+    else if (c->m.function == DO_READ)
         reply_value(c, m, etag);
-    else if (!c->response)
+    else
         reply_write(c, m);
     if (m->modified && (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         call_header(c, "ETag", "%s", etag);
