@@ -4488,8 +4488,8 @@ struct call {
     const char *raw;  /* the URI where libmicrohttpd has it */
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
     int method, route; /* indexes in methods and routes */
-    bool begun, suspended, close, restic, json;
-    uint64_t started;
+    bool close, restic, json;
+    uint64_t started;  /* when its headers were there; 0: they are not */
     struct bytes body; /* of the request, later of the answer */
     uint64_t counted;  /* of the body, in server->body_bytes */
     struct bytes key;
@@ -4907,7 +4907,6 @@ static bool secret_matches(const struct call *c)
 static void call_suspend(struct call *c)
 {
     struct server *s = c->server;
-    c->suspended = true;
     c->next = s->calls;
     s->calls = c;
     MHD_suspend_connection(c->connection);
@@ -4920,7 +4919,6 @@ static void call_resume(struct call *c)
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
-    c->suspended = false;
     c->server->resumed = true;
     MHD_resume_connection(c->connection);
 }
@@ -5058,7 +5056,6 @@ static void call_begin(struct call *c, const char *method, const char *version)
     static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
     const char *accept = call_get(c, "Accept");
     char *query = c->text + strcspn(c->text, "?");
-    c->begun = true;
     c->started = c->server->node->now;
     while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
         c->method++;
@@ -5255,16 +5252,16 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     size_t count = *bytes;
     (void)cls, (void)url;
     *bytes = 0;
-    if (!c->begun) {
+    if (!c->started) {
         c->connection = connection;
         call_begin(c, method, version);
         return c->close ? call_send(c) : MHD_YES;
     }
     if (count)
         return c->route == ROUTE_MAIL ? mail_piece(c, data, count) : body_piece(c, data, count);
-    if (!c->response && !c->suspended)
+    if (!c->response)
         call_answer(c);
-    return c->response && !c->suspended ? call_send(c) : MHD_YES;
+    return c->response ? call_send(c) : MHD_YES; /* else it is suspended */
 }
 
 /* The URI before libmicrohttpd takes it apart: it would cut it at %00, and let anything follow a %. */
@@ -5284,7 +5281,7 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     (void)connection, (void)why;
     if (!c)
         return;
-    if (c->begun && c->route != ROUTE_MAIL) {
+    if (c->started && c->route != ROUTE_MAIL) {
         s->calls_count--;
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
         s->answers[c->method][c->status] += c->status != 0; /* 0: the client left */

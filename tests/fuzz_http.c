@@ -144,7 +144,7 @@ static void request_do(char *text)
     if (!answered_status && go_on == MHD_YES)
         go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
     for (int i = 0; go_on == MHD_YES && !answered_status && i < 400; i++) {
-        if (c->suspended)
+        if (!c->response)
             lone_tick(&lone, SECOND, true);
         else
             http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
