@@ -4471,7 +4471,6 @@ static const char *unhealthy(const struct server *s)
 
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
-enum { CONSISTENCY_ONE = 2, CONSISTENCY_ALL };
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
@@ -4777,8 +4776,9 @@ enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 static bool call_query(struct call *c, char *query)
 {
     struct query *q = &c->query;
+    static const uint8_t consistencies[] = {0, 0, FLAG_ONE, FLAG_ALL};
     unsigned seen = 0;
-    *q = (struct query){.limit = 1000};
+    *q = (struct query){.limit = 1000, .by = 1};
     for (char *save, *part = strtok_r(query, "&", &save); part; part = strtok_r(NULL, "&", &save)) {
         char *value = part + strcspn(part, "=");
         if (*value)
@@ -4793,16 +4793,14 @@ static bool call_query(struct call *c, char *query)
             return call_tell(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
     }
-    bool by = seen >> PARAMETER_BY & 1;
-    if (q->op ? q->consistency == CONSISTENCY_ONE || q->ttl : by)
+    c->m.flags = consistencies[q->consistency] | (q->wait ? FLAG_WATCH : 0);
+    if (q->op ? c->m.flags & FLAG_ONE || q->ttl : seen >> PARAMETER_BY & 1)
         return call_tell(c, 400,
                          "by= goes with op=add, and that with neither ttl= nor "
                          "consistency=one");
-    c->m.flags = (q->consistency == CONSISTENCY_ONE ? FLAG_ONE : 0) |
-                 (q->consistency == CONSISTENCY_ALL ? FLAG_ALL : 0) | (q->wait ? FLAG_WATCH : 0);
     uint64_t now = max_u64(c->server->node->clock, clock_us(CLOCK_REALTIME));
     c->m.expiry = q->ttl ? now + q->ttl : 0; /* by the clock that will judge it */
-    c->m.number = by ? q->by : 1;
+    c->m.number = q->by;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
 }
@@ -5211,11 +5209,10 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
     bytes_append(&c->body, data, bytes);
     while (c->body.count - at >= sizeof(struct batch)) {
         const struct batch *b = (const struct batch *)(c->body.data + at);
-        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b || b->bytes % 8)
-            return MHD_NO;
-        if (c->body.count - at < b->bytes)
+        size_t left = c->body.count - at;
+        if (b->magic == MAIL_MAGIC && b->bytes > left)
             break;
-        if (!node_receive(c->server->node, (const uint8_t *)b, b->bytes)) {
+        if (!node_receive(c->server->node, (const uint8_t *)b, min_u64(b->bytes, left))) {
             say(LEVEL_WARN, "damaged mail", "node=%016" PRIx64, b->from);
             return MHD_NO;
         }
