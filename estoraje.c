@@ -4535,14 +4535,13 @@ __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int 
     va_start(list, format);
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
-    c->body.count = 0;
     if (unknown)
-        bytes_print(&c->body,
-                    "it may or may not have been applied: to find out, repeat it with "
-                    "Idempotency-Key: %s and Estoraje-Retry: 1\n",
-                    c->retry_key);
-    else
-        bytes_print(&c->body, "%s\n", text);
+        snprintf(text, sizeof text,
+                 "it may or may not have been applied: to find out, repeat it with "
+                 "Idempotency-Key: %s and Estoraje-Retry: 1",
+                 c->retry_key);
+    c->body.count = 0;
+    bytes_print(&c->body, "%s\n", text);
     call_respond(c, unknown ? 503 : status, "text/plain");
     c->close |= status == 401 || status == 413;
     if (c->status == 503 || c->status == 507)
