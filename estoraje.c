@@ -600,6 +600,8 @@ struct hooks {
     /* Copies log bytes that are no longer in a buffer. False: they are not in memory, `wait` is not
      * set; they were sent for. */
     bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
+    /* Whether a client that waits for a change has left, or is to be answered. Null: none ever. */
+    bool (*left)(struct node *n, void *client);
 };
 
 struct node {
@@ -2260,7 +2262,7 @@ static bool read_waits(struct node *n, struct round *r)
     bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
     bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
                  n->now + REQUEST_TIME < q->deadline;
-    if (!waits)
+    if (!waits || (n->hooks->left && n->hooks->left(n, q->client)))
         return false;
     round_rename(n, r);
     r->state = ROUND_WATCH;
@@ -2515,15 +2517,6 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
     q->origin = from->id;
     q->origin_op = m->op;
     request_admit(n, q);
-}
-
-/* The client of a wait has left: the request ends as if its time were over. */
-static void node_hurry(struct node *n, const void *client)
-{
-    for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (struct round *r = n->by_op[i]; r; r = r->next_by_op)
-            if (r->taken && r->taken->client == client)
-                r->taken->deadline = n->now;
 }
 
 /* What the forward's owner says counts only until the write is taken back (R12). */
@@ -4040,7 +4033,7 @@ struct server {
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
-    uint64_t next_tick, ticks;
+    uint64_t next_tick;
 };
 
 /* One of the two POSTs to a peer. */
@@ -5199,6 +5192,17 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     call_resume(c);
 }
 
+/* The core's hook, asked now and then: a suspended connection does not notice that its client left. */
+static bool http_left(struct node *n, void *client)
+{
+    const struct call *c = client;
+    uint8_t byte;
+    int file =
+        MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    (void)n;
+    return c->server->draining || recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 /* --- libmicrohttpd's side --- */
 
 /* Pieces of a peer's endless POST; each whole batch in it goes to the core. */
@@ -5300,7 +5304,7 @@ static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes
     return disk_read(&s->disk, lsn, to, bytes, wait);
 }
 
-static const struct hooks server_hooks = {http_reply, server_log_read};
+static const struct hooks server_hooks = {http_reply, server_log_read, http_left};
 
 /* Hands the log's next batch to its thread. */
 static void log_submit(struct server *s)
@@ -5478,19 +5482,6 @@ static void notify(const char *state)
     close(file);
 }
 
-/* A suspended connection does not notice that its client left: those that wait long are looked at.
- * When the node stops, they are told to ask another. */
-static void calls_check(struct server *s)
-{
-    uint8_t byte;
-    for (struct call *c = s->calls; c; c = c->next) {
-        int file =
-            MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        if (c->query.wait && (s->draining || recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0))
-            node_hurry(s->node, c);
-    }
-}
-
 /* One turn of the loop: wait, take what came, and let out what came of it. */
 static void server_turn(struct server *s)
 {
@@ -5510,8 +5501,6 @@ static void server_turn(struct server *s)
         s->next_tick = s->node->now + TICK_MS * MS;
         node_tick(s->node, s->node->now, s->node->wall);
         channels_check(s);
-        if (s->ticks++ % (1000 / TICK_MS) == 0)
-            calls_check(s);
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
@@ -5529,7 +5518,6 @@ static void server_stop(struct server *s)
     notify("STOPPING=1");
     s->draining = true;
     close(MHD_quiesce_daemon(s->daemon));
-    calls_check(s);
     uint64_t until = s->node->now + 3 * SECOND;
     while (s->calls_count && s->node->now < until)
         server_turn(s);

@@ -60,7 +60,7 @@ static void reply(struct node *n, void *client, const struct message *result)
 /* A member with a lease and some keys: a restart for each request would take all the time. */
 static void begin(void)
 {
-    static const struct hooks hooks = {reply, lone_log_read};
+    static const struct hooks hooks = {.reply = reply, .log_read = lone_log_read};
     struct node *n = lone_node(&lone);
     n->hooks = &hooks;
     n->wall = clock_us(CLOCK_REALTIME);

@@ -49,7 +49,7 @@ static bool lone_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
     return true;
 }
 
-static const struct hooks lone_hooks = {lone_reply, lone_log_read};
+static const struct hooks lone_hooks = {.reply = lone_reply, .log_read = lone_log_read};
 
 /* A node before its first view; the disk stays as it is. */
 static struct node *lone_node(struct lone *l)

@@ -2204,6 +2204,24 @@ START_TEST(test_what_is_under_way_at_sigterm_is_finished)
 }
 END_TEST
 
+START_TEST(test_a_wait_at_sigterm_is_answered)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    struct response r = put(c->nodes[0].url, "/k", "v");
+    int fds[2] = {raw_connect(c->nodes[0].port), raw_connect(c->nodes[0].port)};
+    raw_print(fds[0], "GET /none?wait=1m HTTP/1.1\r\nHost: x\r\n\r\n");
+    raw_print(fds[1], "GET /k?wait=1m HTTP/1.1\r\nHost: x\r\nIf-None-Match: %s\r\n\r\n",
+              etag_of(&r));
+    AWAIT(node_metric(&c->nodes[0], "estoraje_http_requests_in_flight") >= 3, 10);
+    node_signal(c, 0, SIGTERM);
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(raw_receive(fds[i], 10).status, i ? 304 : 404);
+    ck_assert_int_eq(process_wait(c->nodes[0].pid, 15), 0);
+    c->nodes[0].pid = 0;
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_log_lines_are_logfmt)
 {
     struct cluster *c = cluster_start(1, NULL);
@@ -2597,6 +2615,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_a_node_refuses_to_change_its_cluster);
     ONCE("options", test_sigterm_and_sigint_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
+    ONCE("options", test_a_wait_at_sigterm_is_answered);
     ONCE("options", test_log_lines_are_logfmt);
     ONCE("options", test_sync_none_says_what_it_gives_up);
     ONCE("options", test_the_first_node_sets_the_replicas);

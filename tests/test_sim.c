@@ -542,7 +542,7 @@ static void node_free(struct node *n)
     free(n);
 }
 
-static const struct hooks hooks = {hook_reply, hook_log_read};
+static const struct hooks hooks = {.reply = hook_reply, .log_read = hook_log_read};
 
 static uint64_t host_wall(const struct host *h)
 {
@@ -2279,7 +2279,7 @@ static bool hand_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
 
 static struct node *hand_node(struct bytes *disk)
 {
-    static const struct hooks by_hand = {NULL, hand_log_read};
+    static const struct hooks by_hand = {.log_read = hand_log_read};
     struct {
         struct view view;
         struct member members[3];

@@ -357,7 +357,7 @@ static bool file_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
     return disk_read(&disk, lsn, to, bytes, wait);
 }
 
-static const struct hooks file_hooks = {lone_reply, file_log_read};
+static const struct hooks file_hooks = {.reply = lone_reply, .log_read = file_log_read};
 
 static void files_setup(void)
 {
