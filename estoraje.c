@@ -1713,10 +1713,14 @@ static void round_forward(struct node *n, struct round *r)
     }
 }
 
-/* Step 1: a new ballot; the writes that wait by now; prepare to all owners. */
+/* Step 1: a new ballot; the writes that wait by now, those of a try that failed first; prepare to all
+ * owners. */
 static void round_begin(struct node *n, struct round *r)
 {
-    assert(r->keyed && !r->taken);
+    assert(r->keyed);
+    requests_push(&r->taken, r->waiting);
+    r->waiting = r->taken;
+    r->taken = NULL;
     round_forward(n, r);
     if (!r->waiting) {
         round_free(n, r);
@@ -1731,18 +1735,6 @@ static void round_begin(struct node *n, struct round *r)
     r->record.count = 0;
     r->due = n->now + STEP_TIME;
     round_mail(n, r, partition_owners(n, r->partition), M_PREPARE, 0);
-}
-
-/* Back to the queue, the taken first; the next try begins at `due`. */
-static void round_rest(struct node *n, struct round *r, uint64_t due)
-{
-    struct request *waiting = r->waiting;
-    r->waiting = r->taken;
-    r->taken = NULL;
-    requests_push(&r->waiting, waiting);
-    round_rename(n, r);
-    r->state = ROUND_REST;
-    r->due = due;
 }
 
 /* A duel: wait a random while that doubles, and let the writes of this partition go to its first live
@@ -1761,7 +1753,7 @@ static void round_refused(struct node *n, struct round *r)
     uint64_t most = MS << min_u64(r->refusals, first ? 1 : 7);
     r->due = r->refusals++ == 0 && !first ? n->now : n->now + 1 + node_random(n) % most;
     if (r->keyed) /* else it is a one-write: round_due tries it with a new ballot */
-        round_rest(n, r, r->due);
+        r->state = ROUND_REST;
 }
 
 /* The round's writes go round again, each as a repeat of itself. */
@@ -2203,7 +2195,6 @@ static void round_due(struct node *n, struct round *r)
         round_mail(n, r, partition_owners(n, r->partition) & ~r->answered, M_PREPARE, 0);
         r->due = n->now + STEP_TIME;
     } else {
-        round_rest(n, r, n->now);
         round_begin(n, r);
     }
 }
@@ -2311,7 +2302,7 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
             round_keep_record(r, m);
             round_decide(n, r);
         } else {
-            round_rest(n, r, n->now);
+            round_begin(n, r);
         }
         return;
     }
