@@ -514,21 +514,13 @@ struct request {
     struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
 
-enum round_state {
-    ROUND_REST,
-    ROUND_PREPARE,
-    ROUND_FETCH,
-    ROUND_ACCEPT,
-    ROUND_LINGER,
-    ROUND_READ,
-    ROUND_WATCH
-};
+enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_LINGER, ROUND_READ, ROUND_WATCH };
 
 /*              round_begin          round_decide            round_finish
  *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
  *     ^                          |  ^ \            /  \
- *     |  round_refused           |  |  `-> FETCH -'    `--> LINGER (consistency=all waits on)
- *     +--------------------------+--+--- timeouts, a new view
+ *     |  round_refused           |  `-> fetch -'       `--> LINGER (consistency=all waits on)
+ *     +--------------------------+------ timeouts, a new view
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
  *    make it a WATCH, which reads again when an owner tells of a change
  */
@@ -544,7 +536,6 @@ struct round {
     struct ballot best;               /* highest accepted ballot that was told */
     uint64_t answered, same, refused; /* members; `same`: those that told `best` */
     struct bytes record;              /* message: as told at best; then the accept that is sent */
-    struct ballot record_ballot;
     unsigned refusals;
     uint64_t due;
     uint16_t key_bytes;
@@ -1731,7 +1722,7 @@ static void round_begin(struct node *n, struct round *r)
     round_rename(n, r);
     r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
     r->state = ROUND_PREPARE;
-    r->best = r->record_ballot = (struct ballot){0};
+    r->best = (struct ballot){0};
     r->record.count = 0;
     r->due = n->now + STEP_TIME;
     round_mail(n, r, partition_owners(n, r->partition), M_PREPARE, 0);
@@ -1816,12 +1807,28 @@ static bool round_hear(struct node *n, struct round *r, const struct peer *from,
     return true;
 }
 
+static bool round_has_quorum(const struct node *n, const struct round *r)
+{
+    return quorum(n, r->partition, r->answered);
+}
+
 static void round_keep_record(struct round *r, const struct message *m)
 {
     struct body body = message_body(m);
     r->record.count = 0;
     message_append(&r->record, m, &body);
-    r->record_ballot = m->ballot;
+}
+
+/* The record that was told; ballot zero if none was, or if there is none. */
+static const struct message *round_record(const struct round *r)
+{
+    static const struct message nothing;
+    return r->record.count ? (const struct message *)r->record.data : &nothing;
+}
+
+static bool message_is_live(const struct message *m)
+{
+    return (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
 }
 
 static void round_decide(struct node *n, struct round *r);
@@ -1829,34 +1836,29 @@ static void round_decide(struct node *n, struct round *r);
 static void on_promise(struct node *n, struct peer *from, const struct message *m)
 {
     struct round *r = round_by_op(n, m->op);
-    if (!r || r->state != ROUND_PREPARE || !round_hear(n, r, from, m))
+    if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r) || !round_hear(n, r, from, m))
         return;
-    if (m->flags & FLAG_RECORD && ballot_compare(m->ballot, r->record_ballot) > 0)
+    if (ballot_compare(m->ballot, round_record(r)->ballot) > 0)
         round_keep_record(r, m);
-    if (quorum(n, r->partition, r->answered))
+    if (round_has_quorum(n, r))
         round_decide(n, r);
 }
 
 /* Step 2: the current record, taken for deleted if it expired before the ballot's time (R22). */
 static void draft_load(struct draft *d, const struct round *r)
 {
-    memset(&d->head, 0, sizeof d->head);
-    d->body = (struct body){0};
-    d->answers_count = 0;
-    d->changed = d->missing = false;
-    if (r->record.count == 0)
-        return;
-    const struct message *m = (const struct message *)r->record.data;
+    const struct message *m = round_record(r);
     d->head = *m;
     d->body = message_body(m);
     d->answers_count = m->answers;
     memcpy(d->answers, d->body.answers, m->answers * sizeof *d->answers);
-    d->missing = !(m->flags & (FLAG_WHOLE | FLAG_TOMBSTONE));
+    d->changed = false;
+    d->missing = message_is_live(m) && !(m->flags & FLAG_WHOLE);
 }
 
 static bool draft_exists(const struct draft *d)
 {
-    return (d->head.flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+    return message_is_live(&d->head);
 }
 
 /* Makes the draft a record with this value; a null `value` makes it a tombstone. */
@@ -1908,10 +1910,6 @@ static bool draft_add(struct draft *d, const struct round *r, const struct messa
     if (errno || *end || !all || isspace((unsigned char)*text) ||
         __builtin_add_overflow(old, (int64_t)m->number, sum))
         return false;
-    if (!draft_exists(d)) {
-        d->head.expiry = 0;
-        d->head.type_bytes = 0;
-    }
     uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
     draft_write(d, r, m->version, d->digits, count);
     return true;
@@ -2021,7 +2019,6 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     message_append(&record, &d->head, &d->body);
     bytes_swap(&record, &r->record);
     bytes_free(&record);
-    r->record_ballot = r->ballot;
     for (struct request *q = r->taken; q; q = q->next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
     r->state = ROUND_ACCEPT;
@@ -2029,16 +2026,14 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     round_accept(n, r, partition_owners(n, r->partition));
 }
 
-/* The value is needed after all: it is asked of one that told the ballot, and counts only if it comes
- * at that very ballot (R9). */
+/* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
+ * it comes at that very ballot (R9). */
 static void round_fetch(struct node *n, struct round *r)
 {
-    uint64_t from = r->same & self_bit(n) ? self_bit(n) : r->same & live_members(n);
-    from = from ? from : r->same;
-    r->state = ROUND_FETCH;
+    uint64_t from = r->same & live_members(n);
     r->due = n->now + STEP_TIME;
-    round_allow(n, r, ((const struct message *)r->record.data)->value_bytes);
-    round_mail(n, r, from & -from, M_READ, FLAG_WHOLE);
+    round_allow(n, r, round_record(r)->value_bytes);
+    round_mail(n, r, from & self_bit(n) ? self_bit(n) : from & -from, M_READ, FLAG_WHOLE);
 }
 
 static void round_finish(struct node *n, struct round *r);
@@ -2051,7 +2046,7 @@ static void round_decide(struct node *n, struct round *r)
         draft_write(d, r, d->head.version, NULL, 0);
     bool anew = false, reads = false;
     for (struct request *q = r->taken; q; q = q->next) {
-        if (q->m->function == DO_ADD && d->missing && draft_exists(d)) {
+        if (q->m->function == DO_ADD && d->missing) {
             round_fetch(n, r);
             return;
         }
@@ -2075,11 +2070,10 @@ static void round_decide(struct node *n, struct round *r)
 }
 
 /* What a client is told of a record that was read. */
-static void read_answer(struct node *n, struct request *q, const struct bytes *record)
+static void read_answer(struct node *n, struct request *q, const struct message *m)
 {
-    const struct message *m = (const struct message *)record->data;
-    if (record->count == 0 || m->flags & FLAG_TOMBSTONE || !(m->flags & FLAG_RECORD) ||
-        (m->expiry && m->expiry <= n->clock && (q->m->flags & FLAG_ONE || !RULE(22)))) {
+    bool expired = m->expiry && m->expiry <= n->clock && (q->m->flags & FLAG_ONE || !RULE(22));
+    if (!message_is_live(m) || expired) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
@@ -2121,7 +2115,7 @@ static void round_finish(struct node *n, struct round *r)
         else if (q->m->flags & FLAG_WATCH && n->now + REQUEST_TIME < q->deadline)
             q->sent_to = NULL, request_admit(n, q); /* the owners agree now: wait for a change */
         else
-            read_answer(n, q, &r->record);
+            read_answer(n, q, round_record(r));
     }
     if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
         r->state = ROUND_LINGER;
@@ -2191,7 +2185,7 @@ static void round_due(struct node *n, struct round *r)
         one_begin(n, r);
     } else if (r->state == ROUND_LINGER || (r->state == ROUND_ACCEPT && !r->refused)) {
         round_accept(n, r, partition_owners(n, r->partition) & ~r->answered);
-    } else if (r->state == ROUND_PREPARE && !r->refused) {
+    } else if (r->state == ROUND_PREPARE && !r->refused && !round_has_quorum(n, r)) {
         round_mail(n, r, partition_owners(n, r->partition) & ~r->answered, M_PREPARE, 0);
         r->due = n->now + STEP_TIME;
     } else {
@@ -2221,7 +2215,7 @@ static void read_begin(struct node *n, struct round *r)
     bool one = r->taken->m->flags & FLAG_ONE;
     round_rename(n, r);
     r->state = ROUND_READ;
-    r->best = r->record_ballot = r->ballot = (struct ballot){0};
+    r->best = r->ballot = (struct ballot){0};
     r->record.count = 0;
     r->due = n->now + STEP_TIME;
     round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
@@ -2248,8 +2242,8 @@ static void read_again(struct node *n, struct round *r)
 static bool read_waits(struct node *n, struct round *r)
 {
     const struct request *q = r->taken;
-    const struct message *m = (const struct message *)r->record.data;
-    bool exists = r->record.count && (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+    const struct message *m = round_record(r);
+    bool exists = message_is_live(m);
     bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
     bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
                  n->now + REQUEST_TIME < q->deadline;
@@ -2266,10 +2260,9 @@ static bool read_waits(struct node *n, struct round *r)
 
 static void read_finish(struct node *n, struct round *r)
 {
-    const struct message *m = (const struct message *)r->record.data;
-    bool live = r->record.count && !(m->flags & FLAG_TOMBSTONE);
-    if (live && m->expiry && m->expiry <= n->clock && !(r->taken->m->flags & FLAG_ONE) &&
-        RULE(22)) {
+    const struct message *m = round_record(r);
+    if (message_is_live(m) && m->expiry && m->expiry <= n->clock &&
+        !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
         r->again = true; /* expired: a round must say so, not this clock (R22) */
         read_again(n, r);
         return;
@@ -2277,17 +2270,8 @@ static void read_finish(struct node *n, struct round *r)
     if (read_waits(n, r))
         return;
     struct request *q = requests_pop(&r->taken);
-    read_answer(n, q, &r->record);
+    read_answer(n, q, m);
     round_free(n, r);
-}
-
-/* Asks one of those that agree for the record. */
-static void read_fetch(struct node *n, struct round *r)
-{
-    uint64_t from = r->same & live_members(n);
-    r->due = max_u64(r->due, n->now + STEP_TIME);
-    r->record.count = 0;
-    round_mail(n, r, from & -from, M_READ, FLAG_WHOLE);
 }
 
 static void on_answer(struct node *n, struct peer *from, const struct message *m)
@@ -2295,9 +2279,8 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
     struct round *r = round_by_op(n, m->op);
     if (!r || !r->taken)
         return;
-    bool live = (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
-    bool usable = m->flags & FLAG_WHOLE || !live;
-    if (r->state == ROUND_FETCH && usable) {
+    bool usable = m->flags & FLAG_WHOLE || !message_is_live(m);
+    if (r->state == ROUND_PREPARE && round_has_quorum(n, r) && usable) {
         if (ballot_equal(m->ballot, r->best)) {
             round_keep_record(r, m);
             round_decide(n, r);
@@ -2313,16 +2296,16 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
     }
     if (r->state != ROUND_READ || !round_hear(n, r, from, m))
         return;
-    if (usable && (r->record.count == 0 || ballot_compare(m->ballot, r->record_ballot) > 0))
+    if (usable && (r->record.count == 0 || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
         round_keep_record(r, m);
-    bool here = r->record.count && ballot_equal(r->record_ballot, r->best);
+    bool here = ballot_equal(round_record(r)->ballot, r->best);
     bool one = r->taken->m->flags & FLAG_ONE;
     if (one ? usable : quorum(n, r->partition, r->same) && here)
         read_finish(n, r);
-    else if (!RULE(9) && r->record.count && quorum(n, r->partition, r->answered))
+    else if (!RULE(9) && r->record.count && round_has_quorum(n, r))
         read_finish(n, r);
     else if (quorum(n, r->partition, r->same) && r->record.count)
-        read_fetch(n, r); /* they agree, but the record came at another ballot */
+        round_fetch(n, r); /* they agree, but the record came at another ballot */
     else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
         read_again(n, r);
 }
@@ -2337,8 +2320,8 @@ static void read_deadline(struct node *n, struct round *r)
         r->again = false;
         read_begin(n, r);
     } else if (quorum(n, r->partition, r->same)) {
-        read_fetch(n, r); /* who was asked for the record did not send it */
-    } else if (quorum(n, r->partition, r->answered)) {
+        round_fetch(n, r); /* who was asked for the record did not send it */
+    } else if (round_has_quorum(n, r)) {
         read_again(n, r);
     } else {
         uint64_t nearest = nearest_owner(n, r->partition);
