@@ -514,13 +514,14 @@ struct request {
     struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
 
-enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_LINGER, ROUND_READ, ROUND_WATCH };
+enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
 
 /*              round_begin          round_decide            round_finish
  *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
  *     ^                          |  ^ \            /  \
- *     |  round_refused           |  `-> fetch -'       `--> LINGER (consistency=all waits on)
+ *     |  round_refused           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
  *     +--------------------------+------ timeouts, a new view
+ *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
  *    make it a WATCH, which reads again when an owner tells of a change
  */
@@ -529,7 +530,7 @@ struct round {
     struct request *waiting, *taken; /* oldest first */
     enum round_state state;
     uint16_t partition;
-    bool keyed;  /* it is the key's one write round, found by key */
+    bool keyed;  /* it is the key's one write round, found by key; else nothing waits */
     bool again;  /* a fast read that was tried twice */
     uint64_t op; /* = ballot.time */
     struct ballot ballot;
@@ -1743,25 +1744,23 @@ static void round_refused(struct node *n, struct round *r)
     bool first = first_live_owner(n, r->partition) == n->self;
     uint64_t most = MS << min_u64(r->refusals, first ? 1 : 7);
     r->due = r->refusals++ == 0 && !first ? n->now : n->now + 1 + node_random(n) % most;
-    if (r->keyed) /* else it is a one-write: round_due tries it with a new ballot */
+    if (r->keyed) /* else it is a one-write: round_due lets it begin again */
         r->state = ROUND_REST;
 }
 
-/* The round's writes go round again, each as a repeat of itself. */
+static void requests_admit(struct node *n, struct request *list)
+{
+    while (list)
+        request_admit(n, requests_pop(&list));
+}
+
+/* The round ends, and its requests begin again: each write as a repeat of itself. */
 static void round_scatter(struct node *n, struct round *r)
 {
     struct request *taken = r->taken;
     r->taken = NULL;
     round_free(n, r);
-    while (taken)
-        request_admit(n, requests_pop(&taken));
-}
-
-static void round_refused_by(struct node *n, struct round *r, int index)
-{
-    r->refused |= UINT64_C(1) << index & ~r->answered;
-    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->refused))
-        round_refused(n, r);
+    requests_admit(n, taken);
 }
 
 static void on_refuse(struct node *n, struct peer *from, const struct message *m)
@@ -1769,13 +1768,11 @@ static void on_refuse(struct node *n, struct peer *from, const struct message *m
     clock_raise(n, m->ballot.time);
     struct round *r = round_by_op(n, m->op);
     int index = member_index(n->view, from->id);
-    if (r && r->state == ROUND_LINGER)
-        round_scatter(n,
-                      r); /* that owner promised more: they find their answers, and accept anew */
-    else if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
+    if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
         return;
-    else
-        round_refused_by(n, r, index);
+    r->refused |= UINT64_C(1) << index & ~r->answered;
+    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->refused))
+        round_refused(n, r);
 }
 
 /* A large value is on its way, or is to come: the round and its requests get time for it. */
@@ -2118,35 +2115,36 @@ static void round_finish(struct node *n, struct round *r)
             read_answer(n, q, round_record(r));
     }
     if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
-        r->state = ROUND_LINGER;
-        round_unkey(n, r);
         struct request *waiting = r->waiting;
         r->waiting = NULL;
-        if (!waiting)
-            return;
-        r = round_make(n, r->partition, r->key, r->key_bytes, true);
-        r->waiting = waiting;
-    }
-    if (!r->keyed)
+        round_unkey(n, r);
+        requests_admit(n, waiting);
+    } else if (!r->keyed) {
         round_free(n, r);
-    else
+    } else {
         round_begin(n, r);
+    }
+}
+
+/* Whether those that accepted are enough: a quorum; one for consistency=one, and all for all. */
+static bool round_is_accepted(const struct node *n, const struct round *r)
+{
+    if (r->keyed)
+        return round_has_quorum(n, r);
+    if (r->taken->m->flags & FLAG_ONE)
+        return r->answered;
+    return !(partition_owners(n, r->partition) & ~r->answered);
 }
 
 static void on_accepted(struct node *n, struct peer *from, const struct message *m)
 {
     struct round *r = round_by_op(n, m->op);
     int index = member_index(n->view, from->id);
-    if (!r || index < 0 || (r->state != ROUND_ACCEPT && r->state != ROUND_LINGER))
+    if (!r || index < 0 || r->state != ROUND_ACCEPT)
         return;
     r->answered |= UINT64_C(1) << index & partition_owners(n, r->partition);
-    bool one = r->taken && r->taken->m->flags & FLAG_ONE;
-    if (r->state == ROUND_LINGER) {
-        if (!(partition_owners(n, r->partition) & ~r->answered))
-            round_finish(n, r);
-    } else if (one ? r->answered != 0 : quorum(n, r->partition, r->answered)) {
+    if (round_is_accepted(n, r))
         round_finish(n, r);
-    }
 }
 
 /* consistency=one: an accept without prepare; the highest ballot wins. It lists no answers, and says
@@ -2174,22 +2172,22 @@ static void round_due(struct node *n, struct round *r)
 {
     requests_expire(n, &r->waiting);
     requests_expire(n, &r->taken);
-    bool one = r->taken && r->taken->m->flags & FLAG_ONE;
     if (r->state >= ROUND_READ) {
         read_deadline(n, r);
     } else if (!r->keyed && !r->taken) {
         round_free(n, r);
     } else if (r->due > n->now) {
         return;
-    } else if (one && r->refused) {
-        one_begin(n, r);
-    } else if (r->state == ROUND_LINGER || (r->state == ROUND_ACCEPT && !r->refused)) {
+    } else if (r->state == ROUND_ACCEPT && !r->refused) {
         round_accept(n, r, partition_owners(n, r->partition) & ~r->answered);
     } else if (r->state == ROUND_PREPARE && !r->refused && !round_has_quorum(n, r)) {
         round_mail(n, r, partition_owners(n, r->partition) & ~r->answered, M_PREPARE, 0);
         r->due = n->now + STEP_TIME;
-    } else {
+    } else if (r->keyed) {
         round_begin(n, r);
+    } else {
+        round_scatter(n,
+                      r); /* an owner promised more: the answer is found, or a new ballot tried */
     }
 }
 
