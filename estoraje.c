@@ -478,6 +478,7 @@ struct partition {
     uint64_t contended_until; /* forward writes to the first live owner until then */
     uint64_t contended_time;  /* how long that was, microseconds */
     uint64_t changed_at;      /* when a record was last accepted */
+    struct bytes watches;     /* M_READs to be answered again, each after its struct watch */
 };
 
 struct peer {
@@ -540,14 +541,6 @@ struct round {
     unsigned refusals;
     uint64_t due;
     uint16_t key_bytes;
-    uint8_t key[];
-};
-
-struct watch {
-    struct watch *next;
-    struct peer *peer;
-    uint64_t op, until;
-    uint16_t partition, key_bytes;
     uint8_t key[];
 };
 
@@ -638,7 +631,6 @@ struct node {
     struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
     size_t rounds_resting;
     struct request *forwards;
-    struct watch *watches[ROUND_BUCKETS];
     struct listing *listings;
     struct sync syncs[SYNCS_MAX];
     uint64_t repairs;
@@ -910,6 +902,7 @@ static void partition_drop(struct node *n, struct partition *p)
         free(p->entries[i]);
     }
     free(p->entries);
+    bytes_free(&p->watches);
     *p = (struct partition){0};
 }
 
@@ -2330,45 +2323,42 @@ static void read_deadline(struct node *n, struct round *r)
     }
 }
 
-/* An owner remembers for a while who waits for a key to change. */
-static struct watch **watch_bucket(struct node *n, const void *key, size_t bytes)
+/* An owner remembers for a while who waits for a key to change: the read is answered again then. */
+struct watch {
+    uint64_t from, until;
+};
+
+/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped. */
+static void watches_tell(struct node *n, const struct entry *e, uint16_t partition)
 {
-    return &n->watches[XXH3_64bits(key, bytes) % ROUND_BUCKETS];
+    struct bytes *watches = &n->partitions[partition].watches, left = {0};
+    for (size_t at = 0, bytes; at < watches->count; at += bytes) {
+        const struct watch *w = (const struct watch *)(watches->data + at);
+        const struct message *m = (const struct message *)(w + 1);
+        struct body body = message_body(m);
+        struct peer *from = peer_find(n, w->from);
+        bytes = sizeof *w + m->bytes;
+        if (!from || w->until <= n->now)
+            continue;
+        if (e && key_compare(e->key, e->key_bytes, body.key, m->key_bytes) == 0)
+            tell(n, from, m, M_ANSWER, false);
+        else
+            bytes_append(&left, w, bytes);
+    }
+    bytes_swap(watches, &left);
+    bytes_free(&left);
 }
 
 static void watch_add(struct node *n, struct peer *from, const struct message *m)
 {
+    struct bytes *watches = &n->partitions[m->partition].watches;
     struct body body = message_body(m);
-    struct watch **at = watch_bucket(n, body.key, m->key_bytes);
-    while (*at && (*at)->until > n->now)
-        at = &(*at)->next;
-    struct watch *w = *at; /* one whose time is over makes room */
-    if (w) {
-        *at = w->next;
-        free(w);
-    }
-    w = allocate(sizeof *w + m->key_bytes);
-    *w = (struct watch){*at, from, m->op, n->now + WATCH_TIME, m->partition, m->key_bytes};
-    memcpy(w->key, body.key, m->key_bytes);
-    *at = w;
-}
-
-/* The entry's record is new: who waits for it is told, once. */
-static void watches_tell(struct node *n, const struct entry *e, uint16_t partition)
-{
-    struct watch **at = watch_bucket(n, e->key, e->key_bytes);
-    while (*at) {
-        struct watch *w = *at;
-        if (w->partition != partition || w->key_bytes != e->key_bytes ||
-            memcmp(w->key, e->key, e->key_bytes) != 0) {
-            at = &w->next;
-            continue;
-        }
-        *at = w->next;
-        mail(n, w->peer, e->lsn + e->record_bytes,
-             &(struct message){.type = M_ANSWER, .op = w->op, .ballot = e->accepted}, NULL);
-        free(w);
-    }
+    /* The oldest is the first. Not at once when its time is over, so that many go at a time. */
+    if (watches->count && ((struct watch *)watches->data)->until + WATCH_TIME < n->now)
+        watches_tell(n, NULL, m->partition);
+    struct watch w = {from->id, n->now + WATCH_TIME};
+    bytes_append(watches, &w, sizeof w);
+    message_append(watches, m, &body);
 }
 
 /* --- requests: where they come in, and go out --- */

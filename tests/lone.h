@@ -75,10 +75,6 @@ static void lone_node_free(struct lone *l)
                 request_free(requests_pop(&r->waiting));
             round_free(n, r);
         }
-        for (struct watch *w = n->watches[i], *next; w; w = next) {
-            next = w->next;
-            free(w);
-        }
     }
     while (n->forwards)
         request_free(requests_pop(&n->forwards));

@@ -513,11 +513,6 @@ static void node_free(struct node *n)
                 request_free(requests_pop(&r->waiting));
             round_free(n, r);
         }
-        while (n->watches[i]) {
-            struct watch *first = n->watches[i];
-            n->watches[i] = first->next;
-            free(first);
-        }
     }
     while (n->forwards)
         request_free(requests_pop(&n->forwards));
