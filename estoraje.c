@@ -500,6 +500,8 @@ struct peer {
     void *link; /* the transport's */
 };
 
+enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the key's round */
+
 /* A client's request, or one that a peer forwarded. */
 struct request {
     struct request *next;
@@ -511,6 +513,7 @@ struct request {
     struct peer *sent_to;
     uint64_t due;            /* a forwarded one is taken back then */
     struct listing *listing; /* that the read is for */
+    unsigned tries;          /* fast reads that met no agreement */
     struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
     struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
@@ -524,7 +527,7 @@ enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WA
  *     +--------------------------+------ timeouts, a new view
  *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
- *    make it a WATCH, which reads again when an owner tells of a change
+ *    make it a WATCH, which begins again when an owner tells of a change
  */
 struct round {
     struct round *next_by_op, *next_by_key;
@@ -532,7 +535,6 @@ struct round {
     enum round_state state;
     uint16_t partition;
     bool keyed;  /* it is the key's one write round, found by key; else nothing waits */
-    bool again;  /* a fast read that was tried twice */
     uint64_t op; /* = ballot.time */
     struct ballot ballot;
     struct ballot best;               /* highest accepted ballot that was told */
@@ -1508,8 +1510,6 @@ static void request_answer(struct node *n, struct request *q, const struct messa
                            const struct body *body);
 static void request_admit(struct node *n, struct request *q);
 static void round_begin(struct node *n, struct round *r);
-static void read_begin(struct node *n, struct round *r);
-static void read_deadline(struct node *n, struct round *r);
 
 static void request_free(struct request *q)
 {
@@ -1580,11 +1580,14 @@ static void round_unlink_op(struct node *n, struct round *r)
         *at = r->next_by_op;
 }
 
-/* Gives the round a new op, so that answers to the old one are no longer heard. */
+/* Gives the round a new op and ballot, so that answers to the old ones are no longer heard. */
 static void round_rename(struct node *n, struct round *r)
 {
     round_unlink_op(n, r);
     r->op = clock_tick(n);
+    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
+    r->best = (struct ballot){0};
+    r->record.count = 0;
     r->next_by_op = n->by_op[r->op % ROUND_BUCKETS];
     n->by_op[r->op % ROUND_BUCKETS] = r;
     r->answered = r->same = r->refused = 0;
@@ -1662,6 +1665,15 @@ static int first_live_owner(const struct node *n, uint16_t partition)
     return -1;
 }
 
+/* Itself if it is an owner, else the first live one, as a bit. */
+static uint64_t nearest_owner(const struct node *n, uint16_t partition)
+{
+    if (partition_owners(n, partition) & self_bit(n))
+        return self_bit(n);
+    int first = first_live_owner(n, partition);
+    return first < 0 ? 0 : UINT64_C(1) << first;
+}
+
 static void round_mail(struct node *n, const struct round *r, uint64_t members, uint8_t type,
                        uint8_t flags)
 {
@@ -1669,6 +1681,29 @@ static void round_mail(struct node *n, const struct round *r, uint64_t members, 
     head.ballot = r->ballot;
     head.key_bytes = r->key_bytes;
     mail_members(n, members, 0, &head, &(struct body){.key = r->key});
+}
+
+/* Sends what the round asks to those owners that have not answered: first, and when they are late. */
+static void round_send(struct node *n, struct round *r)
+{
+    uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
+    uint64_t nearest = missing & nearest_owner(n, r->partition);
+    bool late = r->due;
+    r->due = n->now + STEP_TIME;
+    if (r->state == ROUND_PREPARE) {
+        round_mail(n, r, missing, M_PREPARE, 0);
+    } else if (r->state == ROUND_ACCEPT) {
+        const struct message *m = (const struct message *)r->record.data;
+        struct body body = message_body(m);
+        mail_members(n, missing, 0, m, &body);
+        r->due += m->value_bytes / BYTES_PER_US;
+    } else {
+        uint8_t flags = r->taken->m->flags;
+        round_mail(n, r, nearest, M_READ, FLAG_WHOLE | (flags & FLAG_WATCH));
+        if (late || !(flags & FLAG_ONE))
+            round_mail(n, r, missing & ~nearest, M_READ,
+                       (flags & FLAG_ONE ? FLAG_WHOLE : 0) | (flags & FLAG_WATCH));
+    }
 }
 
 /* Hands the writes that wait to the partition's first live owner while nodes duel there. */
@@ -1714,12 +1749,8 @@ static void round_begin(struct node *n, struct round *r)
     for (unsigned i = 0; r->waiting && i < ROUND_WRITES_MAX; i++)
         requests_push(&r->taken, requests_pop(&r->waiting));
     round_rename(n, r);
-    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
     r->state = ROUND_PREPARE;
-    r->best = (struct ballot){0};
-    r->record.count = 0;
-    r->due = n->now + STEP_TIME;
-    round_mail(n, r, partition_owners(n, r->partition), M_PREPARE, 0);
+    round_send(n, r);
 }
 
 /* A duel: wait a random while that doubles, and let the writes of this partition go to its first live
@@ -1917,7 +1948,7 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
     case DO_ADD:
         return draft_add(d, r, m, number) ? 200 : 409;
     case DO_DELETE:
-        if (!existed)
+        if (!existed && !(m->flags & FLAG_ONE))
             return 404;
         draft_write(d, r, m->version, NULL, 0);
         return 200;
@@ -1982,14 +2013,6 @@ static void draft_trim(struct draft *d, const struct round *r)
     memmove(d->answers, d->answers + gone, d->answers_count * sizeof *d->answers);
 }
 
-static void round_accept(struct node *n, struct round *r, uint64_t members)
-{
-    const struct message *m = (const struct message *)r->record.data;
-    struct body body = message_body(m);
-    mail_members(n, members, 0, m, &body);
-    r->due = n->now + STEP_TIME + m->value_bytes / BYTES_PER_US;
-}
-
 /* Step 4: the draft is the record that all owners are asked to accept. */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
@@ -2013,7 +2036,7 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
     r->state = ROUND_ACCEPT;
     r->answered = r->refused = 0;
-    round_accept(n, r, partition_owners(n, r->partition));
+    round_send(n, r);
 }
 
 /* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
@@ -2102,8 +2125,8 @@ static void round_finish(struct node *n, struct round *r)
             requests_push(&r->taken, q);
         else if (is_write(q))
             write_answer(n, q);
-        else if (q->m->flags & FLAG_WATCH && n->now + REQUEST_TIME < q->deadline)
-            q->sent_to = NULL, request_admit(n, q); /* the owners agree now: wait for a change */
+        else if (r->keyed && q->m->flags & FLAG_WATCH && n->now + REQUEST_TIME < q->deadline)
+            q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
         else
             read_answer(n, q, round_record(r));
     }
@@ -2146,42 +2169,13 @@ static void one_begin(struct node *n, struct round *r)
 {
     struct draft *d = n->draft;
     const struct message *m = r->taken->m;
-    round_rename(n, r);
-    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
-    r->record.count = 0;
     draft_load(d, r);
     int64_t none;
     draft_apply(d, r, m, &none);
-    if (m->function == DO_DELETE)
-        draft_write(d, r, m->version, NULL, 0);
     d->head.dropped = r->ballot.time;
     r->taken->answer =
         (struct answer){.version = m->version, .status = 200, .number = d->head.modified};
     round_propose(n, r, d);
-}
-
-/* The time for a step is over, or a rest is. */
-static void round_due(struct node *n, struct round *r)
-{
-    requests_expire(n, &r->waiting);
-    requests_expire(n, &r->taken);
-    if (r->state >= ROUND_READ) {
-        read_deadline(n, r);
-    } else if (!r->keyed && !r->taken) {
-        round_free(n, r);
-    } else if (r->due > n->now) {
-        return;
-    } else if (r->state == ROUND_ACCEPT && !r->refused) {
-        round_accept(n, r, partition_owners(n, r->partition) & ~r->answered);
-    } else if (r->state == ROUND_PREPARE && !r->refused && !round_has_quorum(n, r)) {
-        round_mail(n, r, partition_owners(n, r->partition) & ~r->answered, M_PREPARE, 0);
-        r->due = n->now + STEP_TIME;
-    } else if (r->keyed) {
-        round_begin(n, r);
-    } else {
-        round_scatter(n,
-                      r); /* an owner promised more: the answer is found, or a new ballot tried */
-    }
 }
 
 /* === 12 Reads ===================================================================================
@@ -2191,42 +2185,11 @@ static void round_due(struct node *n, struct round *r)
  * disk write. If they do not come to agree, the read becomes a write that changes nothing.
  */
 
-/* Itself if it is an owner, else the first live one, as a bit. */
-static uint64_t nearest_owner(const struct node *n, uint16_t partition)
-{
-    if (partition_owners(n, partition) & self_bit(n))
-        return self_bit(n);
-    int first = first_live_owner(n, partition);
-    return first < 0 ? 0 : UINT64_C(1) << first;
-}
-
-static void read_begin(struct node *n, struct round *r)
-{
-    uint64_t nearest = nearest_owner(n, r->partition);
-    bool one = r->taken->m->flags & FLAG_ONE;
-    round_rename(n, r);
-    r->state = ROUND_READ;
-    r->best = r->ballot = (struct ballot){0};
-    r->record.count = 0;
-    r->due = n->now + STEP_TIME;
-    round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
-    if (!one)
-        round_mail(n, r, partition_owners(n, r->partition) & ~nearest, M_READ, 0);
-}
-
 /* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
 static void read_again(struct node *n, struct round *r)
 {
-    if (!r->again) {
-        r->again = true;
-        read_begin(n, r);
-        return;
-    }
-    struct request *q = requests_pop(&r->taken);
-    round_free(n, r);
-    q->sent_to = n->self_peer; /* no fast read any more */
-    n->counters.repairs_read++;
-    request_admit(n, q);
+    n->counters.repairs_read += ++r->taken->tries == READ_TRIES;
+    round_scatter(n, r);
 }
 
 /* GET with wait: parks the read until an owner tells of a change, or the time is over. */
@@ -2240,12 +2203,11 @@ static bool read_waits(struct node *n, struct round *r)
                  n->now + REQUEST_TIME < q->deadline;
     if (!waits || (n->hooks->left && n->hooks->left(n, q->client)))
         return false;
-    round_rename(n, r);
+    r->taken->tries = 0;
     r->state = ROUND_WATCH;
     r->due = min_u64(n->now + WATCH_TIME / 2, q->deadline - REQUEST_TIME);
     if (exists && m->expiry)
         r->due = min_u64(r->due, n->now + (m->expiry > n->clock ? m->expiry - n->clock : 0));
-    round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WATCH);
     return true;
 }
 
@@ -2254,15 +2216,11 @@ static void read_finish(struct node *n, struct round *r)
     const struct message *m = round_record(r);
     if (message_is_live(m) && m->expiry && m->expiry <= n->clock &&
         !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
-        r->again = true; /* expired: a round must say so, not this clock (R22) */
+        r->taken->tries = READ_TRIES - 1; /* a round must say so, not this clock (R22) */
         read_again(n, r);
-        return;
+    } else if (!read_waits(n, r)) {
+        round_finish(n, r);
     }
-    if (read_waits(n, r))
-        return;
-    struct request *q = requests_pop(&r->taken);
-    read_answer(n, q, m);
-    round_free(n, r);
 }
 
 static void on_answer(struct node *n, struct peer *from, const struct message *m)
@@ -2281,8 +2239,7 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
         return;
     }
     if (r->state == ROUND_WATCH && ballot_compare(m->ballot, r->best) > 0) {
-        r->again = false;
-        read_begin(n, r);
+        round_scatter(n, r);
         return;
     }
     if (r->state != ROUND_READ || !round_hear(n, r, from, m))
@@ -2301,26 +2258,27 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
         read_again(n, r);
 }
 
-static void read_deadline(struct node *n, struct round *r)
+/* The time for a step is over, or a rest is. */
+static void round_due(struct node *n, struct round *r)
 {
-    if (!r->taken) {
+    requests_expire(n, &r->waiting);
+    requests_expire(n, &r->taken);
+    bool heard = round_has_quorum(n, r);
+    bool reads = r->state == ROUND_READ, prepares = r->state == ROUND_PREPARE;
+    if (!r->keyed && !r->taken)
         round_free(n, r);
-    } else if (r->due > n->now) {
+    else if (r->due > n->now)
         return;
-    } else if (r->state == ROUND_WATCH) {
-        r->again = false;
-        read_begin(n, r);
-    } else if (quorum(n, r->partition, r->same)) {
+    else if (reads && quorum(n, r->partition, r->same))
         round_fetch(n, r); /* who was asked for the record did not send it */
-    } else if (round_has_quorum(n, r)) {
+    else if (reads && heard)
         read_again(n, r);
-    } else {
-        uint64_t nearest = nearest_owner(n, r->partition);
-        r->due = n->now + STEP_TIME;
-        round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
-        round_mail(n, r, partition_owners(n, r->partition) & ~nearest, M_READ,
-                   r->taken->m->flags & FLAG_ONE ? FLAG_WHOLE : 0);
-    }
+    else if (!r->refused && (r->state == ROUND_ACCEPT || ((reads || prepares) && !heard)))
+        round_send(n, r);
+    else if (r->keyed)
+        round_begin(n, r);
+    else
+        round_scatter(n, r); /* a watch; or an owner promised more: its answer is found then */
 }
 
 /* An owner remembers for a while who waits for a key to change: the read is answered again then. */
@@ -2401,19 +2359,21 @@ static void request_admit(struct node *n, struct request *q)
         request_fail(n, q, 503);
         return;
     }
-    bool fast = m->function == DO_READ && !q->sent_to;
-    bool keyed = !fast && !(m->flags & FLAG_ONE);
+    bool fast = m->function == DO_READ && q->tries < READ_TRIES;
+    bool keyed = !fast && !(is_write(q) && m->flags & FLAG_ONE);
     struct round *r = keyed ? round_by_key(n, m->partition, body.key, m->key_bytes) : NULL;
     bool idle = !r;
     if (!r)
         r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
     requests_push(keyed ? &r->waiting : &r->taken, q);
-    if (fast)
-        read_begin(n, r);
-    else if (!keyed)
+    if (fast) {
+        r->state = ROUND_READ;
+        round_send(n, r);
+    } else if (!keyed) {
         one_begin(n, r);
-    else if (idle)
+    } else if (idle) {
         round_begin(n, r);
+    }
 }
 
 static struct request *request_make(struct node *n, const struct message *m,

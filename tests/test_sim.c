@@ -2062,9 +2062,9 @@ static void trace_hosts(void)
         for (int j = 0; j < ROUND_BUCKETS; j++)
             for (const struct round *r = n->by_op[j]; r; r = r->next_by_op)
                 trace(h,
-                      "round %.*s state %d keyed %d again %d answered %" PRIx64 " same %" PRIx64
+                      "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
                       " refusals %u best %s taken %d waiting %d",
-                      r->key_bytes, (const char *)r->key, r->state, r->keyed, r->again, r->answered,
+                      r->key_bytes, (const char *)r->key, r->state, r->keyed, r->taken ? r->taken->tries : 0, r->answered,
                       r->same, r->refusals, ballot_name(r->best), r->taken != NULL,
                       r->waiting != NULL);
     }
