@@ -505,20 +505,25 @@ enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the ke
 /* A client's request, or one that a peer forwarded. */
 struct request {
     struct request *next;
-    struct message *m; /* as M_FORWARD; owned */
-    void *client;      /* of this node; null if origin is set, or nobody is told */
-    uint64_t origin;   /* id of the peer that forwarded it, and its op there */
-    uint64_t origin_op;
-    uint64_t deadline; /* this node's monotonic clock */
-    struct peer *sent_to;
-    uint64_t due;            /* a forwarded one is taken back then */
+    struct message *m;       /* as M_FORWARD; owned */
+    void *client;            /* of this node; null if origin is set, or nobody is told */
+    uint64_t origin;         /* id of the peer that forwarded it, as its op m->op */
+    uint64_t deadline;       /* this node's monotonic clock */
+    struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
     struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
     struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
 
-enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
+enum round_state {
+    ROUND_REST,
+    ROUND_PREPARE,
+    ROUND_ACCEPT,
+    ROUND_READ,
+    ROUND_WATCH,
+    ROUND_FORWARD
+};
 
 /*              round_begin          round_decide            round_finish
  *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
@@ -526,6 +531,7 @@ enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WA
  *     |  round_refused           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
  *     +--------------------------+------ timeouts, a new view
  *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
+ *    FORWARD: one write that another node carries out, until it is taken back
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
  *    make it a WATCH, which begins again when an owner tells of a change
  */
@@ -632,7 +638,6 @@ struct node {
     struct bytes gated;       /* mail that waits for the log */
     struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
     size_t rounds_resting;
-    struct request *forwards;
     struct listing *listings;
     struct sync syncs[SYNCS_MAX];
     uint64_t repairs;
@@ -1524,13 +1529,6 @@ static void requests_push(struct request **list, struct request *q)
     *list = q;
 }
 
-/* At the front: where there are many, and the order does not matter. */
-static void requests_put(struct request **list, struct request *q)
-{
-    q->next = *list;
-    *list = q;
-}
-
 static struct request *requests_pop(struct request **list)
 {
     struct request *q = *list;
@@ -1719,16 +1717,17 @@ static void round_forward(struct node *n, struct round *r)
             at = &q->next;
             continue;
         }
-        requests_pop(at);
+        struct round *f = round_make(n, r->partition, r->key, r->key_bytes, false);
+        f->state = ROUND_FORWARD;
+        f->due = n->now + FORWARD_TIME + q->m->value_bytes / BYTES_PER_US;
+        f->taken = requests_pop(at);
         q->sent_to = n->member_peer[first];
-        q->due = n->now + FORWARD_TIME + q->m->value_bytes / BYTES_PER_US;
-        q->m->op = clock_tick(n);
+        q->m->op = f->op;
         /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
          * be recorded, or the double could be applied after its client was told no (R12). */
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
         struct body body = message_body(q->m);
         mail(n, q->sent_to, 0, q->m, &body);
-        requests_push(&n->forwards, q);
         n->counters.forwards++;
     }
 }
@@ -2278,7 +2277,7 @@ static void round_due(struct node *n, struct round *r)
     else if (r->keyed)
         round_begin(n, r);
     else
-        round_scatter(n, r); /* a watch; or an owner promised more: its answer is found then */
+        round_scatter(n, r); /* a watch, a forward; or an owner promised more than was accepted */
 }
 
 /* An owner remembers for a while who waits for a key to change: the read is answered again then. */
@@ -2329,7 +2328,7 @@ static void request_answer(struct node *n, struct request *q, const struct messa
 {
     struct message result = *head;
     result.type = M_RESULT;
-    result.op = q->origin_op;
+    result.op = q->m->op;
     if (q->origin) {
         struct peer *to = peer_find(n, q->origin);
         if (to)
@@ -2437,43 +2436,33 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
     struct request *q = request_make(n, m, &body);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
     q->origin = from->id;
-    q->origin_op = m->op;
     request_admit(n, q);
 }
 
 /* What the forward's owner says counts only until the write is taken back (R12). */
 static void on_result(struct node *n, struct peer *from, const struct message *m)
 {
-    if (m->status < 200 || m->status > STATUS_UNKNOWN)
+    struct round *r = round_by_op(n, m->op);
+    if (!r || r->state != ROUND_FORWARD || r->taken->sent_to != from || m->status < 200 ||
+        m->status > STATUS_UNKNOWN)
         return;
-    for (struct request **at = &n->forwards; *at; at = &(*at)->next) {
-        if ((*at)->m->op != m->op || (*at)->sent_to != from)
-            continue;
-        struct body body = message_body(m);
-        if (m->status == STATUS_UNKNOWN)
-            (*at)->due = 0; /* it is taken back, and the outcome found out here */
-        else
-            request_answer(n, requests_pop(at), m, &body);
+    if (m->status == STATUS_UNKNOWN) { /* it is taken back, and the outcome found out here */
+        round_scatter(n, r);
         return;
     }
+    struct request *q = requests_pop(&r->taken);
+    struct body body = message_body(m);
+    round_free(n, r);
+    request_answer(n, q, m, &body);
 }
 
-/* Forwards whose time is over, or whose link broke, are taken back and carried out here. */
+/* The link to a peer broke: what was forwarded to it is taken back, and carried out here. */
 static void forwards_due(struct node *n, const struct peer *broken)
 {
-    requests_expire(n, &n->forwards);
-    struct request *back = NULL;
-    for (struct request **at = &n->forwards; *at;) {
-        if ((*at)->due <= n->now || (*at)->sent_to == broken)
-            requests_push(&back, requests_pop(at));
-        else
-            at = &(*at)->next;
-    }
-    while (back) {
-        struct request *q = requests_pop(&back);
-        q->m->op = 0;
-        request_admit(n, q);
-    }
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        for (struct round *r = n->by_op[i]; r; r = r->next_by_op)
+            if (r->state == ROUND_FORWARD && r->taken->sent_to == broken)
+                r->due = n->now;
 }
 
 /* A new view: everything begins again from prepare (R6). */
@@ -2483,16 +2472,12 @@ static void rounds_restart(struct node *n)
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         while (n->by_op[i]) {
             struct round *r = n->by_op[i];
-            while (r->taken)
-                requests_put(&all, requests_pop(&r->taken));
-            while (r->waiting)
-                requests_put(&all, requests_pop(&r->waiting));
+            requests_push(&r->taken, r->waiting);
+            requests_push(&r->taken, all);
+            all = r->taken;
+            r->taken = r->waiting = NULL;
             round_free(n, r);
         }
-    }
-    while (n->forwards) {
-        n->forwards->m->op = 0;
-        requests_put(&all, requests_pop(&n->forwards));
     }
     while (all) {
         struct request *q = requests_pop(&all);
@@ -3506,7 +3491,6 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     }
     bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may find what they need */
     bytes_clear(&n->cold);
-    forwards_due(n, NULL);
     listings_tick(n);
     if (n->view)
         lease_tick(n);

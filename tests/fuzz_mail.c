@@ -85,16 +85,12 @@ static void begin(struct lone *l)
 static uint64_t op_under_way(const struct node *n, unsigned nth)
 {
     const struct listing *l = n->listings;
-    const struct request *q = n->forwards;
     for (int i = 0; i < SYNCS_MAX; i++)
         if (n->syncs[i].busy && nth-- == 0)
             return n->syncs[i].op;
     for (; l; l = l->next)
         if (nth-- == 0)
             return l->op;
-    for (; q; q = q->next)
-        if (nth-- == 0)
-            return q->m->op;
     for (int i = 0; i < ROUND_BUCKETS; i++)
         for (const struct round *r = n->by_op[i]; r; r = r->next_by_op)
             if (nth-- == 0)

@@ -76,8 +76,6 @@ static void lone_node_free(struct lone *l)
             round_free(n, r);
         }
     }
-    while (n->forwards)
-        request_free(requests_pop(&n->forwards));
     while (n->listings) {
         n->listings->failed = true;
         listing_end(n, n->listings);

@@ -514,8 +514,6 @@ static void node_free(struct node *n)
             round_free(n, r);
         }
     }
-    while (n->forwards)
-        request_free(requests_pop(&n->forwards));
     while (n->listings) {
         n->listings->failed = true;
         listing_end(n, n->listings);
@@ -1593,8 +1591,6 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "has no lease";
     else if (rounds && w.over)
         what = "has rounds";
-    else if (n->forwards && w.over)
-        what = "has forwards";
     else if (n->listings && w.over)
         what = "has listings";
     else if (syncs && w.over)
