@@ -513,7 +513,6 @@ struct request {
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
     struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
-    struct ballot etag;      /* time = modified, node = version; of the 412's current record too */
 };
 
 enum round_state {
@@ -1965,30 +1964,30 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
 static void draft_take(struct draft *d, const struct round *r, struct request *q)
 {
     const struct message *m = q->m;
-    q->etag = (struct ballot){0};
-    if (draft_exists(d))
-        q->etag = (struct ballot){.time = d->head.modified, .node = d->head.version};
-    for (size_t i = 0; i < d->answers_count && RULE(10); i++) {
-        if (d->answers[i].version == m->version) {
-            q->answer = d->answers[i];
-            return;
+    struct answer a = {.version = m->version, .made = m->dropped};
+    bool old = d->head.dropped >= a.made || a.made + MEMORY_OF_ANSWERS < r->ballot.time;
+    size_t i = 0;
+    while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
+        i++;
+    if (i < d->answers_count) {
+        a = d->answers[i];
+    } else if (old && !(m->flags & FLAG_FRESH) && RULE(11)) {
+        a.status = STATUS_UNKNOWN;
+    } else {
+        int64_t number = 0;
+        a.status = draft_apply(d, r, m, &number);
+        a.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
+        bool refused = a.status == 412 || a.status == 409 || a.status == 404;
+        if (!refused || (m->flags & FLAG_REPEAT && RULE(12))) {
+            d->answers[d->answers_count++] = a;
+            d->changed = true;
         }
     }
-    uint64_t made = m->dropped;
-    q->answer = (struct answer){.version = m->version, .made = made};
-    bool old = d->head.dropped >= made || made + MEMORY_OF_ANSWERS < r->ballot.time;
-    if (old && !(m->flags & FLAG_FRESH) && RULE(11)) {
-        q->answer.status = STATUS_UNKNOWN;
-        return;
+    if (a.status == 412) { /* with the ETag of the moment */
+        a.number = draft_exists(d) ? d->head.modified : 0;
+        a.version = d->head.version;
     }
-    int64_t number = 0;
-    q->answer.status = draft_apply(d, r, m, &number);
-    bool refused = q->answer.status == 412 || q->answer.status == 409 || q->answer.status == 404;
-    q->answer.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
-    if (refused && !(m->flags & FLAG_REPEAT && RULE(12)))
-        return;
-    d->answers[d->answers_count++] = q->answer;
-    d->changed = true;
+    q->answer = a;
 }
 
 static int answer_compare(const void *a, const void *b)
@@ -2098,16 +2097,11 @@ static void read_answer(struct node *n, struct request *q, const struct message 
 
 static void write_answer(struct node *n, struct request *q)
 {
-    struct message head = {.status = (uint16_t)q->answer.status, .number = q->answer.number};
-    if (head.status == 412) {
-        head.modified = q->etag.time;
-        head.version = q->etag.node;
-    } else if (head.status == 200 || head.status == 201 || head.status == 204) {
-        n->counters.proposals_ok++;
-        head.modified = q->answer.number;
-        head.version = q->answer.version;
-    }
+    const struct answer *a = &q->answer;
+    struct message head = {.status = (uint16_t)a->status, .version = a->version};
+    head.modified = head.number = a->number;
     head.expiry = q->m->expiry;
+    n->counters.proposals_ok += a->status < 300;
     request_answer(n, q, &head, NULL);
 }
 
