@@ -635,7 +635,7 @@ struct node {
     struct bytes inbox, cold; /* messages, each after its sender's id: to itself; to come again when
                                  bytes of the log are in memory */
     struct bytes gated;       /* mail that waits for the log */
-    struct round *by_op[ROUND_BUCKETS], *by_key[ROUND_BUCKETS];
+    struct round *by_op[ROUND_BUCKETS], *by_key[VIEWS_PARTITION + 1]; /* the latter by partition */
     size_t rounds_resting;
     struct listing *listings;
     struct sync syncs[SYNCS_MAX];
@@ -1590,17 +1590,11 @@ static void round_rename(struct node *n, struct round *r)
     r->answered = r->same = r->refused = 0;
 }
 
-static struct round **key_bucket(struct node *n, const void *key, size_t key_bytes)
-{
-    return &n->by_key[XXH3_64bits(key, key_bytes) % ROUND_BUCKETS];
-}
-
-static struct round *round_by_key(struct node *n, uint16_t partition, const void *key,
+static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
                                   size_t key_bytes)
 {
-    struct round *r = *key_bucket(n, key, key_bytes);
-    while (r && (r->partition != partition || r->key_bytes != key_bytes ||
-                 memcmp(r->key, key, key_bytes) != 0))
+    struct round *r = n->by_key[partition];
+    while (r && key_compare(r->key, r->key_bytes, key, key_bytes) != 0)
         r = r->next_by_key;
     return r;
 }
@@ -1614,9 +1608,8 @@ static struct round *round_make(struct node *n, uint16_t partition, const void *
     memcpy(r->key, key, key_bytes);
     r->keyed = keyed;
     if (keyed) {
-        struct round **bucket = key_bucket(n, key, key_bytes);
-        r->next_by_key = *bucket;
-        *bucket = r;
+        r->next_by_key = n->by_key[partition];
+        n->by_key[partition] = r;
     }
     round_rename(n, r);
     return r;
@@ -1624,7 +1617,7 @@ static struct round *round_make(struct node *n, uint16_t partition, const void *
 
 static void round_unkey(struct node *n, struct round *r)
 {
-    struct round **at = key_bucket(n, r->key, r->key_bytes);
+    struct round **at = &n->by_key[r->partition];
     while (r->keyed && *at != r)
         at = &(*at)->next_by_key;
     if (r->keyed)
