@@ -1513,7 +1513,6 @@ struct draft {
 static void request_answer(struct node *n, struct request *q, const struct message *head,
                            const struct body *body);
 static void request_admit(struct node *n, struct request *q);
-static void round_begin(struct node *n, struct round *r);
 
 static void request_free(struct request *q)
 {
@@ -1677,7 +1676,6 @@ static void round_mail(struct node *n, const struct round *r, uint64_t members, 
 static void round_send(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
-    uint64_t nearest = missing & nearest_owner(n, r->partition);
     bool late = r->due;
     r->due = n->now + STEP_TIME;
     if (r->state == ROUND_PREPARE) {
@@ -1688,6 +1686,7 @@ static void round_send(struct node *n, struct round *r)
         mail_members(n, missing, 0, m, &body);
         r->due += m->value_bytes / BYTES_PER_US;
     } else {
+        uint64_t nearest = missing & nearest_owner(n, r->partition);
         uint8_t flags = r->taken->m->flags;
         round_mail(n, r, nearest, M_READ, FLAG_WHOLE | (flags & FLAG_WATCH));
         if (late || !(flags & FLAG_ONE))
@@ -1964,14 +1963,17 @@ static void draft_take(struct draft *d, const struct round *r, struct request *q
         i++;
     if (i < d->answers_count) {
         a = d->answers[i];
-    } else if (old && !(m->flags & FLAG_FRESH) && RULE(11)) {
+    } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
         a.status = STATUS_UNKNOWN;
     } else {
         int64_t number = 0;
         a.status = draft_apply(d, r, m, &number);
         a.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
         bool refused = a.status == 412 || a.status == 409 || a.status == 404;
-        if (!refused || (m->flags & FLAG_REPEAT && RULE(12))) {
+        if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
+            a.status = 200;
+            d->head.dropped = r->ballot.time;
+        } else if (!refused || (m->flags & FLAG_REPEAT && RULE(12))) {
             d->answers[d->answers_count++] = a;
             d->changed = true;
         }
@@ -2042,6 +2044,7 @@ static void round_fetch(struct node *n, struct round *r)
 
 static void round_finish(struct node *n, struct round *r);
 
+/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
 static void round_decide(struct node *n, struct round *r)
 {
     struct draft *d = n->draft;
@@ -2147,21 +2150,6 @@ static void on_accepted(struct node *n, struct peer *from, const struct message 
     r->answered |= UINT64_C(1) << index & partition_owners(n, r->partition);
     if (round_is_accepted(n, r))
         round_finish(n, r);
-}
-
-/* consistency=one: an accept without prepare; the highest ballot wins. It lists no answers, and says
- * so by `dropped`. */
-static void one_begin(struct node *n, struct round *r)
-{
-    struct draft *d = n->draft;
-    const struct message *m = r->taken->m;
-    draft_load(d, r);
-    int64_t none;
-    draft_apply(d, r, m, &none);
-    d->head.dropped = r->ballot.time;
-    r->taken->answer =
-        (struct answer){.version = m->version, .status = 200, .number = d->head.modified};
-    round_propose(n, r, d);
 }
 
 /* === 12 Reads ===================================================================================
@@ -2356,7 +2344,7 @@ static void request_admit(struct node *n, struct request *q)
         r->state = ROUND_READ;
         round_send(n, r);
     } else if (!keyed) {
-        one_begin(n, r);
+        round_decide(n, r);
     } else if (idle) {
         round_begin(n, r);
     }
