@@ -507,7 +507,7 @@ struct request {
     struct request *next;
     struct message *m;       /* as M_FORWARD; owned */
     void *client;            /* of this node; null if origin is set, or nobody is told */
-    uint64_t origin;         /* id of the peer that forwarded it, as its op m->op */
+    struct peer *origin;     /* that forwarded it, as its op m->op */
     uint64_t deadline;       /* this node's monotonic clock */
     struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
@@ -1907,18 +1907,13 @@ static bool condition_holds(const struct draft *d, const struct message *m)
 /* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
 static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
 {
-    char text[24] = "0";
-    if (draft_exists(d)) {
-        if (d->head.value_bytes == 0 || d->head.value_bytes >= sizeof text)
-            return false;
-        memcpy(text, d->body.value, d->head.value_bytes);
-        text[d->head.value_bytes] = 0;
-    }
-    char *end;
+    const char *value = draft_exists(d) ? d->body.value : "0";
+    uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
+    char text[24], *end;
+    snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
     errno = 0;
     int64_t old = strtoll(text, &end, 10);
-    bool all = !draft_exists(d) || end == text + d->head.value_bytes;
-    if (errno || *end || !all || isspace((unsigned char)*text) ||
+    if (errno || end == text || end != text + bytes || isspace((unsigned char)*text) ||
         __builtin_add_overflow(old, (int64_t)m->number, sum))
         return false;
     uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
@@ -2017,14 +2012,11 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     d->head.flags = (d->head.flags & FLAG_TOMBSTONE) | FLAG_RECORD | FLAG_WHOLE;
     d->head.key_bytes = r->key_bytes;
     d->head.answers = (uint16_t)d->answers_count;
-    d->head.status = d->head.function = d->head.condition = 0;
-    d->head.number = 0;
     d->body.key = r->key;
     d->body.answers = d->answers;
-    struct bytes record = {0};
-    message_append(&record, &d->head, &d->body);
-    bytes_swap(&record, &r->record);
-    bytes_free(&record);
+    bytes_clear(&n->scratch); /* the body may stand in r->record */
+    message_append(&n->scratch, &d->head, &d->body);
+    bytes_swap(&n->scratch, &r->record);
     for (struct request *q = r->taken; q; q = q->next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
     r->state = ROUND_ACCEPT;
@@ -2220,13 +2212,12 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
         return;
     if (usable && (r->record.count == 0 || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
         round_keep_record(r, m);
-    bool here = ballot_equal(round_record(r)->ballot, r->best);
+    bool agreed = quorum(n, r->partition, RULE(9) ? r->same : r->answered);
+    bool here = ballot_equal(round_record(r)->ballot, r->best) || !RULE(9);
     bool one = r->taken->m->flags & FLAG_ONE;
-    if (one ? usable : quorum(n, r->partition, r->same) && here)
+    if (one ? usable : agreed && here)
         read_finish(n, r);
-    else if (!RULE(9) && r->record.count && round_has_quorum(n, r))
-        read_finish(n, r);
-    else if (quorum(n, r->partition, r->same) && r->record.count)
+    else if (agreed && r->record.count)
         round_fetch(n, r); /* they agree, but the record came at another ballot */
     else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
         read_again(n, r);
@@ -2257,7 +2248,8 @@ static void round_due(struct node *n, struct round *r)
 
 /* An owner remembers for a while who waits for a key to change: the read is answered again then. */
 struct watch {
-    uint64_t from, until;
+    struct peer *from;
+    uint64_t until;
 };
 
 /* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped. */
@@ -2268,12 +2260,11 @@ static void watches_tell(struct node *n, const struct entry *e, uint16_t partiti
         const struct watch *w = (const struct watch *)(watches->data + at);
         const struct message *m = (const struct message *)(w + 1);
         struct body body = message_body(m);
-        struct peer *from = peer_find(n, w->from);
         bytes = sizeof *w + m->bytes;
-        if (!from || w->until <= n->now)
+        if (w->until <= n->now)
             continue;
         if (e && key_compare(e->key, e->key_bytes, body.key, m->key_bytes) == 0)
-            tell(n, from, m, M_ANSWER, false);
+            tell(n, w->from, m, M_ANSWER, false);
         else
             bytes_append(&left, w, bytes);
     }
@@ -2288,7 +2279,7 @@ static void watch_add(struct node *n, struct peer *from, const struct message *m
     /* The oldest is the first. Not at once when its time is over, so that many go at a time. */
     if (watches->count && ((struct watch *)watches->data)->until + WATCH_TIME < n->now)
         watches_tell(n, NULL, m->partition);
-    struct watch w = {from->id, n->now + WATCH_TIME};
+    struct watch w = {from, n->now + WATCH_TIME};
     bytes_append(watches, &w, sizeof w);
     message_append(watches, m, &body);
 }
@@ -2305,9 +2296,7 @@ static void request_answer(struct node *n, struct request *q, const struct messa
     result.type = M_RESULT;
     result.op = q->m->op;
     if (q->origin) {
-        struct peer *to = peer_find(n, q->origin);
-        if (to)
-            mail(n, to, 0, &result, body);
+        mail(n, q->origin, 0, &result, body);
     } else if (q->m->partition == VIEWS_PARTITION) {
         view_decided(n, &result, body);
     } else if (q->m->function == DO_REPAIR) {
@@ -2410,7 +2399,7 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
         return;
     struct request *q = request_make(n, m, &body);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
-    q->origin = from->id;
+    q->origin = from;
     request_admit(n, q);
 }
 
