@@ -1724,10 +1724,10 @@ static void round_forward(struct node *n, struct round *r)
 }
 
 /* Step 1: a new ballot; the writes that wait by now, those of a try that failed first; prepare to all
- * owners. */
+ * owners. If nothing waits, the round is over. */
 static void round_begin(struct node *n, struct round *r)
 {
-    assert(r->keyed);
+    assert(r->keyed || !r->taken);
     requests_push(&r->taken, r->waiting);
     r->waiting = r->taken;
     r->taken = NULL;
@@ -2116,8 +2116,6 @@ static void round_finish(struct node *n, struct round *r)
         r->waiting = NULL;
         round_unkey(n, r);
         requests_admit(n, waiting);
-    } else if (!r->keyed) {
-        round_free(n, r);
     } else {
         round_begin(n, r);
     }
