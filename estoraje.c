@@ -408,21 +408,21 @@ static uint8_t *put(uint8_t *to, const void *from, size_t count)
     return to + count;
 }
 
-/* Appends the message of `head` and `body` (a null body: of parts that head says are empty). */
+/* Appends the message of `head` and `body`; a null body: the parts stand behind the head already, or
+ * it has none. So a message is copied as a whole, but a copy of its head needs the body told. */
 static struct message *message_append(struct bytes *to, const struct message *head,
                                       const struct body *body)
 {
+    struct body parts = body ? *body : message_body(head);
     size_t bytes = message_bytes(head);
     struct message *m = bytes_extend(to, bytes);
     *m = *head;
     m->bytes = (uint32_t)bytes;
     uint8_t *at = (uint8_t *)(m + 1);
-    if (body) {
-        at = put(at, body->answers, m->answers * sizeof(struct answer));
-        at = put(at, body->key, m->key_bytes);
-        at = put(at, body->type, m->type_bytes);
-        at = put(at, body->value, m->flags & FLAG_WHOLE ? m->value_bytes : 0);
-    }
+    at = put(at, parts.answers, m->answers * sizeof(struct answer));
+    at = put(at, parts.key, m->key_bytes);
+    at = put(at, parts.type, m->type_bytes);
+    at = put(at, parts.value, m->flags & FLAG_WHOLE ? m->value_bytes : 0);
     memset(at, 0, (size_t)((uint8_t *)m + bytes - at));
     return m;
 }
@@ -1045,9 +1045,8 @@ static void mail_ungate(struct node *n)
         const struct gated *g = (const struct gated *)(waiting.data + at);
         const struct message *m = (const struct message *)(g + 1);
         struct peer *to = peer_find(n, g->to);
-        struct body body = message_body(m);
         if (to)
-            mail(n, to, g->lsn, m, &body);
+            mail(n, to, g->lsn, m, NULL);
         at += sizeof *g + m->bytes;
     }
     bytes_free(&waiting);
@@ -1206,7 +1205,7 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         if (n->cold.count > COLD_BYTES_MAX)
             n->cold.count = 0;
         *(uint64_t *)bytes_extend(&n->cold, 8) = to->id;
-        message_append(&n->cold, m, &body);
+        message_append(&n->cold, m, NULL);
         return;
     case RECORD_READ:
         break;
@@ -1279,9 +1278,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         return;
     if (!e)
         e = entry_make(p, body.key, m->key_bytes);
-    struct message head = *m;
-    head.op = 0;
-    entry_store(n, p, e, m, log_append(n, &head, &body));
+    entry_store(n, p, e, m, log_append(n, m, NULL));
     n->counters.pulled += pulled;
     watches_tell(n, e, m->partition);
     if (!pulled)
@@ -1682,8 +1679,7 @@ static void round_send(struct node *n, struct round *r)
         round_mail(n, r, missing, M_PREPARE, 0);
     } else if (r->state == ROUND_ACCEPT) {
         const struct message *m = (const struct message *)r->record.data;
-        struct body body = message_body(m);
-        mail_members(n, missing, 0, m, &body);
+        mail_members(n, missing, 0, m, NULL);
         r->due += m->value_bytes / BYTES_PER_US;
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
@@ -1717,8 +1713,7 @@ static void round_forward(struct node *n, struct round *r)
         /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
          * be recorded, or the double could be applied after its client was told no (R12). */
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
-        struct body body = message_body(q->m);
-        mail(n, q->sent_to, 0, q->m, &body);
+        mail(n, q->sent_to, 0, q->m, NULL);
         n->counters.forwards++;
     }
 }
@@ -1825,9 +1820,8 @@ static bool round_has_quorum(const struct node *n, const struct round *r)
 
 static void round_keep_record(struct round *r, const struct message *m)
 {
-    struct body body = message_body(m);
     r->record.count = 0;
-    message_append(&r->record, m, &body);
+    message_append(&r->record, m, NULL);
 }
 
 /* The record that was told; ballot zero if none was, or if there is none. */
@@ -2392,10 +2386,9 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
 
 static void on_forward(struct node *n, struct peer *from, const struct message *m)
 {
-    struct body body = message_body(m);
     if (m->function < DO_PUT || m->function > DO_ADD)
         return;
-    struct request *q = request_make(n, m, &body);
+    struct request *q = request_make(n, m, NULL);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
     q->origin = from;
     request_admit(n, q);
@@ -3243,9 +3236,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
         pull_damaged(n, partition, e);
     if (state != RECORD_READ)
         return false;
-    const struct message *m = (const struct message *)n->scratch.data;
-    struct body body = message_body(m);
-    e->lsn = log_append(n, m, &body);
+    e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
     return true;
 }
 
