@@ -9,8 +9,8 @@
  *   2  Small tools            growing bytes, log lines, numbers
  *   3  Ballots and messages   one format for the wire, the disk and the queue
  *   4  The node               all protocol state, in one struct
- *   5  The clock              hybrid logical, with a durable reserve
- *   6  The log                batches, group commit, recovery
+ *   5  The log                batches, group commit, recovery
+ *   6  The clock              hybrid logical, with a durable reserve
  *   7  The index              partitions of sorted entries, digests
  *   8  Mail                   what leaves, and when it may
  *   9  The acceptor           prepare, accept, read
@@ -564,12 +564,11 @@ struct sync {
 };
 
 struct log {
-    struct bytes pending; /* the batch being filled, header first */
-    struct bytes flight;  /* the batch being written */
-    uint64_t pending_lsn, flight_lsn;
-    uint64_t pending_entries, flight_entries;
-    uint64_t flight_reserve; /* the newest reserve in it or below */
-    uint64_t first, durable; /* nothing is needed below; all is on disk below */
+    uint64_t first, durable; /* LSNs: nothing is needed below; all is on disk below */
+    struct bytes flight;     /* the batch being written, at `durable` */
+    struct bytes pending;    /* the batch being filled, behind it; header first */
+    uint64_t pending_entries;
+    uint64_t flight_reserve; /* the newest reserve in `flight` or below */
     struct bytes marks;      /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
     uint64_t cleaned;        /* what is live below it is being copied; 0: nothing is */
     uint64_t cleaned_until;  /* all was: first becomes `cleaned` once durable up to here; or 0 */
@@ -656,43 +655,7 @@ static uint64_t node_random(struct node *n)
     return n->random * UINT64_C(2685821657736338717);
 }
 
-/* === 5 The clock ================================================================================
- *
- * A hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock, raised by every message
- * (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted node,
- * which counts every key as promised up to it, forgets no promise (R2).
- */
-
-static uint64_t log_append(struct node *n, const struct message *head, const struct body *body);
-static uint64_t log_end(const struct node *n);
-
-static void clock_raise(struct node *n, uint64_t time)
-{
-    bool far = time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5);
-    if (RULE(4) && !far)
-        n->clock = max_u64(n->clock, time);
-}
-
-/* A time that this node never gave before: ballots and ops are made of it. */
-static uint64_t clock_tick(struct node *n)
-{
-    n->clock = max_u64(n->clock + 1, n->wall);
-    return n->clock;
-}
-
-/* Moves the reserve ahead before the clock reaches it. */
-static void clock_reserve(struct node *n)
-{
-    n->clock = max_u64(n->clock, n->wall);
-    bool no_room = n->log.full && log_end(n) - n->log.durable + RESERVE_ROOM > n->log.room;
-    if (n->clock + RESERVE_MARGIN <= n->reserve || no_room) /* without room the node falls silent */
-        return;
-    n->reserve = n->clock + RESERVE_AHEAD;
-    n->reserve_lsn =
-        log_append(n, &(struct message){.type = M_RESERVE, .number = n->reserve}, NULL);
-}
-
-/* === 6 The log ==================================================================================
+/* === 5 The log ==================================================================================
  *
  * An endless stream of bytes; an LSN is a position in it. The disk (chapter 18) holds its end in
  * files. One batch is in flight at a time, so that a batch is written only when all before it is
@@ -716,6 +679,17 @@ struct log_header {
 };
 _Static_assert(sizeof(struct log_header) == 40, "layout");
 
+static uint64_t log_end(const struct node *n)
+{
+    return n->log.durable + n->log.flight.count + n->log.pending.count;
+}
+
+/* Whether the disk is sure to have space for so many bytes more. */
+static bool log_has_room(const struct node *n, uint64_t bytes)
+{
+    return log_end(n) - n->log.durable + bytes <= n->log.room;
+}
+
 /* Appends an entry; returns its LSN. The caller's effects may be shown when n->log.durable has
  * passed log_end. */
 static uint64_t log_append(struct node *n, const struct message *head, const struct body *body)
@@ -723,17 +697,12 @@ static uint64_t log_append(struct node *n, const struct message *head, const str
     struct log *log = &n->log;
     if (log->pending.count == 0)
         bytes_extend(&log->pending, sizeof(struct log_header));
-    uint64_t lsn = log->pending_lsn + log->pending.count;
+    uint64_t lsn = log_end(n);
     struct message *m = message_append(&log->pending, head, body);
     log->pending_entries++;
     if (m->type == M_ACCEPT)
         m->check = message_check(m, true);
     return lsn;
-}
-
-static uint64_t log_end(const struct node *n)
-{
-    return n->log.pending_lsn + n->log.pending.count;
 }
 
 /* A batch begins at `lsn`: cleaning may end there. */
@@ -744,25 +713,22 @@ static void log_mark(struct log *log, uint64_t lsn)
         bytes_append(&log->marks, &lsn, sizeof lsn);
 }
 
-/* The batch to be written now at n->log.flight_lsn, or null if there is none or one is under way. */
+/* The batch to be written now at n->log.durable, or null if there is none or one is under way. */
 static const struct bytes *log_flush(struct node *n)
 {
     struct log *log = &n->log;
     if (log->flight.count || !log->pending.count)
         return NULL;
-    struct log_header *h = (struct log_header *)log->pending.data;
-    *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)log->pending.count};
-    h->lsn = log->pending_lsn;
+    bytes_swap(&log->flight, &log->pending);
+    struct log_header *h = (struct log_header *)log->flight.data;
+    *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)log->flight.count};
+    h->lsn = log->durable;
     h->first = log->first;
     h->id = n->id;
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
-    log->flight_lsn = log->pending_lsn;
-    log_mark(log, log->flight_lsn);
+    log_mark(log, log->durable);
     log->flight_reserve = n->reserve;
-    log->flight_entries = log->pending_entries;
     log->pending_entries = 0;
-    log->pending_lsn += log->pending.count;
-    bytes_swap(&log->flight, &log->pending);
     return &log->flight;
 }
 
@@ -780,13 +746,49 @@ static const struct log_header *log_batch(const uint8_t *data, size_t count, uin
 static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
 {
     const struct log *log = &n->log;
-    if (lsn >= log->pending_lsn)
-        memcpy(to, log->pending.data + (lsn - log->pending_lsn), bytes);
-    else if (log->flight.count && lsn >= log->flight_lsn)
-        memcpy(to, log->flight.data + (lsn - log->flight_lsn), bytes);
-    else
+    if (lsn < log->durable)
         return n->hooks->log_read(n, lsn, to, bytes, false);
+    size_t at = lsn - log->durable, flight = log->flight.count;
+    memcpy(to, at < flight ? log->flight.data + at : log->pending.data + (at - flight), bytes);
     return true;
+}
+
+/* === 6 The clock ================================================================================
+ *
+ * A hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock, raised by every message
+ * (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted node,
+ * which counts every key as promised up to it, forgets no promise (R2).
+ */
+
+static void clock_raise(struct node *n, uint64_t time)
+{
+    bool far = time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5);
+    if (RULE(4) && !far)
+        n->clock = max_u64(n->clock, time);
+}
+
+/* A time that this node never gave before: ballots and ops are made of it. */
+static uint64_t clock_tick(struct node *n)
+{
+    n->clock = max_u64(n->clock + 1, n->wall);
+    return n->clock;
+}
+
+static void reserve_log(struct node *n)
+{
+    struct message m = {.type = M_RESERVE, .number = n->reserve};
+    n->reserve_lsn = log_append(n, &m, NULL);
+}
+
+/* Moves the reserve ahead before the clock reaches it. Without room for that the node falls silent. */
+static void clock_reserve(struct node *n)
+{
+    n->clock = max_u64(n->clock, n->wall);
+    bool room = !n->log.full || log_has_room(n, RESERVE_ROOM);
+    if (n->clock + RESERVE_MARGIN <= n->reserve || !room)
+        return;
+    n->reserve = n->clock + RESERVE_AHEAD;
+    reserve_log(n);
 }
 
 /* === 7 The index ================================================================================
@@ -912,6 +914,13 @@ static void partition_drop(struct node *n, struct partition *p)
     *p = (struct partition){0};
 }
 
+static void floor_log(struct node *n, uint16_t partition)
+{
+    struct partition *p = &n->partitions[partition];
+    struct message m = {.type = M_FLOOR, .partition = partition, .ballot = p->floor};
+    p->floor_lsn = log_append(n, &m, NULL);
+}
+
 /* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8). */
 static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
 {
@@ -920,8 +929,7 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
         return;
     p->floor = to;
     p->agreed = 0;
-    p->floor_lsn = log_append(
-        n, &(struct message){.type = M_FLOOR, .partition = partition, .ballot = to}, NULL);
+    floor_log(n, partition);
 }
 
 /* === 8 Mail =====================================================================================
@@ -1241,12 +1249,6 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     tell(n, from, m, M_PROMISE, false);
 }
 
-/* Whether there is space for a message, and `keep` besides. */
-static bool room_for(const struct node *n, const struct message *m, uint64_t keep)
-{
-    return n->log.pending.count + n->log.flight.count + message_bytes(m) + keep <= n->log.room;
-}
-
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
 static void watches_tell(struct node *n, const struct entry *e, uint16_t partition);
 
@@ -1274,7 +1276,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         return;
     }
     bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
-    if (!room_for(n, m, small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES))
+    if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
         return;
     if (!e)
         e = entry_make(p, body.key, m->key_bytes);
@@ -1438,6 +1440,14 @@ static void view_log(struct node *n, const struct view *v)
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
     m.value_bytes = (uint32_t)view_bytes(v);
     log_append(n, &m, &(struct body){.value = v});
+}
+
+/* Appends all views again. Not one at a time, or copies that a crash left would be copied for ever. */
+static void views_log(struct node *n)
+{
+    n->views_lsn = log_end(n);
+    for (uint64_t e = 0; e < node_epoch(n); e++)
+        view_log(n, n->views[e]);
 }
 
 /* The next view becomes ours: it and the drop are in one batch of the log, as nothing is flushed in
@@ -2353,7 +2363,7 @@ static void node_request(struct node *n, void *client, const struct message *m,
     n->requests++;
     clock_raise(n, m->dropped);
     uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
-    if (is_write(q) && n->log.full && !room_for(n, m, keep))
+    if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
         request_fail(n, q, 507);
     else
         request_admit(n, q);
@@ -3229,7 +3239,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
         entry_forget(n, p, e);
         return true;
     }
-    if (log_end(n) - n->log.durable + e->record_bytes + RESERVE_ROOM > n->log.room)
+    if (!log_has_room(n, e->record_bytes + RESERVE_ROOM))
         return false;
     enum record_state state = record_read(n, e, true);
     if (state == RECORD_DAMAGED)
@@ -3251,23 +3261,8 @@ static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
             done &= entry_clean(n, partition, e);
     }
     if (p->floor.time && p->floor_lsn < n->log.cleaned)
-        p->floor_lsn = log_append(
-            n, &(struct message){.type = M_FLOOR, .partition = partition, .ballot = p->floor},
-            NULL);
+        floor_log(n, partition);
     return done && log_end(n) < end;
-}
-/* Copies what belongs to no partition. The views all at once, or copies that a crash left would be
- * copied for ever. */
-static void clean_rest(struct node *n)
-{
-    if (n->reserve_lsn < n->log.cleaned)
-        n->reserve_lsn =
-            log_append(n, &(struct message){.type = M_RESERVE, .number = n->reserve}, NULL);
-    if (n->views_lsn >= n->log.cleaned)
-        return;
-    n->views_lsn = log_end(n);
-    for (uint64_t i = 0; i < node_epoch(n); i++)
-        view_log(n, n->views[i]);
 }
 
 /* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. */
@@ -3310,7 +3305,10 @@ static void clean_tick(struct node *n)
     }
     if (log->clean_next <= VIEWS_PARTITION)
         return;
-    clean_rest(n);
+    if (n->reserve_lsn < log->cleaned)
+        reserve_log(n);
+    if (n->views_lsn < log->cleaned)
+        views_log(n);
     log->cleaned_until = log_end(n);
 }
 
@@ -3420,7 +3418,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 static void node_durable(struct node *n, uint64_t room)
 {
     struct log *log = &n->log;
-    log->durable = log->flight_lsn + log->flight.count;
+    log->durable += log->flight.count;
     log->room = room;
     bytes_clear(&log->flight);
     n->reserve_durable = log->flight_reserve;
@@ -3520,14 +3518,14 @@ static const void *window_at(struct node *n, struct bytes *window, uint64_t *bas
 }
 
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
- * was durable once (chapter 6). The last batch is made to be written again, as it may not be. */
+ * was durable once (chapter 5). The last batch is made to be written again, as it may not be. */
 static bool node_recover(struct node *n, uint64_t start, uint64_t end)
 {
     struct log *log = &n->log;
     struct bytes window = {0};
     uint64_t base = start, first = start;
     bool whole = true;
-    log->first = log->durable = log->pending_lsn = start;
+    log->first = log->durable = start;
     for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
         const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
         uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
@@ -3548,12 +3546,12 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         if (log->flight.count == 0)
             log->first = at;
         else
-            whole = at == log->pending_lsn;
+            whole = at == log_end(n);
         first = h->first;
         bytes_set(&log->flight, h, bytes);
         log_mark(log, at);
-        log->flight_lsn = log->durable = at;
-        at = log->pending_lsn = at + bytes;
+        log->durable = at;
+        at += bytes;
     }
     bytes_free(&window);
     n->reserve_start = n->reserve_durable = log->flight_reserve = n->clock = n->reserve;
@@ -3563,7 +3561,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         view_apply(n);
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
-    n->view_lsn = log->pending_lsn;
+    n->view_lsn = log_end(n);
     return whole && log->first <= first;
 }
 
@@ -3571,7 +3569,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
  * was lost; the others tell the rest. */
 static const struct bytes *node_begin_anew(struct node *n, const struct node *before, uint64_t lsn)
 {
-    n->log.first = n->log.pending_lsn = lsn;
+    n->log.first = n->log.durable = lsn;
     for (size_t e = 0; e < before->views_count && before->views[e]; e++)
         view_log(n, before->views[e]);
     clock_reserve(n);
@@ -3791,7 +3789,7 @@ static void *disk_thread(void *arg)
 /* Hands the batch in flight to the thread. */
 static void disk_submit(const struct disk *d, const struct log *log)
 {
-    struct disk_job job = {.batch = &log->flight, .lsn = log->flight_lsn, .first = log->first};
+    struct disk_job job = {.batch = &log->flight, .lsn = log->durable, .first = log->first};
     if (send(d->ends[0], &job, sizeof job, 0) < 0)
         die("the log's thread does not hear");
 }
@@ -5168,9 +5166,10 @@ static const struct hooks server_hooks = {http_reply, server_log_read, http_left
 /* Hands the log's next batch to its thread. */
 static void log_submit(struct server *s)
 {
+    uint64_t entries = s->node->log.pending_entries;
     if (!log_flush(s->node))
         return;
-    histogram_add(&s->batch_records, (double)s->node->log.flight_entries / BATCH_UNIT);
+    histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
     disk_submit(&s->disk, &s->node->log);
 }
 
@@ -5212,7 +5211,7 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s, bool dama
     struct node *n = server_node(s);
     struct disk_job job = {.damaged = damaged};
     say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
-    job.lsn = job.first = damaged ? s->disk.taken : s->node->log.pending_lsn;
+    job.lsn = job.first = damaged ? s->disk.taken : s->node->log.durable;
     job.batch = node_begin_anew(n, s->node, job.lsn);
     s->disk.sync = true; /* before the old log goes */
     disk_write(&s->disk, &job);
@@ -5245,7 +5244,7 @@ static void server_open(struct server *s)
     struct node *n = s->node = server_node(s);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
-             (n->log.pending_lsn == start || n->log.pending_lsn + RESERVE_ROOM / 2 <= end);
+             (log_end(n) == start || log_end(n) + RESERVE_ROOM / 2 <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=%s", o->data);
         if (tries == DAMAGED_TRIES)
@@ -5256,7 +5255,7 @@ static void server_open(struct server *s)
         server_rebirth(s, true);
     if (!n->view && !o->bootstrap == !o->join)
         error(2, 0, "the data directory is empty: --bootstrap a new cluster, or --join another");
-    disk_start(&s->disk, n->log.pending_lsn);
+    disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
     if (n->reserve > n->wall && n->reserve < n->wall + SECOND)

@@ -84,7 +84,7 @@ static void batch_cook(struct lone *l, const struct piece *p, const uint8_t *dat
 
 static uint64_t state_of(const struct node *n)
 {
-    uint64_t of[] = {n->keys, n->log.live_bytes, n->reserve, n->log.pending_lsn, node_epoch(n)};
+    uint64_t of[] = {n->keys, n->log.live_bytes, n->reserve, log_end(n), node_epoch(n)};
     uint64_t sum = XXH3_64bits(of, sizeof of);
     for (unsigned p = 0; p <= PARTITIONS; p++) {
         const struct partition *q = &n->partitions[p];
@@ -101,8 +101,8 @@ static uint64_t recover(struct lone *l, uint64_t start)
 {
     struct node *n = lone_node(l);
     bool whole = node_recover(n, start, l->disk.count);
-    assert(n->log.pending_lsn >= start && n->log.pending_lsn <= l->disk.count);
-    assert(n->log.first <= n->log.pending_lsn);
+    assert(log_end(n) >= start && log_end(n) <= l->disk.count);
+    assert(n->log.first <= log_end(n));
     return whole ? state_of(n) : 0;
 }
 

@@ -21,6 +21,7 @@ enum { LONE_ID = 0x11, LONE_PEERS = 2 }; /* peers have the ids after it */
 struct lone {
     struct node *node;
     struct bytes disk;  /* the log's stream, from LSN 0 on */
+    uint64_t last_lsn;  /* of the batch that was written last */
     struct bytes reply; /* the last */
     void *reply_client;
     unsigned replies;
@@ -114,6 +115,7 @@ static void lone_write(struct lone *l, const struct bytes *batch, uint64_t lsn)
         memset(bytes_extend(&l->disk, more), 0, more);
     }
     memcpy(l->disk.data + lsn, batch->data, batch->count);
+    l->last_lsn = lsn;
 }
 
 /* All that came of the last event: what is to be durable is, again and again until nothing is left. */
@@ -123,7 +125,7 @@ static void lone_settle(struct lone *l)
     const struct bytes *batch = n->log.flight.count ? &n->log.flight : NULL;
     node_run(n);
     while (batch || (batch = log_flush(n))) {
-        lone_write(l, batch, n->log.flight_lsn);
+        lone_write(l, batch, n->log.durable);
         node_durable(n, 1 << 30);
         batch = NULL;
     }

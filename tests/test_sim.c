@@ -432,7 +432,7 @@ static void drive_submit(struct host *h)
     const struct bytes *batch = log_flush(h->node);
     if (!batch)
         return;
-    drive_reach(h, h->node->log.flight_lsn + batch->count);
+    drive_reach(h, h->node->log.durable + batch->count);
     h->disk_first = h->node->log.first;
     uint64_t start = max_u64(w.now, h->stalled_until);
     uint64_t time = 1 + below(w.plan.sync_time) + (chance(20) ? below(20 * MS) : 0);
@@ -452,9 +452,9 @@ static void drive_trim(struct host *h, uint64_t first)
 static void drive_done(struct host *h)
 {
     struct log *log = &h->node->log;
-    memcpy(h->disk + log->flight_lsn, log->flight.data, log->flight.count);
-    h->disk_last = log->flight_lsn;
-    h->disk_synced = log->flight_lsn + log->flight.count;
+    memcpy(h->disk + log->durable, log->flight.data, log->flight.count);
+    h->disk_last = log->durable;
+    h->disk_synced = log->durable + log->flight.count;
     h->serves = true;
     drive_trim(h, h->disk_first);
     log->full = h->full_until > w.now;
@@ -471,14 +471,14 @@ static void drive_tear(struct host *h)
         return;
     uint64_t whole = below(4);
     size_t kept = whole == 0 ? flight->count : whole == 1 ? 0 : below(flight->count);
-    uint64_t end = log->flight_lsn + flight->count;
+    uint64_t end = log->durable + flight->count;
     drive_reach(h, end);
-    for (uint64_t i = max_u64(h->disk_synced, log->flight_lsn); whole % 2 && i < end; i++)
+    for (uint64_t i = max_u64(h->disk_synced, log->durable); whole % 2 && i < end; i++)
         h->disk[i] = (uint8_t)i;
-    memcpy(h->disk + log->flight_lsn, flight->data, kept);
+    memcpy(h->disk + log->durable, flight->data, kept);
     for (size_t i = kept; whole == 3 && i < flight->count; i++)
-        if (i / 512 % 2 && log->flight_lsn + i >= h->disk_synced)
-            h->disk[log->flight_lsn + i] = below(2) ? flight->data[i] : (uint8_t)chance_u64();
+        if (i / 512 % 2 && log->durable + i >= h->disk_synced)
+            h->disk[log->durable + i] = below(2) ? flight->data[i] : (uint8_t)chance_u64();
     trace(h, "its batch of %zu bytes is torn after %zu", flight->count, kept);
 }
 
@@ -603,7 +603,7 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
         host_settle(h);
         return;
     }
-    uint64_t lsn = damaged ? h->disk_bytes : before->log.pending_lsn;
+    uint64_t lsn = damaged ? h->disk_bytes : before->log.durable + before->log.flight.count;
     h->id = chance_u64();
     h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     host_time(h);
@@ -651,9 +651,9 @@ static void host_start(struct host *h)
         wait = wait < SECOND && !w.plan.restart_at_once ? wait : 0;
         event_at(w.now + wait + 1 + below(5 * MS), DISK_DONE, h, NULL, 0);
     }
-    if (h->node->log.pending_lsn < h->disk_synced)
+    if (log_end(h->node) < h->disk_synced)
         violation("h%d: synced bytes of its log are lost: it ends at %" PRIu64 ", not %" PRIu64,
-                  h->index, h->node->log.pending_lsn, h->disk_synced);
+                  h->index, log_end(h->node), h->disk_synced);
     host_settle(h);
 }
 

@@ -130,7 +130,7 @@ START_TEST(test_a_recovered_node_has_what_was_appended)
 {
     log_make();
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->log.pending_lsn, l.disk.count);
+    ck_assert_uint_eq(log_end(l.node), l.disk.count);
     ck_assert_uint_eq(l.node->keys, 6);
     ck_assert_str_eq(value_of("0-0"), "the last");
     ck_assert_str_eq(value_of("1-1"), "the last");
@@ -178,7 +178,7 @@ START_TEST(test_a_tail_torn_at_any_byte_is_dropped_and_nothing_else)
         bool torn = memcmp(l.disk.data + start, whole + start, end - start) != 0;
         ck_assert_msg(recover(), "cut after %d bytes", (int)(cut - start));
         ck_assert_uint_eq(state(), batch_state[torn ? BATCHES - 1 : BATCHES]);
-        ck_assert_uint_eq(l.node->log.pending_lsn, torn ? start : end);
+        ck_assert_uint_eq(log_end(l.node), torn ? start : end);
     }
     free(whole);
 }
@@ -195,7 +195,7 @@ START_TEST(test_a_log_cut_off_at_any_byte_ends_before_its_last_whole_batch)
         l.disk.count = count;
         ck_assert(recover());
         ck_assert_uint_eq(state(), batch_state[b]);
-        ck_assert_uint_eq(l.node->log.pending_lsn, batch_start[b]);
+        ck_assert_uint_eq(log_end(l.node), batch_start[b]);
     }
 }
 END_TEST
@@ -228,10 +228,10 @@ END_TEST
 START_TEST(test_an_empty_log_is_whole)
 {
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->log.pending_lsn, 0);
+    ck_assert_uint_eq(log_end(l.node), 0);
     memset(bytes_extend(&l.disk, 5000), 0, 5000);
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->log.pending_lsn, 0);
+    ck_assert_uint_eq(log_end(l.node), 0);
     ck_assert_int_eq(l.node->self, -1);
 }
 END_TEST
@@ -425,7 +425,7 @@ static bool files_recover(void)
     n->hooks = &file_hooks;
     whole &= node_recover(n, start, end);
     if (whole)
-        disk.taken = n->log.pending_lsn / SEGMENT_BYTES * SEGMENT_BYTES;
+        disk.taken = log_end(n) / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
 }
 
@@ -435,7 +435,7 @@ static void files_settle(void)
     const struct bytes *batch = l.node->log.flight.count ? &l.node->log.flight : NULL;
     while (batch || (batch = log_flush(l.node))) {
         struct disk_job job = {.batch = batch};
-        job.lsn = l.node->log.flight_lsn;
+        job.lsn = l.node->log.durable;
         job.first = l.node->log.first;
         disk_write(&disk, &job);
         disk_room = job.room;
@@ -449,7 +449,7 @@ static void files_begin(uint64_t lsn)
 {
     ck_assert(files_recover());
     struct node *n = l.node;
-    n->log.first = n->log.durable = n->log.pending_lsn = lsn;
+    n->log.first = n->log.durable = lsn;
     disk.oldest = lsn / SEGMENT_BYTES;
     disk.taken = disk.oldest * SEGMENT_BYTES;
     node_bootstrap(n, 3);
@@ -586,7 +586,7 @@ START_TEST(test_who_begins_anew_keeps_the_views_alone)
 {
     for (int crash = 1; crash >= 0; crash--) {
         files_three();
-        uint64_t lsn = l.node->log.pending_lsn;
+        uint64_t lsn = l.node->log.durable + l.node->log.flight.count;
         files_begin_anew(0x77, false, lsn, crash ? 0 : lsn);
         ck_assert(file_exists(0) == crash && file_exists(lsn / SEGMENT_BYTES));
         ck_assert(files_recover());
@@ -841,8 +841,7 @@ static void clean_past(uint64_t lsn)
 /* As if the files below what the last batch says is needed were gone. */
 static bool recover_from_first(void)
 {
-    const struct log_header *last =
-        (const struct log_header *)(l.disk.data + l.node->log.flight_lsn);
+    const struct log_header *last = (const struct log_header *)(l.disk.data + l.last_lsn);
     uint64_t first = last->first;
     memset(l.disk.data, 0xdd, first);
     lone_node_free(&l);
