@@ -631,9 +631,8 @@ struct node {
     struct partition partitions[VIEWS_PARTITION + 1];
     uint64_t keys, value_bytes; /* live ones here */
     struct log log;
-    struct bytes inbox, cold; /* messages, each after its sender's id: to itself; to come again when
-                                 bytes of the log are in memory */
-    struct bytes gated;       /* mail that waits for the log */
+    struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
+    struct bytes gated, cold;    /* what waits for the log: to be durable, or to be in memory */
     struct round *by_op[ROUND_BUCKETS], *by_key[VIEWS_PARTITION + 1]; /* the latter by partition */
     size_t rounds_resting;
     struct listing *listings;
@@ -950,8 +949,11 @@ struct batch {
 };
 _Static_assert(sizeof(struct batch) == 56, "layout");
 
-struct gated {
-    uint64_t lsn, to;
+/* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
+ * in `gated` one to it that may leave when the log is durable up to `gate`. */
+struct waiting {
+    uint64_t peer, gate;
+    struct message message;
 };
 
 static uint64_t node_epoch(const struct node *n)
@@ -1012,19 +1014,27 @@ static bool peer_is_live(const struct node *n, const struct peer *p)
            (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
 }
 
+static void waiting_append(struct bytes *queue, const struct peer *peer, uint64_t gate,
+                           const struct message *head, const struct body *body)
+{
+    uint64_t before[] = {peer->id, gate};
+    bytes_append(queue, before, sizeof before);
+    message_append(queue, head, body);
+}
+
+static const struct waiting *waiting_next(const struct bytes *queue, const struct waiting *last)
+{
+    const uint8_t *at = last ? (const uint8_t *)&last->message + last->message.bytes : queue->data;
+    return at < queue->data + queue->count ? (const struct waiting *)at : NULL;
+}
+
 /* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
 static void mail(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
                  const struct body *body)
 {
-    if (gate > n->log.durable && RULE(3)) {
-        *(struct gated *)bytes_extend(&n->gated, sizeof(struct gated)) =
-            (struct gated){gate, to->id};
-        message_append(&n->gated, head, body);
-        return;
-    }
-    if (to == n->self_peer) {
-        *(uint64_t *)bytes_extend(&n->inbox, 8) = n->id;
-        message_append(&n->inbox, head, body);
+    bool waits = gate > n->log.durable && RULE(3);
+    if (waits || to == n->self_peer) {
+        waiting_append(waits ? &n->gated : &n->inbox, to, gate, head, body);
         return;
     }
     struct bytes *box = &to->outbox[message_bytes(head) > PARCEL_BYTES];
@@ -1047,17 +1057,14 @@ static void mail_members(struct node *n, uint64_t members, uint64_t gate,
 /* What waited for the log, and need not any more. */
 static void mail_ungate(struct node *n)
 {
-    struct bytes waiting = n->gated;
+    struct bytes gated = n->gated;
     n->gated = (struct bytes){0};
-    for (size_t at = 0; at < waiting.count;) {
-        const struct gated *g = (const struct gated *)(waiting.data + at);
-        const struct message *m = (const struct message *)(g + 1);
-        struct peer *to = peer_find(n, g->to);
+    for (const struct waiting *w = NULL; (w = waiting_next(&gated, w));) {
+        struct peer *to = peer_find(n, w->peer);
         if (to)
-            mail(n, to, g->lsn, m, NULL);
-        at += sizeof *g + m->bytes;
+            mail(n, to, w->gate, &w->message, NULL);
     }
-    bytes_free(&waiting);
+    bytes_free(&gated);
 }
 
 /* No mail leaves before the view and the clock that it is sent with are durable. */
@@ -1212,8 +1219,7 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
     case RECORD_COLD:
         if (n->cold.count > COLD_BYTES_MAX)
             n->cold.count = 0;
-        *(uint64_t *)bytes_extend(&n->cold, 8) = to->id;
-        message_append(&n->cold, m, NULL);
+        waiting_append(&n->cold, to, 0, m, NULL);
         return;
     case RECORD_READ:
         break;
@@ -3354,21 +3360,14 @@ static void node_run(struct node *n)
 {
     clock_reserve(n);
     while (n->inbox.count) {
-        struct bytes inbox = n->inbox;
-        n->inbox = (struct bytes){0};
         uint64_t epoch = node_epoch(n);
-        for (size_t at = 0; at < inbox.count;) {
-            struct peer *from = peer_find(n, *(const uint64_t *)(inbox.data + at));
-            const struct message *m = (const struct message *)(inbox.data + at + 8);
-            at += 8 + m->bytes;
+        bytes_swap(&n->inbox, &n->handled);
+        for (const struct waiting *w = NULL; (w = waiting_next(&n->handled, w));) {
+            struct peer *from = peer_find(n, w->peer);
             if (from)
-                message_handle(n, from, m, epoch);
+                message_handle(n, from, &w->message, epoch);
         }
-        if (n->inbox.count == 0) {
-            bytes_swap(&n->inbox, &inbox);
-            n->inbox.count = 0;
-        }
-        bytes_free(&inbox);
+        bytes_clear(&n->handled);
     }
 }
 
@@ -3390,9 +3389,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         return true;
     }
     clock_raise(n, b->clock);
-    struct peer *from = peer_find(n, b->from);
-    if (!from)
-        from = peer_make(n, b->from, "");
+    struct peer *from = peer_make(n, b->from, "");
     if (!from)
         return true;
     from->epoch = b->epoch;
@@ -3440,7 +3437,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             round_due(n, r);
         }
     }
-    bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may find what they need */
+    bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may be in memory */
     bytes_clear(&n->cold);
     listings_tick(n);
     if (n->view)

@@ -717,7 +717,7 @@ END_TEST
 static int answer_type(void)
 {
     ck_assert_uint_gt(l.node->inbox.count, 0);
-    const struct message *m = (const struct message *)(l.node->inbox.data + 8);
+    const struct message *m = &waiting_next(&l.node->inbox, NULL)->message;
     int type = m->type;
     l.node->inbox.count = 0;
     return type;
