@@ -129,6 +129,16 @@ struct bytes {
     size_t count, capacity;
 };
 
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 static enum log_level log_level = LEVEL_INFO;
 
@@ -174,14 +184,10 @@ static void *allocate(size_t bytes)
 static void *bytes_extend(struct bytes *b, size_t count)
 {
     if (b->count + count > b->capacity) {
-        size_t capacity = b->capacity ? b->capacity * 2 : 256;
-        while (capacity < b->count + count)
-            capacity *= 2;
-        uint8_t *data = realloc(b->data, capacity);
-        if (!data)
+        b->capacity = max_u64(b->count + count, max_u64(2 * b->capacity, 256));
+        b->data = realloc(b->data, b->capacity);
+        if (!b->data)
             die("out of memory");
-        b->data = data;
-        b->capacity = capacity;
     }
     b->count += count;
     return b->data + b->count - count;
@@ -233,16 +239,6 @@ static void bytes_swap(struct bytes *a, struct bytes *b)
     struct bytes t = *a;
     *a = *b;
     *b = t;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
-static uint64_t max_u64(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
 }
 
 /* === 3 Ballots and messages =====================================================================
@@ -820,10 +816,8 @@ static uint32_t partition_seek(const struct partition *p, const void *key, size_
 static struct entry *entry_find(const struct partition *p, const void *key, size_t bytes)
 {
     uint32_t at = partition_seek(p, key, bytes);
-    if (at == p->count || p->entries[at]->key_bytes != bytes ||
-        memcmp(p->entries[at]->key, key, bytes) != 0)
-        return NULL;
-    return p->entries[at];
+    struct entry *e = at < p->count ? p->entries[at] : NULL;
+    return e && key_compare(e->key, e->key_bytes, key, bytes) == 0 ? e : NULL;
 }
 
 static struct entry *entry_make(struct partition *p, const void *key, size_t bytes)
@@ -903,11 +897,8 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
 /* Everything of a partition that is no longer owned (R17), floors and promises too. */
 static void partition_drop(struct node *n, struct partition *p)
 {
-    for (uint32_t i = 0; i < p->count; i++) {
-        entry_count(n, p, p->entries[i], -1);
-        free(p->entries[i]->promised);
-        free(p->entries[i]);
-    }
+    while (p->count)
+        entry_forget(n, p, p->entries[p->count - 1]);
     free(p->entries);
     bytes_free(&p->watches);
     *p = (struct partition){0};
