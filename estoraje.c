@@ -1385,20 +1385,16 @@ static void view_apply(struct node *n)
 
 static void sync_reset(struct node *n);
 
-/* Drops what the settled view does not give to this node; returns whether the log must be told. */
-static bool view_drop(struct node *n, uint8_t dropped[PARTITIONS / 8])
+/* Drops what the settled view does not give to this node. */
+static void view_drop(struct node *n)
 {
-    bool any = false;
-    memset(dropped, 0, PARTITIONS / 8);
-    for (unsigned p = 0; p < PARTITIONS; p++) {
+    for (uint16_t p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
-        if (partition_is_ours(n, (uint16_t)p) || (q->count == 0 && q->floor.time == 0))
+        if (partition_is_ours(n, p) || (q->count == 0 && q->floor.time == 0))
             continue;
         partition_drop(n, q);
-        dropped[p / 8] |= (uint8_t)(1 << p % 8);
-        any = true;
+        log_append(n, &(struct message){.type = M_DROP, .partition = p}, NULL);
     }
-    return any;
 }
 
 /* Adds a view to the chain, which may have gaps while the log is read. */
@@ -1447,7 +1443,7 @@ static void views_log(struct node *n)
         view_log(n, n->views[e]);
 }
 
-/* The next view becomes ours: it and the drop are in one batch of the log, as nothing is flushed in
+/* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
  * the middle of an event. */
 static void view_adopt(struct node *n, const struct view *v)
 {
@@ -1460,12 +1456,8 @@ static void view_adopt(struct node *n, const struct view *v)
     mail_discard(n);
     view_apply(n);
     view_log(n, v);
-    uint8_t dropped[PARTITIONS / 8];
-    if (n->settled && RULE(17) && view_drop(n, dropped))
-        log_append(
-            n,
-            &(struct message){.type = M_DROP, .flags = FLAG_WHOLE, .value_bytes = sizeof dropped},
-            &(struct body){.value = dropped});
+    if (n->settled && RULE(17))
+        view_drop(n);
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->settled && n->self >= 0);
@@ -3462,7 +3454,6 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
 {
     struct partition *p = &n->partitions[m->partition];
     struct body body = message_body(m);
-    const uint8_t *bits = body.value;
     switch (m->type) {
     case M_RESERVE:
         n->reserve = max_u64(n->reserve, m->number);
@@ -3477,9 +3468,8 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
         views_keep(n, body.value); /* aligned, as view_log appended it: alone */
         break;
     case M_DROP:
-        for (unsigned i = 0; i < PARTITIONS && RULE(17); i++)
-            if (bit_is_set(bits, i))
-                partition_drop(n, &n->partitions[i]);
+        if (RULE(17))
+            partition_drop(n, p);
         break;
     case M_ACCEPT: {
         struct entry *e = entry_make(p, body.key, m->key_bytes);

@@ -35,9 +35,7 @@ static void entry_cook(const struct recipe *r, const uint8_t *value, struct byte
         struct view view;
         struct member member;
     } v = {{1 + r->epoch % 4, LONE_CLUSTER, 3, 1}, {.id = LONE_ID + r->key % 2, .weight = 1}};
-    uint8_t dropped[PARTITIONS / 8];
     v.member.state = MEMBER_UP;
-    memset(dropped, r->key, sizeof dropped);
     m.ballot = (struct ballot){1 + r->epoch % 4, LONE_WALL + r->time, LONE_ID};
     m.partition = key_partition(key, 1);
     m.number = LONE_WALL + r->time * SECOND / 16;
@@ -50,9 +48,6 @@ static void entry_cook(const struct recipe *r, const uint8_t *value, struct byte
     } else if (m.type == M_VIEW) {
         m.value_bytes = (uint32_t)view_bytes(&v.view);
         body.value = &v;
-    } else if (m.type == M_DROP) {
-        m.value_bytes = sizeof dropped;
-        body.value = dropped;
     }
     message_append(to, &m, &body);
 }

