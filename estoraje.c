@@ -820,6 +820,12 @@ static struct entry *entry_find(const struct partition *p, const void *key, size
     return e && key_compare(e->key, e->key_bytes, key, bytes) == 0 ? e : NULL;
 }
 
+/* The entry of the key that a message is about, or null. */
+static struct entry *message_entry(const struct node *n, const struct message *m)
+{
+    return entry_find(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
+}
+
 static struct entry *entry_make(struct partition *p, const void *key, size_t bytes)
 {
     struct entry *e = entry_find(p, key, bytes);
@@ -1159,10 +1165,8 @@ enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
 /* Reads the entry's record, or all of it before the value, into n->scratch. */
 static enum record_state record_read(struct node *n, const struct entry *e, bool whole)
 {
-    size_t bytes = e->record_bytes;
+    size_t bytes = e->record_bytes - (whole ? 0 : e->value_bytes);
     bytes_clear(&n->scratch);
-    if (!whole)
-        bytes -= e->value_bytes;
     struct message *m = bytes_extend(&n->scratch, e->record_bytes);
     if (e->flags & FLAG_DAMAGED)
         return RECORD_DAMAGED;
@@ -1182,17 +1186,12 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
  * can matter any more, from the index alone. Cold bytes: `m` comes again when they are in memory. */
 static void tell(struct node *n, struct peer *to, const struct message *m, uint8_t type, bool whole)
 {
-    struct body body = message_body(m);
-    struct entry *e = entry_find(&n->partitions[m->partition], body.key, m->key_bytes);
+    struct entry nothing = {0}, *found = message_entry(n, m), *e = found ? found : &nothing;
     struct message head = {.type = type, .op = m->op, .partition = m->partition};
-    if (!e || !(e->flags & FLAG_RECORD)) {
-        mail(n, to, 0, &head, NULL);
-        return;
-    }
     uint64_t gate = e->lsn + e->record_bytes;
     bool answers =
         type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
-    if (!answers && (!whole || e->flags & FLAG_TOMBSTONE)) {
+    if (!(e->flags & FLAG_RECORD) || (!answers && !(whole && entry_is_live(e)))) {
         head.flags = e->flags;
         head.ballot = e->accepted;
         head.version = e->version;
@@ -1216,30 +1215,21 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         break;
     }
     struct message *record = (struct message *)n->scratch.data;
-    struct body parts = message_body(record);
-    head = *record;
-    head.type = type;
-    head.op = type == M_ACCEPT ? 0 : m->op;
-    head.key_bytes = type == M_ACCEPT ? head.key_bytes : 0;
-    if (type != M_ACCEPT)
-        parts.key = NULL;
-    if (!whole && head.value_bytes)
-        head.flags &= (uint8_t)~FLAG_WHOLE;
-    mail(n, to, gate, &head, &parts);
+    record->type = type;
+    record->op = m->op; /* of a pull: 0 */
+    if (!whole && record->value_bytes)
+        record->flags &= (uint8_t)~FLAG_WHOLE;
+    mail(n, to, gate, record, NULL);
 }
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
 {
-    struct partition *p = &n->partitions[m->partition];
-    struct body body = message_body(m);
-    struct entry *e = entry_find(p, body.key, m->key_bytes);
-    struct ballot promised = register_promised(n, m->partition, e);
+    struct ballot promised = register_promised(n, m->partition, message_entry(n, m));
     if (!ballot_allowed(n, m->ballot, promised)) {
         refuse(n, from, m, promised);
         return;
     }
-    if (!e)
-        e = entry_make(p, body.key, m->key_bytes);
+    struct entry *e = entry_make(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
     if (!e->promised)
         e->promised = allocate(sizeof *e->promised);
     *e->promised = m->ballot;
@@ -1256,30 +1246,25 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     struct entry *e = entry_find(p, body.key, m->key_bytes);
     bool pulled = m->op == 0;
     bool same = e && e->flags & FLAG_RECORD && ballot_equal(e->accepted, m->ballot);
-    struct ballot promised = register_promised(n, m->partition, e);
-    if (same && RULE(8) && !(e->flags & FLAG_DAMAGED)) {
-        /* Still true, even if more was promised since (R8). */
-        if (!pulled)
-            mail(n, from, e->lsn + e->record_bytes,
-                 &(struct message){.type = M_ACCEPTED, .op = m->op}, NULL);
-        return;
-    }
     bool mends = same && e->flags & FLAG_DAMAGED;
-    if (!mends && !ballot_allowed(n, m->ballot, promised) && (!pulled || RULE(18))) {
+    bool again = same && !mends && RULE(8); /* still true, even if more was promised since (R8) */
+    bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
+    struct ballot promised = register_promised(n, m->partition, e);
+    if (!again && !mends && !ballot_allowed(n, m->ballot, promised) && (!pulled || RULE(18))) {
         if (!pulled)
             refuse(n, from, m, promised);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
             repair_key(n, m->partition, body.key, m->key_bytes);
         return;
     }
-    bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
-    if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
-        return;
-    if (!e)
+    if (!again) {
+        if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
+            return;
         e = entry_make(p, body.key, m->key_bytes);
-    entry_store(n, p, e, m, log_append(n, m, NULL));
-    n->counters.pulled += pulled;
-    watches_tell(n, e, m->partition);
+        entry_store(n, p, e, m, log_append(n, m, NULL));
+        n->counters.pulled += pulled;
+        watches_tell(n, e, m->partition);
+    }
     if (!pulled)
         mail(n, from, e->lsn + e->record_bytes, &(struct message){.type = M_ACCEPTED, .op = m->op},
              NULL);
@@ -1296,8 +1281,7 @@ static void on_read(struct node *n, struct peer *from, const struct message *m)
 
 static void on_pull(struct node *n, struct peer *from, const struct message *m)
 {
-    struct body body = message_body(m);
-    const struct entry *e = entry_find(&n->partitions[m->partition], body.key, m->key_bytes);
+    const struct entry *e = message_entry(n, m);
     if (e && e->flags & FLAG_RECORD)
         tell(n, from, m, M_ACCEPT, true);
 }
