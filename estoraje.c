@@ -716,10 +716,7 @@ static const struct bytes *log_flush(struct node *n)
         return NULL;
     bytes_swap(&log->flight, &log->pending);
     struct log_header *h = (struct log_header *)log->flight.data;
-    *h = (struct log_header){.magic = LOG_MAGIC, .bytes = (uint32_t)log->flight.count};
-    h->lsn = log->durable;
-    h->first = log->first;
-    h->id = n->id;
+    *h = (struct log_header){LOG_MAGIC, log->flight.count, 0, log->durable, log->first, n->id};
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log_mark(log, log->durable);
     log->flight_reserve = n->reserve;
@@ -755,11 +752,14 @@ static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
  * which counts every key as promised up to it, forgets no promise (R2).
  */
 
-static void clock_raise(struct node *n, uint64_t time)
+/* False: the time is too far off to be heard (R5). */
+static bool clock_raise(struct node *n, uint64_t time)
 {
-    bool far = time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5);
-    if (RULE(4) && !far)
+    if (time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5))
+        return false;
+    if (RULE(4))
         n->clock = max_u64(n->clock, time);
+    return true;
 }
 
 /* A time that this node never gave before: ballots and ops are made of it. */
@@ -978,31 +978,25 @@ static int member_index(const struct view *view, uint64_t id)
  * no use any more. Null if there is no place. */
 static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
 {
-    struct peer *p = NULL, *idle = NULL;
-    for (size_t i = 0; i < n->peers_count && !p; i++) {
+    struct peer *p = NULL;
+    for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *q = n->peers[i];
-        if (id ? q->id == id : q->id == 0 && strcmp(q->address, address) == 0)
+        if (q->id == id && (id || strcmp(q->address, address) == 0))
+            return q;
+        if (q->id && q->id != n->id && member_index(n->view, q->id) < 0 &&
+            n->now > q->live_at + 60 * SECOND)
             p = q;
-        else if (q->id && q->id != n->id && member_index(n->view, q->id) < 0 &&
-                 n->now > q->live_at + 60 * SECOND)
-            idle = q;
     }
-    if (p)
-        return p;
     bool member = member_index(n->view, id) >= 0; /* a quarter of the places is for these alone */
-    if (idle && n->peers_count >= 3 * MEMBERS_MAX) {
-        bytes_free(&idle->outbox[0]);
-        bytes_free(&idle->outbox[1]);
-        *idle = (struct peer){.link = idle->link};
-    } else if (n->peers_count < (member ? 4 * MEMBERS_MAX : 3 * MEMBERS_MAX)) {
-        idle = n->peers[n->peers_count++] = allocate(sizeof *idle);
-    } else {
+    if (n->peers_count < (member ? 4 * MEMBERS_MAX : 3 * MEMBERS_MAX))
+        p = n->peers[n->peers_count++] = allocate(sizeof *p);
+    if (!p)
         return NULL;
-    }
-    idle->id = id;
-    idle->live_at = n->now;
-    snprintf(idle->address, sizeof idle->address, "%s", address);
-    return idle;
+    bytes_free(&p->outbox[0]);
+    bytes_free(&p->outbox[1]);
+    *p = (struct peer){.id = id, .live_at = n->now, .link = p->link};
+    snprintf(p->address, sizeof p->address, "%s", address);
+    return p;
 }
 
 static bool peer_is_live(const struct node *n, const struct peer *p)
@@ -1077,18 +1071,14 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     struct bytes *box = &p->outbox[which];
     if (box->count == 0 || !mail_may_leave(n))
         return false;
-    struct batch *b = (struct batch *)box->data;
-    *b = (struct batch){.magic = MAIL_MAGIC, .bytes = (uint32_t)box->count};
-    b->cluster = n->cluster;
-    b->from = n->id;
-    /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
-    bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now;
-    b->to = stranded && RULE(16) ? 0 : p->id;
-    b->clock = n->clock;
-    b->epoch = node_epoch(n);
-    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
     bytes_clear(out);
     bytes_swap(out, box);
+    /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
+    bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
+    uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
+    struct batch *b = (struct batch *)out->data;
+    *b = (struct batch){MAIL_MAGIC, out->count, 0, n->cluster, n->id, to, n->clock, epoch};
+    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
     return true;
 }
 
@@ -1433,7 +1423,10 @@ static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
     bool was_member = n->self >= 0;
-    const struct view *before = n->view;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        if (n->view->members[i].state ==
+            MEMBER_LEAVING) /* it is over, by being gone or called off */
+            n->member_peer[i]->leave = false;
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
     sync_reset(n);
@@ -1445,12 +1438,6 @@ static void view_adopt(struct node *n, const struct view *v)
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->settled && n->self >= 0);
-    for (uint32_t i = 0; i < v->members_count;
-         i++) { /* who was called back stays, unless asked anew */
-        int was = member_index(before, v->members[i].id);
-        if (was >= 0 && before->members[was].state > v->members[i].state)
-            n->member_peer[i]->leave = false;
-    }
     n->view_proposed = false;
     n->next_heartbeat = 0;
     say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
@@ -3350,12 +3337,11 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
         b->from == n->id)
         return true;
-    if (b->clock > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5)) {
+    if (!clock_raise(n, b->clock)) {
         say(LEVEL_WARN, "clock fault: mail from the future is ignored",
             "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->wall) / 1e6);
         return true;
     }
-    clock_raise(n, b->clock);
     struct peer *from = peer_make(n, b->from, "");
     if (!from)
         return true;
