@@ -1324,11 +1324,7 @@ static void ring_members(struct node *n, int which, uint64_t members)
 {
     struct ring *ring = &n->rings[which];
     ring_place(ring, n->view->members, n->view->members_count, members, n->view->replicas);
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        n->owners[which][p] = 0;
-        for (unsigned i = 0; i < ring->owners_count; i++)
-            n->owners[which][p] |= UINT64_C(1) << ring->owners[p][i];
-    }
+    memcpy(n->owners[which], ring->sets, sizeof ring->sets);
     n->owners[which][VIEWS_PARTITION] = n->voters;
 }
 

@@ -46,7 +46,7 @@ struct walk {
     uint64_t weight;                            /* of all of them */
     uint64_t zone[MEMBERS_MAX];                 /* of each member: who is in its zone, itself too */
     unsigned copies[MEMBERS_MAX];               /* of each member: what it was given so far */
-    uint64_t owners[PARTITIONS];                /* of each partition, so far */
+    const uint64_t *owners;                     /* of each partition, so far */
     uint64_t owners_zones[PARTITIONS];          /* the same, and all others in their zones */
     uint64_t distance[PARTITIONS][MEMBERS_MAX]; /* from its start clockwise to the next point */
 };
@@ -117,7 +117,7 @@ void ring_place(struct ring *ring, const struct member *members, size_t members_
                 uint64_t mask, unsigned replicas)
 {
     assert(members_count <= MEMBERS_MAX && replicas <= REPLICAS_MAX);
-    struct walk walk = {.members = members, .members_count = members_count, .mask = mask};
+    struct walk walk = {members, members_count, mask, .owners = ring->sets};
     unsigned owners_max = 0;
     for (unsigned m = 0; m < members_count; m++) {
         if (!set_has(mask, m))
@@ -133,7 +133,7 @@ void ring_place(struct ring *ring, const struct member *members, size_t members_
         for (unsigned partition = 0; partition < PARTITIONS; partition++) {
             unsigned m = walk_choose(&walk, partition, rank + 1);
             ring->owners[partition][rank] = m;
-            walk.owners[partition] |= UINT64_C(1) << m;
+            ring->sets[partition] |= UINT64_C(1) << m;
             walk.owners_zones[partition] |= walk.zone[m];
             walk.copies[m]++;
         }

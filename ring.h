@@ -46,6 +46,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "formats are written a
 struct ring {
     unsigned owners_count; /* of each partition: min(replicas, members that take part) */
     uint8_t owners[PARTITIONS][REPLICAS_MAX]; /* indexes into the members; the owner first */
+    uint64_t sets[PARTITIONS];                /* the same, as bits */
 };
 
 /* Only the members whose bit is set in `mask` take part. Who gets what depends on their ids (each
