@@ -1232,8 +1232,8 @@ static void watches_tell(struct node *n, const struct entry *e, uint16_t partiti
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
     struct partition *p = &n->partitions[m->partition];
-    struct body body = message_body(m);
-    struct entry *e = entry_find(p, body.key, m->key_bytes);
+    const void *key = message_body(m).key;
+    struct entry *e = entry_find(p, key, m->key_bytes);
     bool pulled = m->op == 0;
     bool same = e && e->flags & FLAG_RECORD && ballot_equal(e->accepted, m->ballot);
     bool mends = same && e->flags & FLAG_DAMAGED;
@@ -1244,13 +1244,13 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         if (!pulled)
             refuse(n, from, m, promised);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
-            repair_key(n, m->partition, body.key, m->key_bytes);
+            repair_key(n, m->partition, key, m->key_bytes);
         return;
     }
     if (!again) {
         if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
             return;
-        e = entry_make(p, body.key, m->key_bytes);
+        e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
         watches_tell(n, e, m->partition);
@@ -1285,7 +1285,7 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
 
 static void rounds_restart(struct node *n);
 
-static size_t view_bytes(const struct view *v)
+static uint32_t view_bytes(const struct view *v)
 {
     return sizeof *v + v->members_count * sizeof(struct member);
 }
@@ -1297,11 +1297,6 @@ static uint64_t view_members(const struct view *v, unsigned states)
         if (states >> v->members[i].state & 1)
             members |= UINT64_C(1) << i;
     return members;
-}
-
-static bool view_is_settled(const struct view *v)
-{
-    return view_members(v, 1u << MEMBER_UP) == view_members(v, ~0u);
 }
 
 /* Whether `bytes` at `v` are a view; they come from a peer or a disk. */
@@ -1334,7 +1329,7 @@ static void view_apply(struct node *n)
     const struct view *v = n->view;
     n->cluster = v->cluster;
     n->self = member_index(v, n->id);
-    n->settled = view_is_settled(v);
+    n->settled = !view_members(v, 1u << MEMBER_JOINING | 1u << MEMBER_LEAVING);
     n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
     n->self_peer->epoch = v->epoch;
     ring_members(n, 0, n->voters);
@@ -1374,34 +1369,29 @@ static void views_keep(struct node *n, const struct view *v)
         n->views = realloc(n->views, v->epoch * sizeof *n->views);
         if (!n->views)
             die("out of memory");
-        memset(n->views + n->views_count, 0, (v->epoch - n->views_count) * sizeof *n->views);
-        n->views_count = v->epoch;
     }
+    while (n->views_count < v->epoch)
+        n->views[n->views_count++] = NULL;
     if (n->views[v->epoch - 1])
         return;
     n->log.live_bytes += view_bytes(v);
-    n->views[v->epoch - 1] = allocate(view_bytes(v));
-    memcpy(n->views[v->epoch - 1], v, view_bytes(v));
+    n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
 }
 
 /* Tells the views after `epoch`, some at a time, to a peer that is behind. */
 static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
 {
     uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
-    for (uint64_t e = epoch + 1; e <= last; e++) {
-        struct body body = {.value = n->views[e - 1]};
-        mail(n, to, 0,
-             &(struct message){.type = M_VIEW,
-                               .flags = FLAG_WHOLE,
-                               .value_bytes = (uint32_t)view_bytes(n->views[e - 1])},
-             &body);
+    for (uint64_t e = epoch; e < last; e++) {
+        const struct view *v = n->views[e];
+        struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
+        mail(n, to, 0, &m, &(struct body){.value = v});
     }
 }
 
 static void view_log(struct node *n, const struct view *v)
 {
-    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
-    m.value_bytes = (uint32_t)view_bytes(v);
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
     log_append(n, &m, &(struct body){.value = v});
 }
 
@@ -1419,9 +1409,9 @@ static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
     bool was_member = n->self >= 0;
+    /* Who was leaving is gone or called back, and then stays unless asked anew. */
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
-        if (n->view->members[i].state ==
-            MEMBER_LEAVING) /* it is over, by being gone or called off */
+        if (n->view->members[i].state == MEMBER_LEAVING)
             n->member_peer[i]->leave = false;
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];

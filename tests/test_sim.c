@@ -1308,7 +1308,7 @@ static const struct view *newest_view(void)
 static bool may_lose_a_disk(void)
 {
     const struct view *v = newest_view();
-    if (!v || !view_is_settled(v) || v->members_count < 3 || w.plan.replicas < 3)
+    if (!v || view_members(v, ~(1u << MEMBER_UP)) || v->members_count < 3 || w.plan.replicas < 3)
         return false;
     for (unsigned i = 0; i < w.hosts_count; i++)
         if (w.hosts[i].disk_flipped || w.hosts[i].far || w.hosts[i].deaf)
