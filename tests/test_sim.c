@@ -746,7 +746,7 @@ static void host_settle(struct host *h)
         h->node = NULL;
         h->boot++;
         tries_broken(h);
-        host_begin_anew(h, n, n->log.stuck);
+        host_begin_anew(h, n, false);
         if (h->leaves)
             event_at(w.now + 2 * w.plan.lease, DOWN, h, NULL, 0);
         return;
