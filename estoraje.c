@@ -601,6 +601,7 @@ struct node {
     uint64_t random;
 
     uint64_t now, wall; /* microseconds: monotonic; since 1970. Set by every event */
+    uint64_t date;      /* the latest wall clock told by a peer, microseconds since 1970 */
     uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
 
     struct view **views; /* views[epoch - 1], owned */
@@ -760,6 +761,14 @@ static bool clock_raise(struct node *n, uint64_t time)
     if (RULE(4))
         n->clock = max_u64(n->clock, time);
     return true;
+}
+
+/* The latest date that a node's wall clock shows, as far as it was heard here: what expiry goes by. Not
+ * the clock, which a client may push ahead by the time when its write was made: that would end the time
+ * of other keys. */
+static uint64_t node_date(const struct node *n)
+{
+    return max_u64(n->wall, n->date);
 }
 
 /* A time that this node never gave before: ballots and ops are made of it. */
@@ -934,17 +943,18 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl1"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
- *   24 from: id      32 to: id, or 0 to whoever has this address   40 clock   48 epoch   56 messages
+ *    0 magic "eMl2"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
+ *   24 from: id      32 to: id, or 0 to whoever has this address   40 clock   48 date   56 epoch
+ *   64 messages
  */
 
-#define MAIL_MAGIC 0x316c4d65u
+#define MAIL_MAGIC 0x326c4d65u
 
 struct batch {
     uint32_t magic, bytes;
-    uint64_t check, cluster, from, to, clock, epoch;
+    uint64_t check, cluster, from, to, clock, date, epoch;
 };
-_Static_assert(sizeof(struct batch) == 56, "layout");
+_Static_assert(sizeof(struct batch) == 64, "layout");
 
 /* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
  * in `gated` one to it that may leave when the log is durable up to `gate`. */
@@ -1077,7 +1087,8 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
     struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count, 0, n->cluster, n->id, to, n->clock, epoch};
+    *b = (struct batch){MAIL_MAGIC, out->count,   0,    n->cluster, n->id, to,
+                        n->clock,   node_date(n), epoch};
     b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
     return true;
 }
@@ -1805,7 +1816,7 @@ static void on_promise(struct node *n, struct peer *from, const struct message *
         round_decide(n, r);
 }
 
-/* Step 2: the current record, taken for deleted if it expired before the ballot's time (R22). */
+/* Step 2: the current record, taken for deleted if it has expired (R22). */
 static void draft_load(struct draft *d, const struct round *r)
 {
     const struct message *m = round_record(r);
@@ -1991,7 +2002,7 @@ static void round_decide(struct node *n, struct round *r)
 {
     struct draft *d = n->draft;
     draft_load(d, r);
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= r->ballot.time)
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
         draft_write(d, r, d->head.version, NULL, 0);
     bool anew = false, reads = false;
     for (struct request *q = r->taken; q; q = q->next) {
@@ -2021,7 +2032,7 @@ static void round_decide(struct node *n, struct round *r)
 /* What a client is told of a record that was read. */
 static void read_answer(struct node *n, struct request *q, const struct message *m)
 {
-    bool expired = m->expiry && m->expiry <= n->clock && (q->m->flags & FLAG_ONE || !RULE(22));
+    bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
     if (!message_is_live(m) || expired) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
@@ -2121,14 +2132,14 @@ static bool read_waits(struct node *n, struct round *r)
     r->state = ROUND_WATCH;
     r->due = min_u64(n->now + WATCH_TIME / 2, q->deadline - REQUEST_TIME);
     if (exists && m->expiry)
-        r->due = min_u64(r->due, n->now + (m->expiry > n->clock ? m->expiry - n->clock : 0));
+        r->due = min_u64(r->due, n->now + max_u64(m->expiry, node_date(n)) - node_date(n));
     return true;
 }
 
 static void read_finish(struct node *n, struct round *r)
 {
     const struct message *m = round_record(r);
-    if (message_is_live(m) && m->expiry && m->expiry <= n->clock &&
+    if (message_is_live(m) && m->expiry && m->expiry <= node_date(n) &&
         !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
         r->taken->tries = READ_TRIES - 1; /* a round must say so, not this clock (R22) */
         read_again(n, r);
@@ -2927,7 +2938,7 @@ static void partition_walk(struct node *n, uint16_t partition)
         if (e->flags & FLAG_DAMAGED)
             pull_damaged(n, partition, e);
         if (entry_is_live(e)) {
-            if (first && e->expiry && e->expiry <= n->clock)
+            if (first && e->expiry && e->expiry <= node_date(n))
                 repair_key(n, partition, e->key, e->key_bytes);
         } else if (n->settled && e->flags & FLAG_TOMBSTONE) {
             if (agreed && is_old(n, e->accepted))
@@ -3063,7 +3074,7 @@ static void listing_go_on(struct node *n, struct listing *l)
 static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    if (quorum(n, partition, same) && !(e->expiry && e->expiry <= n->clock)) {
+    if (quorum(n, partition, same) && !(e->expiry && e->expiry <= node_date(n))) {
         bool live = !(e->flags & FLAG_TOMBSTONE);
         if (live)
             listed_append(&l->result, e, e->key);
@@ -3328,6 +3339,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->wall) / 1e6);
         return true;
     }
+    n->date = max_u64(n->date, min_u64(b->date, b->clock));
     struct peer *from = peer_make(n, b->from, "");
     if (!from)
         return true;
@@ -4581,8 +4593,7 @@ static bool call_query(struct call *c, char *query)
         return call_tell(c, 400,
                          "by= goes with op=add, and that with neither ttl= nor "
                          "consistency=one");
-    uint64_t now = max_u64(c->server->node->clock, clock_us(CLOCK_REALTIME));
-    c->m.expiry = q->ttl ? now + q->ttl : 0; /* by the clock that will judge it */
+    c->m.expiry = q->ttl ? node_date(c->server->node) + q->ttl : 0;
     c->m.number = q->by;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
@@ -4635,8 +4646,6 @@ static bool call_write(struct call *c)
                              "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
                              "bytes, and not of the future");
         memcpy(c->retry_key, key, strlen(key) + 1);
-        if (c->m.expiry) /* which this write may raise */
-            c->m.expiry = max_u64(c->m.expiry, c->m.dropped + c->query.ttl);
         c->m.flags |= retry && strcmp(retry, "1") == 0 ? FLAG_REPEAT : 0;
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)

@@ -1497,6 +1497,21 @@ START_TEST(test_a_repeat_after_a_minute_is_unknown_and_not_applied)
 }
 END_TEST
 
+START_TEST(test_a_write_made_a_little_ahead_takes_no_time_from_other_keys)
+{
+    double start = now();
+    ask(_i, 201, "PUT", text("%s?ttl=4s", own("lock")), "If-None-Match: *", "me");
+    ask(_i, 201, "PUT", own("k"), idempotency(-4.5, "e", false), "v");
+    for (int node = 0; node < 3; node++) {
+        struct response r = http(at(_i), "GET", own("lock"), NULL, NULL, 0);
+        ck_assert_msg(r.status == 200 || now() > start + 3.9, "gone after %.2f s", now() - start);
+    }
+    start = now();
+    ask(_i, 201, "PUT", text("%s?ttl=500ms", own("short")), NULL, "v");
+    AWAIT(status_of(at(_i), "GET", own("short"), NULL, NULL) == 404, 3);
+}
+END_TEST
+
 START_TEST(test_malformed_idempotency_keys_are_refused)
 {
     char *ahead = idempotency(-60, "a", false);
@@ -2581,6 +2596,7 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_a_repeat_that_was_refused_stays_refused);
     EACH("retries", test_the_same_key_on_another_request_is_another_write);
     EACH("retries", test_a_repeat_after_a_minute_is_unknown_and_not_applied);
+    EACH("retries", test_a_write_made_a_little_ahead_takes_no_time_from_other_keys);
     EACH("retries", test_malformed_idempotency_keys_are_refused);
     EACH("retries", test_consistency_one_ignores_idempotency_keys);
     EACH("errors", test_unknown_or_misplaced_parameters_are_refused);
