@@ -20,7 +20,7 @@
  *  13  The coordinator        leases, joins, drains, evictions
  *  14  Sync                   lists, pulls, digests, forgetting
  *  15  Listing                the owners' sorted lists, merged
- *  16  Cleaning               the oldest batch first
+ *  16  Cleaning               the oldest part of the log first
  *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
  *  18  The disk               segments, the log thread
  *  19  The wire               one endless POST to each peer
@@ -763,9 +763,9 @@ static bool clock_raise(struct node *n, uint64_t time)
     return true;
 }
 
-/* The latest date that a node's wall clock shows, as far as it was heard here: what expiry goes by. Not
- * the clock, which a client may push ahead by the time when its write was made: that would end the time
- * of other keys. */
+/* The latest date that a node's wall clock shows, as far as it was heard here: what expiry goes by.
+ * Not the clock, which a client may push ahead by the time when its write was made: that would end
+ * the time of other keys. */
 static uint64_t node_date(const struct node *n)
 {
     return max_u64(n->wall, n->date);
@@ -2413,8 +2413,9 @@ static void rounds_restart(struct node *n)
 /* === 13 The coordinator =========================================================================
  *
  * Every node sends every member a heartbeat each quarter of a lease; that of a node that is none is
- * its wish to join. The coordinator is a role: the live voter with the smallest id. It alone proposes views, so that proposals rarely duel; that two
- * nodes think they have the role does no harm, as a view's register is written once.
+ * its wish to join. The coordinator is a role: the live voter with the smallest id. It alone proposes
+ * views, so that proposals rarely duel; that two nodes think they have the role does no harm, as a
+ * view's register is written once.
  */
 
 struct heartbeat {
@@ -3475,6 +3476,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
         const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
         uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
+        /* Of another version: it counts as damage, as it must not be written over. */
+        whole = h->lsn != at || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
         h = log_batch(window_at(n, &window, &base, at, bytes, end), bytes, at);
         if (!h) {
             at += 8;

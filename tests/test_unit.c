@@ -236,6 +236,15 @@ START_TEST(test_an_empty_log_is_whole)
 }
 END_TEST
 
+START_TEST(test_a_log_of_another_version_is_not_taken_for_an_empty_one)
+{
+    log_make();
+    for (int b = 0; b < BATCHES; b++)
+        l.disk.data[batch_start[b] + 3] ^= 1;
+    ck_assert(!recover());
+}
+END_TEST
+
 START_TEST(test_a_batch_counts_only_where_it_was_written)
 {
     log_make();
@@ -1828,6 +1837,7 @@ int main(void)
         {"log", test_what_a_torn_tail_held_is_not_found_behind_the_next_batch, 1},
         {"log", test_an_empty_log_is_whole, 1},
         {"log", test_a_batch_counts_only_where_it_was_written, 1},
+        {"log", test_a_log_of_another_version_is_not_taken_for_an_empty_one, 1},
         {"log", test_a_view_and_its_drop_are_one_batch, 1},
         {"log", test_views_floors_and_the_reserve_are_replayed, 1},
         {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
