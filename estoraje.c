@@ -3571,6 +3571,7 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
 
 enum {
     SEGMENT_BYTES = DISK_KEEP_BYTES / 2, /* so that a full disk has room to clean a whole one */
+    HOT_SEGMENTS = 64,
     ZEROS_BYTES = 1 << 20,
     BOUNDS = 14,
 };
@@ -3591,6 +3592,10 @@ struct disk {
     int ends[2];            /* of the socket pair: the loop's, the thread's */
     uint64_t oldest;        /* number of the first file; this and what follows is the thread's */
     uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
+    struct segment {
+        uint64_t number;
+        int file;        /* 0: none */
+    } hot[HOT_SEGMENTS]; /* the loop's: those that were read last, by number modulo HOT_SEGMENTS */
 };
 
 struct disk_job {
@@ -3623,24 +3628,42 @@ static void segment_name(char name[32], uint64_t number)
     snprintf(name, 32, "%010" PRIu64 ".log", number);
 }
 
-/* The file where `lsn` stands. `bytes`: cut down to those that are in it. */
-static int segment_open(const struct disk *d, uint64_t lsn, int flags, size_t *bytes)
+/* How many of the bytes at `lsn` are in one file. */
+static size_t segment_part(uint64_t lsn, size_t bytes)
+{
+    return min_u64(bytes, SEGMENT_BYTES - lsn % SEGMENT_BYTES);
+}
+
+/* The file where `lsn` stands. */
+static int segment_open(const struct disk *d, uint64_t lsn, int flags)
 {
     char name[32];
     segment_name(name, lsn / SEGMENT_BYTES);
-    *bytes = min_u64(*bytes, SEGMENT_BYTES - lsn % SEGMENT_BYTES);
     return openat(d->dir, name, flags | O_CLOEXEC, 0600);
+}
+
+/* The same to read it, and kept open. */
+static int segment_find(struct disk *d, uint64_t lsn)
+{
+    uint64_t number = lsn / SEGMENT_BYTES;
+    struct segment *s = &d->hot[number % HOT_SEGMENTS];
+    if (s->file > 0 && s->number == number)
+        return s->file;
+    if (s->file > 0)
+        close(s->file);
+    *s = (struct segment){number, segment_open(d, lsn, O_RDONLY)};
+    return s->file;
 }
 
 /* What cannot be read is zeros, which no checksum fits. False: not all is in memory, and what is not
  * was sent for; never if it may `wait`. */
-static bool disk_read(const struct disk *d, uint64_t lsn, void *to, size_t bytes, bool wait)
+static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     bool all = true;
     uint8_t *at = to, *end = at + bytes;
     for (size_t part; at < end; at += part, lsn += part) {
-        part = (size_t)(end - at);
-        int file = segment_open(d, lsn, O_RDONLY, &part);
+        part = segment_part(lsn, (size_t)(end - at));
+        int file = segment_find(d, lsn);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
         if (count < 0 && errno == EOPNOTSUPP) /* it cannot be told */
@@ -3653,7 +3676,6 @@ static bool disk_read(const struct disk *d, uint64_t lsn, void *to, size_t bytes
             part = (size_t)count;
         else
             memset(at, 0, part);
-        close(file);
     }
     return all;
 }
@@ -3661,9 +3683,8 @@ static bool disk_read(const struct disk *d, uint64_t lsn, void *to, size_t bytes
 static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size_t bytes, bool sync)
 {
     for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
-        part = bytes;
-        int file = segment_open(d, lsn, O_WRONLY, &part);
-        ssize_t count = pwrite(file, from, part, (off_t)(lsn % SEGMENT_BYTES));
+        int file = segment_open(d, lsn, O_WRONLY);
+        ssize_t count = pwrite(file, from, segment_part(lsn, bytes), (off_t)(lsn % SEGMENT_BYTES));
         if (count <= 0 || (sync && fdatasync(file) < 0))
             die("the disk failed");
         part = (size_t)count;
@@ -3674,8 +3695,7 @@ static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size
 /* Makes the next file. False: the disk is full. */
 static bool segment_make(struct disk *d)
 {
-    size_t bytes = SEGMENT_BYTES;
-    int file = segment_open(d, d->taken, O_WRONLY | O_CREAT, &bytes);
+    int file = segment_open(d, d->taken, O_WRONLY | O_CREAT);
     errno = file < 0 ? errno : posix_fallocate(file, 0, SEGMENT_BYTES);
     if (errno && errno != ENOSPC && errno != EDQUOT)
         die("cannot make a file of the log");
