@@ -4770,6 +4770,7 @@ static void answer_health(struct call *c)
 {
     const char *reason = unhealthy(c->server);
     call_tell(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
+    call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
 
 /* Where a key is; or, to be drained, a member. */
@@ -5186,19 +5187,49 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s, bool dama
     die("cannot start again");
 }
 
+/* Asks another node while there is nothing else to do: is it healthy, and of which cluster? */
+static bool peer_ask(const struct server *s, const char *address, uint64_t *cluster)
+{
+    struct curl_header *told;
+    CURL *easy = peer_request(s, address, "/_health");
+    curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
+    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
+    bool healthy = curl_easy_perform(easy) == CURLE_OK;
+    if (curl_easy_header(easy, "Estoraje-Cluster", 0, CURLH_HEADER, -1, &told) == CURLHE_OK)
+        *cluster = strtoull(told->value, NULL, 16);
+    curl_easy_cleanup(easy);
+    return healthy;
+}
+
 /* Whether a voter other than this node holds a lease: then a majority lives without us. */
 static bool others_are_healthy(struct server *s)
 {
     const struct node *n = s->node;
+    uint64_t cluster;
     bool healthy = false;
-    for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++) {
-        CURL *easy = peer_request(s, n->view->members[i].address, "/_health");
-        curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
-        curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
-        healthy = (int)i != n->self && curl_easy_perform(easy) == CURLE_OK;
-        curl_easy_cleanup(easy);
-    }
+    for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++)
+        healthy = (int)i != n->self && peer_ask(s, n->view->members[i].address, &cluster);
     return healthy;
+}
+
+/* Enters those to join. Where there is data, the option was meant for the first start, or is wrong:
+ * then the first of them that knows its cluster tells. */
+static void server_join(struct server *s)
+{
+    struct node *n = s->node;
+    uint64_t cluster = 0;
+    for (char *one, *list = strdupa(s->options.join); (one = strsep(&list, ","));) {
+        if (n->self < 0)
+            peer_make(n, 0, one);
+        if (n->view && !cluster)
+            peer_ask(s, one, &cluster);
+    }
+    if (!n->view || !cluster || cluster == n->cluster)
+        return;
+    say(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
+        "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
+        cluster);
+    exit(1);
 }
 
 /* Reads the log into a node; makes it a member of a new cluster, or one that asks to join. */
@@ -5212,7 +5243,8 @@ static void server_open(struct server *s)
     whole &= node_recover(n, start, end) &&
              (log_end(n) == start || log_end(n) + RESERVE_ROOM / 2 <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
-        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=%s", o->data);
+        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
+            o->data);
         if (tries == DAMAGED_TRIES)
             die("the log is damaged: restore it, or move it away and join other nodes");
         usleep((useconds_t)o->lease);
@@ -5229,9 +5261,8 @@ static void server_open(struct server *s)
     n->wall = clock_us(CLOCK_REALTIME);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
-    char *one, *list = o->join && n->self < 0 ? strdupa(o->join) : NULL;
-    while ((one = strsep(&list, ",")))
-        peer_make(n, 0, one);
+    if (o->join)
+        server_join(s);
 }
 
 /* "host:port", with a numeric host, [v6] in brackets. */

@@ -2159,15 +2159,28 @@ START_TEST(test_a_node_refuses_to_change_its_cluster)
     struct cluster *c = cluster_start(1, NULL);
     ck_assert_int_eq(node_stop(c, 0), 0);
     c->nodes[0].options[0] = "--join";
-    c->nodes[0].options[1] = alone->nodes[0].address;
+    c->nodes[0].options[1] = text("127.0.0.1:%d,%s", free_port(), alone->nodes[0].address);
     node_start(c, 0);
-    int status = process_wait(c->nodes[0].pid, 4);
-    if (status >= 0) {
-        c->nodes[0].pid = 0;
-        ck_assert_msg(status == 1 || status == 2, "%d", status);
-    }
+    ck_assert_int_eq(process_wait(c->nodes[0].pid, 10), 1);
+    c->nodes[0].pid = 0;
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "is of another cluster"));
     struct response r = get(alone->nodes[0].url, "/_status");
     ck_assert_int_eq(json_count(r.body, "members"), 1);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_node_starts_with_the_join_of_its_first_start)
+{
+    struct cluster *c = cluster_start(2, NULL);
+    const char *lists[] = {c->nodes[0].address, text("127.0.0.1:%d", free_port())};
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(node_stop(c, 1), 0);
+        c->nodes[1].options[0] = "--join";
+        c->nodes[1].options[1] = lists[i];
+        node_start(c, 1);
+        cluster_await(c, 2, 10);
+    }
     cluster_stop(c);
 }
 END_TEST
@@ -2629,6 +2642,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_a_port_in_use_is_1_and_says_so);
     ONCE("options", test_a_node_comes_back_with_what_it_had_and_without_options);
     ONCE("options", test_a_node_refuses_to_change_its_cluster);
+    ONCE("options", test_a_node_starts_with_the_join_of_its_first_start);
     ONCE("options", test_sigterm_and_sigint_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
     ONCE("options", test_a_wait_at_sigterm_is_answered);
