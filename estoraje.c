@@ -4310,6 +4310,7 @@ struct call {
     uint64_t started;  /* when its headers were there; 0: they are not */
     struct bytes body; /* of the request, later of the answer */
     uint64_t counted;  /* of the body, in server->body_bytes */
+    bool under_way;    /* it is in server->calls_count */
     struct bytes key;
     struct query query;
     struct message m;        /* the request as the core takes it */
@@ -4884,9 +4885,10 @@ static void call_begin(struct call *c, const char *method, const char *version)
                 (c->m.function == DO_READ || call_condition(c, "If-Match", false)) &&
                 call_condition(c, "If-None-Match", true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
+    c->under_way = c->route != ROUTE_MAIL && !c->server->draining;
+    c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MAIL)
         call_tell(c, 503, "this node is stopping; nothing was changed");
-    c->server->calls_count += c->route != ROUTE_MAIL;
 }
 
 /* --- a reply becomes a response --- */
@@ -5105,8 +5107,8 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     (void)connection, (void)why;
     if (!c)
         return;
+    s->calls_count -= c->under_way;
     if (c->started && c->route != ROUTE_MAIL) {
-        s->calls_count--;
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
         s->answers[c->method][c->status] += c->status != 0; /* 0: the client left */
     }
@@ -5366,14 +5368,15 @@ static void server_turn(struct server *s)
     curl_multi_perform(s->multi, &running);
 }
 
-/* Refuses new work, finishes what is under way, flushes. */
+#define STOP_TIME (10 * SECOND) /* for what is under way when it is asked to stop */
+
+/* Refuses new work, so it still listens; finishes what is under way, flushes. */
 static void server_stop(struct server *s)
 {
     say(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
     notify("STOPPING=1");
     s->draining = true;
-    close(MHD_quiesce_daemon(s->daemon));
-    uint64_t until = s->node->now + 3 * SECOND;
+    uint64_t until = s->node->now + STOP_TIME;
     while (s->calls_count && s->node->now < until)
         server_turn(s);
     while (s->calls) {

@@ -2232,6 +2232,30 @@ START_TEST(test_what_is_under_way_at_sigterm_is_finished)
 }
 END_TEST
 
+START_TEST(test_while_it_finishes_new_requests_are_told_503)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    const struct node *n = &c->nodes[0];
+    int busy = raw_connect(n->port);
+    raw_print(busy, "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
+    AWAIT(node_metric(n, "estoraje_http_requests_in_flight") >= 2, 10);
+    node_signal(c, 0, SIGTERM);
+    AWAIT(!node_healthy(n), 10);
+    http_fresh = true;
+    for (double end = now() + 4; now() < end; pause_ms(50)) {
+        struct response r = get(n->url, "/k");
+        ck_assert_msg(r.status == 503, "%d %s", r.status, r.error);
+        ck_assert_str_eq(header(&r, "Connection"), "close");
+    }
+    raw_print(busy, "56789");
+    ck_assert_int_eq(raw_receive(busy, 10).status, 201);
+    ck_assert_int_eq(process_wait(n->pid, 5), 0);
+    c->nodes[0].pid = 0;
+    close(busy);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_a_wait_at_sigterm_is_answered)
 {
     struct cluster *c = cluster_start(1, NULL);
@@ -2645,6 +2669,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_a_node_starts_with_the_join_of_its_first_start);
     ONCE("options", test_sigterm_and_sigint_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
+    ONCE("options", test_while_it_finishes_new_requests_are_told_503);
     ONCE("options", test_a_wait_at_sigterm_is_answered);
     ONCE("options", test_log_lines_are_logfmt);
     ONCE("options", test_sync_none_says_what_it_gives_up);
