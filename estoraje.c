@@ -4781,7 +4781,9 @@ static void answer_node(struct call *c)
     char *name = (char *)c->key.data + strlen("_nodes/"), *end;
     size_t bytes = c->key.count - strlen("_nodes/");
     int index = member_index(n->view, strtoull(name, &end, 16));
-    if (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0)) {
+    if (c->method == DELETE && !n->has_lease) {
+        call_tell(c, 503, "%s", unhealthy(c->server));
+    } else if (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0)) {
         call_tell(c, 404, "no member has this id: see /_status");
     } else if (c->method == DELETE) {
         bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
@@ -4789,7 +4791,7 @@ static void answer_node(struct call *c)
                   leaves ? "draining: see /_status for progress"
                          : "no other member is live and up to take its data");
     } else if (!n->view) {
-        call_tell(c, 503, "not a member of a cluster yet");
+        call_tell(c, 503, "%s", unhealthy(c->server));
     } else {
         print_place(&c->body, n, name, bytes);
         call_respond(c, 200, "application/json");
@@ -4889,6 +4891,8 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MAIL)
         call_tell(c, 503, "this node is stopping; nothing was changed");
+    else if (fine && c->server->node->self < 0 && !routes[c->route].path)
+        call_tell(c, 503, "%s", unhealthy(c->server));
 }
 
 /* --- a reply becomes a response --- */

@@ -2185,6 +2185,32 @@ START_TEST(test_a_node_starts_with_the_join_of_its_first_start)
 }
 END_TEST
 
+START_TEST(test_a_node_without_a_cluster_says_so_at_once)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    struct node *n = &c->nodes[0];
+    const char *argv[] = {binary(),
+                          "--listen",
+                          n->address,
+                          "--data",
+                          fresh("data"),
+                          "--join",
+                          text("127.0.0.1:%d", free_port()),
+                          NULL};
+    n->pid = process_start(argv, NULL, n->log, SIGKILL);
+    AWAIT(status_of(n->url, "GET", "/_status", NULL, NULL) == 200, 10);
+    struct response told[] = {get(n->url, "/k"), put(n->url, "/k", "v"), get(n->url, "/d/"),
+                              http(n->url, "DELETE", text("/_nodes/%s", node_id(n)), NULL, "", 0)};
+    for (int i = 0; i < 4; i++) {
+        ck_assert_int_eq(told[i].status, 503);
+        ck_assert_double_lt(told[i].seconds, 1 * slowness());
+        ck_assert_str_eq(told[i].body, "not a member of a cluster yet\n");
+    }
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_sigterm_and_sigint_stop_it_as_asked)
 {
     struct cluster *c = cluster_start(1, NULL);
@@ -2667,6 +2693,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_a_node_comes_back_with_what_it_had_and_without_options);
     ONCE("options", test_a_node_refuses_to_change_its_cluster);
     ONCE("options", test_a_node_starts_with_the_join_of_its_first_start);
+    ONCE("options", test_a_node_without_a_cluster_says_so_at_once);
     ONCE("options", test_sigterm_and_sigint_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
     ONCE("options", test_while_it_finishes_new_requests_are_told_503);
