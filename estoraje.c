@@ -4303,7 +4303,7 @@ struct call {
     struct server *server;
     struct call *next; /* of the suspended */
     struct MHD_Connection *connection;
-    const char *raw;  /* the URI where libmicrohttpd has it */
+    size_t uri_bytes; /* as it came */
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
     int method, route; /* indexes in methods and routes */
     bool close, restic, json;
@@ -4363,7 +4363,7 @@ __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int 
     c->body.count = 0;
     bytes_print(&c->body, "%s\n", text);
     call_respond(c, unknown ? 503 : status, "text/plain");
-    c->close |= status == 401 || status == 413;
+    c->close |= status == 401 || status == 411 || status == 413;
     if (c->status == 503 || c->status == 507)
         call_header(c, "Retry-After", "1");
     if (unknown) {
@@ -4543,34 +4543,66 @@ static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_
 
 /* --- a request becomes a message --- */
 
-/* Counts the headers that say how long the body is, and hosts. Malformed ones count twice: a NUL cuts
- * a value, so that more than the two of its line's end follow. */
+/* Of two of these, each reader could take another one. */
+static const char *const singles[] = {
+    "Content-Length", "Transfer-Encoding", "Host",           "If-Match",
+    "If-None-Match",  "Idempotency-Key",   "Estoraje-Retry", "Range",
+    "Content-Type",   "If-Range",          "Authorization"};
+enum { LENGTH, CODING, HOST, SINGLES = sizeof singles / sizeof *singles };
+static const char gap[] = "ambiguous: no NUL, folded line or bare line feed may be in the headers";
+
+struct walk {
+    struct call *call;
+    const char *end; /* of the value before, or of the version */
+    unsigned seen;   /* bit i: singles[i] */
+};
+
+/* All that was read must be accounted for, byte by byte: where libmicrohttpd stopped at a NUL, or took
+ * a folded line or a bare line feed, there is a gap. Blanks behind a value are cut off. */
 static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
                                    size_t name_bytes, const char *value, size_t value_bytes)
 {
-    unsigned *counts = arg;
-    (void)kind, (void)name_bytes;
-    bool length = strcasecmp(name, "Content-Length") == 0;
-    bool coding = strcasecmp(name, "Transfer-Encoding") == 0;
-    bool bad = value[value_bytes + 1] || strpbrk(name, " \t") ||
-               (coding && strcasecmp(value, "chunked") != 0) ||
-               (length && (!*value || value[strspn(value, "0123456789")]));
-    counts[0] += length + coding + 2 * bad;
-    counts[1] += strcasecmp(name, "Host") == 0;
-    return MHD_YES;
+    struct walk *w = arg;
+    int i = 0;
+    (void)kind;
+    while (i < SINGLES && strcasecmp(name, singles[i]) != 0)
+        i++;
+    bool follows = name == w->end + 2;
+    if (!follows || value != name + name_bytes + 1 + strspn(name + name_bytes + 1, " \t"))
+        call_tell(w->call, 400, gap);
+    else if (!name_bytes || strpbrk(name, " \t"))
+        call_tell(w->call, 400, "ambiguous: no white space may be before a header's colon");
+    else if (i < SINGLES && w->seen >> i & 1)
+        call_tell(w->call, 400, "ambiguous: %s may be there only once", singles[i]);
+    else if (i == LENGTH && (!*value || value[strspn(value, "0123456789")]))
+        call_tell(w->call, 400, "ambiguous: Content-Length must be a number");
+    else if (i == CODING && strcasecmp(value, "chunked") != 0)
+        call_tell(w->call, 400, "ambiguous: Transfer-Encoding must be chunked");
+    w->seen |= 1u << i;
+    w->end = value + value_bytes;
+    while (value_bytes && strchr(" \t", value[value_bytes - 1]))
+        ((char *)value)[--value_bytes] = 0;
+    return w->call->response ? MHD_NO : MHD_YES;
 }
 
-/* A request that two readers could read as two different ones is refused. The version stands behind
- * the URI, unless a NUL cut that. */
-static bool call_wire(struct call *c, const char *version)
+/* A request that two readers could read as two different ones is refused. */
+static bool call_wire(struct call *c, const char *method, const char *version)
 {
-    unsigned counts[2] = {0};
-    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, counts);
-    c->close = counts[0] > 1 || counts[1] > 1 || (!counts[1] && strcmp(version, "HTTP/1.0") != 0) ||
-               version != c->raw + strlen(c->uri) + 1;
-    return !c->close || call_tell(c, 400,
-                                  "ambiguous: one Host, one of Content-Length and "
-                                  "Transfer-Encoding: chunked, and no NUL, please");
+    struct walk w = {.call = c, .end = version + strlen(version)};
+    size_t bytes = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)
+                       ->header_size;
+    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, &w);
+    bool both = w.seen >> LENGTH & w.seen >> CODING & 1, host = w.seen >> HOST & 1;
+    bool tiles =
+        version == method + strlen(method) + c->uri_bytes + 2 && w.end + 4 == method + bytes;
+    bool fine =
+        !c->response && (tiles || call_tell(c, 400, gap)) &&
+        (!both || call_tell(c, 400,
+                            "ambiguous: both Content-Length and "
+                            "Transfer-Encoding tell where the body ends")) &&
+        (host || strcmp(version, "HTTP/1.0") == 0 || call_tell(c, 400, "a Host header is missing"));
+    c->close = !fine;
+    return fine;
 }
 
 #define QUERY(field) offsetof(struct query, field)
@@ -4882,7 +4914,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->json = accept && strstr(accept, "application/json");
     if (*query)
         *query++ = 0;
-    bool fine = call_wire(c, version) && call_route(c, c->text, *query != 0) &&
+    bool fine = call_wire(c, method, version) && call_route(c, c->text, *query != 0) &&
                 call_query(c, query) &&
                 (c->m.function == DO_READ || call_condition(c, "If-Match", false)) &&
                 call_condition(c, "If-None-Match", true) &&
@@ -5099,7 +5131,9 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
 {
     struct call *c = allocate(sizeof *c);
     (void)connection;
-    *c = (struct call){.server = cls, .raw = uri, .uri = strdup(uri), .text = strdup(uri)};
+    *c = (struct call){.server = cls, .uri_bytes = strlen(uri)};
+    c->uri = strdup(uri);
+    c->text = strdup(uri);
     return c;
 }
 
