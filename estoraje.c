@@ -468,7 +468,7 @@ struct partition {
     struct ballot floor;     /* promised for every key without a record or with a tombstone */
     uint64_t floor_lsn;      /* of the log's newest entry that tells the floor */
     struct ballot forgotten; /* no owner needs a tombstone up to it */
-    uint64_t agreed;         /* members whose digest and floor were last seen to be as ours */
+    uint64_t agreed;         /* members whose digest was seen to be as ours at this floor */
     uint64_t differs; /* members to sync with: whose digest differs, or, while data moves, the old
                          owners whose list has not been pulled yet */
     uint64_t contended_until; /* forward writes to the first live owner until then */
@@ -483,7 +483,7 @@ struct peer {
     struct bytes outbox[2]; /* mail and parcels; each begins with room for a batch header */
     uint64_t heard_at;      /* when its heartbeat last came, 0: never */
     uint64_t live_at;       /* when it was last live */
-    bool hears_us;
+    bool hears_us, has_lease;
     bool leave;        /* somebody wishes it to leave */
     uint64_t joins_at; /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
@@ -505,6 +505,7 @@ struct request {
     void *client;            /* of this node; null if origin is set, or nobody is told */
     struct peer *origin;     /* that forwarded it, as its op m->op */
     uint64_t deadline;       /* this node's monotonic clock */
+    uint64_t allowed;        /* time for a large value; four times that is in the deadline */
     struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
@@ -870,7 +871,6 @@ static void entry_count(struct node *n, struct partition *p, const struct entry 
         return;
     uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
     p->digest ^= XXH3_64bits_withSeed(e->key, e->key_bytes, XXH3_64bits(of, sizeof of));
-    p->agreed = 0;
     n->keys += (uint64_t)sign;
     n->value_bytes += (uint64_t)((int64_t)e->value_bytes * sign);
 }
@@ -899,8 +899,10 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     e->value_bytes = m->value_bytes;
     e->record_bytes = (uint32_t)message_bytes(m);
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
-    if (ballot_compare(m->ballot, p->forgotten) <= 0)
+    if (ballot_compare(m->ballot, p->floor) <= 0) {
         p->forgotten = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
+        p->agreed = 0;
+    }
     if (e->promised && ballot_compare(*e->promised, m->ballot) <= 0) {
         free(e->promised);
         e->promised = NULL;
@@ -926,11 +928,12 @@ static void floor_log(struct node *n, uint16_t partition)
     p->floor_lsn = log_append(n, &m, NULL);
 }
 
-/* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8). */
+/* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8).
+ * Where there is little room it stays: a lower one claims less. */
 static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
 {
     struct partition *p = &n->partitions[partition];
-    if (ballot_compare(to, p->floor) <= 0)
+    if (ballot_compare(to, p->floor) <= 0 || !log_has_room(n, DISK_KEEP_BYTES / 2))
         return;
     p->floor = to;
     p->agreed = 0;
@@ -1190,6 +1193,8 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
     struct entry nothing = {0}, *found = message_entry(n, m), *e = found ? found : &nothing;
     struct message head = {.type = type, .op = m->op, .partition = m->partition};
     uint64_t gate = e->lsn + e->record_bytes;
+    if (e->flags & FLAG_DAMAGED)
+        return; /* not from the index either: what it told of, nobody could be given */
     bool answers =
         type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
     if (!(e->flags & FLAG_RECORD) || (!answers && !(whole && entry_is_live(e)))) {
@@ -1756,8 +1761,10 @@ static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
 {
     uint64_t time = value_bytes / BYTES_PER_US;
     r->due = max_u64(r->due, n->now + time);
-    for (struct request *q = r->taken; q; q = q->next)
-        q->deadline = max_u64(q->deadline, n->now + 2 * time);
+    for (struct request *q = r->taken; q; q = q->next) { /* once, however often it is told */
+        q->deadline += 4 * (max_u64(q->allowed, time) - q->allowed);
+        q->allowed = max_u64(q->allowed, time);
+    }
 }
 
 /* Counts what a member told, in a promise or an answer, towards the highest ballot told. */
@@ -1909,11 +1916,12 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
 
 /* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
  * could have been forgotten (R11), or its function, applied. */
-static void draft_take(struct draft *d, const struct round *r, struct request *q)
+static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
 {
     const struct message *m = q->m;
     struct answer a = {.version = m->version, .made = m->dropped};
-    bool old = d->head.dropped >= a.made || a.made + MEMORY_OF_ANSWERS < r->ballot.time;
+    /* By the clock as the promises raised it: who promised may have forgotten by its own. */
+    bool old = d->head.dropped >= a.made || a.made + MEMORY_OF_ANSWERS < n->clock;
     size_t i = 0;
     while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
         i++;
@@ -1990,8 +1998,8 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
 static void round_fetch(struct node *n, struct round *r)
 {
     uint64_t from = r->same & live_members(n);
-    r->due = n->now + STEP_TIME;
     round_allow(n, r, round_record(r)->value_bytes);
+    r->due = n->now + STEP_TIME + 2 * r->taken->allowed;
     round_mail(n, r, from & self_bit(n) ? self_bit(n) : from & -from, M_READ, FLAG_WHOLE);
 }
 
@@ -2011,7 +2019,7 @@ static void round_decide(struct node *n, struct round *r)
             return;
         }
         if (is_write(q))
-            draft_take(d, r, q);
+            draft_take(n, d, r, q);
         reads |= q->m->function == DO_READ;
         anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
     }
@@ -2189,8 +2197,8 @@ static void round_due(struct node *n, struct round *r)
     requests_expire(n, &r->taken);
     bool heard = round_has_quorum(n, r);
     bool reads = r->state == ROUND_READ, prepares = r->state == ROUND_PREPARE;
-    if (!r->keyed && !r->taken)
-        round_free(n, r);
+    if (!r->taken)
+        round_begin(n, r); /* all were told: the turn of those that wait, or it is over */
     else if (r->due > n->now)
         return;
     else if (reads && quorum(n, r->partition, r->same))
@@ -2413,9 +2421,9 @@ static void rounds_restart(struct node *n)
 /* === 13 The coordinator =========================================================================
  *
  * Every node sends every member a heartbeat each quarter of a lease; that of a node that is none is
- * its wish to join. The coordinator is a role: the live voter with the smallest id. It alone proposes
- * views, so that proposals rarely duel; that two nodes think they have the role does no harm, as a
- * view's register is written once.
+ * its wish to join. The coordinator is a role: of the live voters with a lease the one with the
+ * smallest id. It alone proposes views, so that proposals rarely duel; that two nodes think they have
+ * the role does no harm, as a view's register is written once.
  */
 
 struct heartbeat {
@@ -2459,6 +2467,7 @@ static void heartbeat_send(struct node *n)
     head.key_bytes = (uint16_t)strlen(n->address);
     head.type_bytes = (uint16_t)strlen(n->zone);
     head.status = (uint16_t)n->weight;
+    head.number = n->has_lease;
     struct body body = {.key = n->address, .type = n->zone, .value = &beat};
     if (n->self >= 0)
         mail_members(n, ~UINT64_C(0), log_end(n), &head, &body);
@@ -2480,6 +2489,7 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
     from->weight = m->status;
     from->heard_at = n->now;
+    from->has_lease = m->number;
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
         from->hears_us |= beat.heard[i] == n->id;
@@ -2625,7 +2635,7 @@ static void coordinator_tick(struct node *n)
     } next;
     uint64_t live_voters = live_members(n) & n->voters;
     for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (live_voters >> i & 1 && n->view->members[i].id < n->id)
+        if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
             return;
     if (!(n->voters & self_bit(n)) || !n->has_lease || n->view_proposed ||
         !view_next(n, &next.view))
@@ -2880,6 +2890,7 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
     struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
     mail_members(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
                  &(struct body){.key = e->key});
+    repair_key(n, partition, e->key, e->key_bytes); /* what they have may be older, or nothing */
 }
 
 /* Tells the other owners the digests and floors of some partitions; of all while catching up. */
@@ -2896,9 +2907,12 @@ static void digests_send(struct node *n)
     }
 }
 
-/* Forgetting tombstones: an owner whose digest is ours at a floor not below ours holds no live record
- * that a tombstone up to the floor has to cover, and takes none any more. When every owner has said
- * so, in whatever order, nobody needs these tombstones (R19, R20). */
+/* Forgetting tombstones: an owner whose digest is ours, at a floor not below ours, has no live record
+ * of any key that is not live here at this moment, and takes none up to the floor any more. That no
+ * later change undoes: what is stored above the floor, here or there, is above these tombstones; and a
+ * tombstone that comes here later, at or below the floor, lets the agreement begin again (entry_store).
+ * So owners may say it one after the other, while keys change all the time. When every owner has said
+ * it at one floor, nobody needs the tombstones up to it (R19, R20). */
 static void on_digest(struct node *n, struct peer *from, const struct message *m)
 {
     int index = member_index(n->view, from->id);
@@ -2913,7 +2927,6 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
             p->agreed |= bit;
         return;
     }
-    p->agreed &= ~bit;
     if (p->changed_at + 2 * SECOND < n->now || n->catch_up_until > n->now ||
         node_random(n) % 8 == 0)
         p->differs |= bit; /* a partition that is being written always differs: not each time */
@@ -2925,29 +2938,33 @@ static bool is_old(const struct node *n, struct ballot b)
 }
 
 /* Looks after a partition's entries: deletes what expired, folds old promises and the ballots of old
- * tombstones into the floor. */
+ * tombstones into the floor. As the owners have to agree anew on each floor, it rises when they did;
+ * but where one is away, promises alone may not use up the memory. */
 static void partition_walk(struct node *n, uint16_t partition)
 {
     struct partition *p = &n->partitions[partition];
     struct ballot floor = p->floor;
     bool agreed = !(partition_owners(n, partition) & ~self_bit(n) & ~p->agreed);
     bool first = first_live_owner(n, partition) == n->self;
+    bool folds = n->settled && log_has_room(n, DISK_KEEP_BYTES / 2); /* as in floor_raise */
+    bool late = p->floor.time + 10 * MEMORY_OF_ANSWERS < n->clock;
     if (agreed && n->settled)
         p->forgotten = p->floor;
     for (uint32_t i = 0; i < p->count; i++) {
         struct entry *e = p->entries[i];
         if (e->flags & FLAG_DAMAGED)
             pull_damaged(n, partition, e);
+        bool record = e->flags & FLAG_RECORD;
+        struct ballot most = register_promised(n, partition, e);
         if (entry_is_live(e)) {
             if (first && e->expiry && e->expiry <= node_date(n))
                 repair_key(n, partition, e->key, e->key_bytes);
-        } else if (n->settled && e->flags & FLAG_TOMBSTONE) {
-            if (agreed && is_old(n, e->accepted))
-                floor = ballot_max(floor, e->accepted);
-        } else if (n->settled && is_old(n, *e->promised)) {
-            floor = ballot_max(floor, *e->promised);
-            entry_forget(n, p, e);
-            i--;
+        } else if (folds && is_old(n, most) && (agreed || (late && !record))) {
+            floor = ballot_max(floor, most);
+            free(e->promised);
+            e->promised = NULL;
+            if (!record)
+                entry_forget(n, p, p->entries[i--]);
         }
     }
     floor_raise(n, partition, floor);
@@ -3200,7 +3217,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     if (!log_has_room(n, e->record_bytes + RESERVE_ROOM))
         return false;
     enum record_state state = record_read(n, e, true);
-    if (state == RECORD_DAMAGED)
+    if (state == RECORD_DAMAGED && !(e->flags & FLAG_DAMAGED)) /* else partition_walk does */
         pull_damaged(n, partition, e);
     if (state != RECORD_READ)
         return false;
@@ -3218,7 +3235,8 @@ static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
         if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
             done &= entry_clean(n, partition, e);
     }
-    if (p->floor.time && p->floor_lsn < n->log.cleaned)
+    done = done && log_has_room(n, RESERVE_ROOM);
+    if (done && p->floor.time && p->floor_lsn < n->log.cleaned)
         floor_log(n, partition);
     return done && log_end(n) < end;
 }
@@ -3230,7 +3248,10 @@ static void clean_begin(struct node *n)
     uint64_t bytes = log_end(n) - log->first, *marks = (uint64_t *)log->marks.data;
     uint64_t least = log->first + max_u64(CLEAN_STEP_BYTES, log->full ? 0 : bytes / 8);
     size_t count = log->marks.count / sizeof *marks, i, gone = 0;
-    if (n->self < 0 || bytes < (log->full ? 1 : 2) * log->live_bytes + CLEAN_SLACK_BYTES)
+    uint64_t most = log->full
+                        ? log->live_bytes + CLEAN_STEP_BYTES /* while there is room for that */
+                        : 2 * log->live_bytes + CLEAN_SLACK_BYTES;
+    if (n->self < 0 || bytes < most)
         return;
     for (i = 0; i < count && marks[i] < least; i++)
         gone += marks[i] <= log->first;
@@ -3503,13 +3524,14 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         at += bytes;
     }
     bytes_free(&window);
-    n->reserve_start = n->reserve_durable = log->flight_reserve = n->clock = n->reserve;
+    n->reserve_durable = log->flight_reserve = n->clock = n->reserve;
     if (n->views_count)
         n->view = n->views[n->views_count - 1];
     if (n->view)
         view_apply(n);
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
+    n->reserve_start = n->self < 0 && !n->gone ? 0 : n->reserve; /* no member yet: no promise */
     n->view_lsn = log_end(n);
     return whole && log->first <= first;
 }
@@ -4551,7 +4573,7 @@ static const char *const singles[] = {
 enum { LENGTH, CODING, HOST, SINGLES = sizeof singles / sizeof *singles };
 static const char gap[] = "ambiguous: no NUL, folded line or bare line feed may be in the headers";
 
-struct walk {
+struct head_walk {
     struct call *call;
     const char *end; /* of the value before, or of the version */
     unsigned seen;   /* bit i: singles[i] */
@@ -4562,7 +4584,7 @@ struct walk {
 static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
                                    size_t name_bytes, const char *value, size_t value_bytes)
 {
-    struct walk *w = arg;
+    struct head_walk *w = arg;
     int i = 0;
     (void)kind;
     while (i < SINGLES && strcasecmp(name, singles[i]) != 0)
@@ -4588,7 +4610,7 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
 /* A request that two readers could read as two different ones is refused. */
 static bool call_wire(struct call *c, const char *method, const char *version)
 {
-    struct walk w = {.call = c, .end = version + strlen(version)};
+    struct head_walk w = {.call = c, .end = version + strlen(version)};
     size_t bytes = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)
                        ->header_size;
     MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, &w);

@@ -10,6 +10,7 @@
  *   6  The index               order, sums, floors
  *   7  Text                    percent-encoding, numbers, ranges, entity tags, keys of retries
  *   8  Conditions, histograms
+ *   9  Among peers             what one node does while others do, or do not, what they should
  */
 #include <microhttpd.h>
 
@@ -1819,6 +1820,420 @@ START_TEST(test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it)
 }
 END_TEST
 
+/* === 9 Among peers ============================================================================
+ *
+ * A node and others, that the test plays. What it tells them is taken by `told`.
+ */
+
+static void peers_begin(unsigned peers, uint32_t replicas)
+{
+    lone_node(&l);
+    lone_view(&l, 1, peers, replicas);
+    lone_tick(&l, 20 * MS, true);
+}
+
+static void peer_says(uint64_t from, uint64_t clock, const struct message *head,
+                      const struct body *body)
+{
+    struct node *n = l.node;
+    struct bytes mail = {0};
+    struct batch *b = bytes_extend(&mail, sizeof *b);
+    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
+    b->clock = clock;
+    b->epoch = node_epoch(n);
+    message_append(&mail, head, body);
+    b = (struct batch *)mail.data;
+    b->bytes = (uint32_t)mail.count;
+    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    ck_assert(node_receive(n, mail.data, mail.count));
+    bytes_free(&mail);
+    lone_settle(&l);
+}
+
+/* How many messages of the type, with all these flags, wait for peers; all that waits is thrown away.
+ * `last`, if it is not null: becomes the head of the last of them. */
+static unsigned told(uint8_t type, uint8_t flags, struct message *last)
+{
+    unsigned count = 0;
+    for (size_t i = 0; i < 2 * l.node->peers_count; i++) {
+        struct bytes *box = &l.node->peers[i / 2]->outbox[i % 2];
+        for (size_t at = sizeof(struct batch); at < box->count;) {
+            const struct message *m = (const struct message *)(box->data + at);
+            at += m->bytes;
+            if (m->type != type || (m->flags & flags) != flags)
+                continue;
+            count++;
+            if (last)
+                *last = *m;
+        }
+        box->count = 0;
+    }
+    return count;
+}
+
+static unsigned rounds(void)
+{
+    unsigned count = 0;
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        for (const struct round *r = l.node->by_op[i]; r; r = r->next_by_op)
+            count++;
+    return count;
+}
+
+static struct message request_for(uint8_t function, const char *key, uint64_t made)
+{
+    struct message m = {.type = M_FORWARD, .function = function, .flags = FLAG_WHOLE};
+    m.key_bytes = (uint16_t)strlen(key);
+    m.partition = key_partition(key, m.key_bytes);
+    m.version = 1;
+    m.dropped = made;
+    return m;
+}
+
+static void request(const struct message *m, const char *key)
+{
+    node_request(l.node, NULL, m, &(struct body){.key = key}, 0);
+    lone_settle(&l);
+}
+
+/* Another key of the same partition. */
+static const char *neighbour(const char *of, char key[32])
+{
+    uint16_t partition = key_partition(of, strlen(of));
+    for (int i = 0; !*key || key_partition(key, strlen(key)) != partition; i++)
+        snprintf(key, 32, "%d", i);
+    return key;
+}
+
+/* The others tell the digest and the floor that this node has. */
+static void peers_agree(uint16_t partition)
+{
+    const struct partition *p = &l.node->partitions[partition];
+    struct message m = {.type = M_DIGEST, .partition = partition, .number = p->digest};
+    m.ballot = p->floor;
+    for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
+        peer_says(id, l.node->clock, &m, NULL);
+}
+
+static void ticks(unsigned count, uint64_t time)
+{
+    for (unsigned i = 0; i < count; i++)
+        lone_tick(&l, time, true);
+}
+
+START_TEST(test_a_tombstone_is_forgotten_while_other_keys_change)
+{
+    char busy[32] = "";
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint16_t at = key_partition("gone", 4);
+    struct partition *p = &n->partitions[at];
+    uint64_t first = clock_tick(n);
+    accept_at(first, "gone", "v");
+    accept_at(first, neighbour("gone", busy), "v");
+    accept_at(clock_tick(n), "gone", NULL);
+    struct ballot deleted = entry_of("gone")->accepted;
+    ticks(70, SECOND);
+    for (int i = 0; i < 3; i++) {
+        peers_agree(at);
+        accept_at(clock_tick(n), busy, "changed");
+        partition_walk(n, at);
+    }
+    ck_assert_int_ge(ballot_compare(p->forgotten, deleted), 0);
+}
+END_TEST
+
+START_TEST(test_what_is_stored_below_the_floor_undoes_an_agreement)
+{
+    char late[32] = "";
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint16_t at = key_partition("gone", 4);
+    struct partition *p = &n->partitions[at];
+    uint64_t first = clock_tick(n), middle = clock_tick(n);
+    accept_at(first, neighbour("gone", late), "v");
+    accept_at(clock_tick(n), "gone", NULL);
+    ticks(70, SECOND);
+    for (int i = 0; i < 3; i++) {
+        peers_agree(at);
+        partition_walk(n, at);
+    }
+    ck_assert_int_gt(ballot_compare(p->forgotten, ballot_at(middle)), 0);
+    peers_agree(at);
+    accept_at(middle, late, NULL);
+    ck_assert_uint_eq(p->forgotten.time, 0);
+    partition_walk(n, at);
+    ck_assert_uint_eq(p->forgotten.time, 0);
+    peers_agree(at); /* as the others have it now too */
+    partition_walk(n, at);
+    ck_assert_int_gt(ballot_compare(p->forgotten, ballot_at(middle)), 0);
+}
+END_TEST
+
+/* A DELETE of a key that is not there leaves a promise. To fold it raises the floor, and each time
+ * all have to agree again. */
+START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    uint16_t at = m.partition = key_partition("none", 4);
+    struct partition *p = &n->partitions[at];
+    unsigned raised = 0;
+    for (int i = 0; i < 200; i++) {
+        struct ballot before = p->floor;
+        m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
+        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
+        ticks(9, SECOND);
+        entry_of("none")->promised->time -= 70 * SECOND;
+        partition_walk(n, at);
+        raised += ballot_compare(p->floor, before) > 0;
+    }
+    ck_assert_uint_ge(raised, 2);
+    ck_assert_uint_le(raised, 4);
+    ck_assert_ptr_nonnull(entry_of("none"));
+    peers_agree(at);
+    partition_walk(n, at);
+    ck_assert_ptr_null(entry_of("none"));
+}
+END_TEST
+
+START_TEST(test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = request_for(DO_PUT, "k", n->wall - 59 * SECOND), prepare;
+    m.flags |= FLAG_REPEAT;
+    request(&m, "k");
+    ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+    struct message promise = {.type = M_PROMISE, .op = prepare.op};
+    for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
+        peer_says(id, n->wall + 5 * SECOND, &promise, NULL);
+    ck_assert_uint_eq(told(M_ACCEPT, 0, NULL), 0);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, STATUS_UNKNOWN);
+}
+END_TEST
+
+START_TEST(test_a_round_that_nobody_waits_for_is_over)
+{
+    peers_begin(4, 5);
+    struct message prepare;
+    for (int accepts = 0; accepts < 2; accepts++) {
+        struct message m = request_for(DO_PUT, "k", l.node->wall);
+        m.flags |= FLAG_FRESH;
+        unsigned before = l.replies;
+        request(&m, "k");
+        ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+        struct message promise = {.type = M_PROMISE, .op = prepare.op};
+        for (uint64_t id = LONE_ID + 1; accepts && id <= LONE_ID + 3; id++)
+            peer_says(id, l.node->clock, &promise, NULL);
+        ck_assert_uint_eq(told(M_ACCEPT, 0, NULL) > 0, accepts);
+        ticks(150, 20 * MS); /* with leases, but no answers */
+        ck_assert_uint_eq(l.replies, before + 1);
+        ck_assert_uint_eq(rounds(), 0);
+    }
+}
+END_TEST
+
+/* This node has the value, and the others say nothing. */
+START_TEST(test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is)
+{
+    peers_begin(2, 3);
+    size_t bytes = 2 << 20;
+    char *value = malloc(bytes + 1);
+    memset(value, 'v', bytes);
+    value[bytes] = 0;
+    accept_at(l.node->wall - 100 * SECOND, "big", value);
+    free(value);
+    lone_settle(&l);
+    struct message m = request_for(DO_READ, "big", 0);
+    m.flags = 0;
+    request(&m, "big");
+    ticks(250, 20 * MS);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 503);
+}
+END_TEST
+
+/* Its owners agree, and send 20 MB by a slow link. */
+START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
+{
+    char key[32] = "";
+    peers_begin(4, 3);
+    for (int i = 0; !*key || partition_owners(l.node, key_partition(key, strlen(key))) & 1; i++)
+        snprintf(key, sizeof key, "%d", i);
+    struct message m = request_for(DO_READ, key, 0);
+    m.flags = 0;
+    request(&m, key);
+    struct message read = {0};
+    told(M_READ, 0, &read);
+    struct message answer = {.type = M_ANSWER, .flags = FLAG_RECORD, .value_bytes = 20 << 20};
+    answer.op = read.op;
+    answer.partition = read.partition;
+    answer.ballot = ballot_at(l.node->wall - 100 * SECOND);
+    uint64_t owners = partition_owners(l.node, answer.partition);
+    owners &= ~nearest_owner(l.node, answer.partition); /* whose answer is on its way */
+    for (unsigned i = 0; i < 5; i++)
+        if (owners >> i & 1)
+            peer_says(LONE_ID + i, l.node->clock, &answer, NULL);
+    unsigned asked = 0;
+    for (int i = 0; i < 1000 && !l.replies; i++) {
+        lone_tick(&l, 20 * MS, true);
+        asked += told(M_READ, FLAG_WHOLE, NULL);
+    }
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_ge(asked, 1);
+    ck_assert_uint_le(asked, 4);
+}
+END_TEST
+
+START_TEST(test_nothing_is_said_of_a_damaged_record_and_a_repair_begins)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    accept_at(n->wall - 100 * SECOND, "k", "value"); /* it is told from the index */
+    lone_settle(&l);
+    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 1};
+    m.partition = key_partition("k", 1);
+    m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
+    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "k"});
+    ck_assert_uint_eq(told(M_PROMISE, 0, NULL), 1);
+    entry_of("k")->flags |= FLAG_DAMAGED;
+    m.ballot.time = clock_tick(n);
+    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "k"});
+    ck_assert_uint_eq(told(M_PROMISE, 0, NULL), 0);
+    partition_walk(n, m.partition);
+    lone_settle(&l);
+    ck_assert_uint_eq(n->repairs, 1);
+    ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 2);
+}
+END_TEST
+
+/* A disk of a fixed size, with files; it is told after each batch how much is left. */
+static void full_settle(uint64_t bytes)
+{
+    const struct bytes *batch;
+    struct node *n = l.node;
+    node_run(n);
+    while ((batch = log_flush(n))) {
+        lone_write(&l, batch, n->log.durable);
+        uint64_t used = log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES;
+        ck_assert_msg(used <= bytes, "a batch is written where there is no space");
+        node_durable(n, bytes - used);
+    }
+}
+
+START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
+{
+    char key[32], *value = calloc(1, 1 << 20);
+    lone_begin();
+    struct node *n = l.node;
+    memset(value, 'v', (1 << 20) - 1);
+    for (int i = 0; i < 6; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        accept_at(clock_tick(n), key, value);
+        lone_settle(&l);
+    }
+    free(value);
+    uint64_t bytes = log_end(n) + DISK_KEEP_BYTES;
+    n->log.full = true;
+    n->log.room = DISK_KEEP_BYTES;
+    for (int i = 0; i < 80000; i++) {
+        node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
+        full_settle(bytes);
+        ck_assert_msg(mail_may_leave(n), "silent after %d reserves", i);
+    }
+    ck_assert_uint_gt(n->log.first, SEGMENT_BYTES);
+}
+END_TEST
+
+START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    uint16_t at = m.partition = key_partition("none", 4);
+    m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
+    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
+    entry_of("none")->promised->time -= 70 * SECOND;
+    n->log.full = true;
+    n->log.room = DISK_KEEP_BYTES / 4;
+    uint64_t end = log_end(n);
+    partition_walk(n, at);
+    ck_assert_uint_eq(log_end(n), end);
+    ck_assert_ptr_nonnull(entry_of("none")); /* the promise is kept, one way or the other */
+    n->log.room = DISK_KEEP_BYTES;
+    partition_walk(n, at);
+    ck_assert_uint_gt(log_end(n), end);
+    ck_assert_ptr_null(entry_of("none"));
+}
+END_TEST
+
+START_TEST(test_who_was_no_member_yet_has_promised_nothing)
+{
+    struct {
+        struct view view;
+        struct member members[3];
+    } v = {{1, LONE_CLUSTER, 3, 2}, {{0}}};
+    lone_node(&l);
+    for (int i = 0; i < 3; i++) {
+        v.members[i] = (struct member){.id = LONE_ID + 2 - (uint64_t)i, .weight = 1};
+        v.members[i].state = i < 2 ? MEMBER_UP : MEMBER_JOINING;
+        snprintf(v.members[i].address, ADDRESS_BYTES, "127.0.0.1:%d", i);
+    }
+    view_adopt(l.node, &v.view);
+    ticks(10, SECOND); /* its mail needs a reserve */
+    ck_assert(recover());
+    l.node->wall += 20 * SECOND;
+    v.view.epoch = 2;
+    v.view.members_count = 3;
+    view_adopt(l.node, &v.view);
+    lone_settle(&l);
+    ticks(1, 20 * MS);
+    struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE, .key_bytes = 1};
+    m.ballot = (struct ballot){1, LONE_WALL - 1000 * SECOND, 5};
+    m.partition = key_partition("k", 1);
+    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "k"}); /* it was pulled */
+    ck_assert_uint_eq(l.node->repairs, 0);
+    ck_assert_uint_eq(l.node->keys, 1);
+    ck_assert(recover()); /* now it may have */
+    ck_assert_uint_eq(l.node->reserve_start, l.node->reserve);
+}
+END_TEST
+
+/* Another, that is no member, wishes to join; the first voter is live. */
+START_TEST(test_a_voter_without_a_lease_does_not_keep_others_from_proposing)
+{
+    for (int has = 1; has >= 0; has--) {
+        struct {
+            struct view view;
+            struct member members[3];
+        } v = {{1, LONE_CLUSTER, 3, 3}, {{0}}};
+        struct heartbeat beat = {.heard = {LONE_ID}};
+        struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+        lone_node(&l);
+        for (int i = 0; i < 3; i++) {
+            v.members[i] = (struct member){.id = LONE_ID - 1 + (uint64_t)i, .weight = 1};
+            v.members[i].state = MEMBER_UP;
+            snprintf(v.members[i].address, ADDRESS_BYTES, "127.0.0.1:%d", i);
+        }
+        view_adopt(l.node, &v.view);
+        lone_settle(&l);
+        ticks(3, 20 * MS);
+        told(M_PREPARE, 0, NULL);
+        m.key_bytes = 1;
+        m.status = 1;
+        m.number = (uint64_t)has;
+        peer_says(LONE_ID - 1, l.node->clock, &m, &(struct body){.key = "a", .value = &beat});
+        m.number = 0;
+        peer_says(99, l.node->clock, &m, &(struct body){.key = "b", .value = &beat});
+        ticks(3, 20 * MS);
+        ck_assert_uint_eq(told(M_PREPARE, 0, NULL) > 0, !has);
+        teardown();
+    }
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -1892,6 +2307,18 @@ int main(void)
         {"conditions", test_a_counter_adds_to_an_integer_and_to_nothing_else, 1},
         {"conditions", test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it, 1},
         {"conditions", test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it, 1},
+        {"peers", test_a_tombstone_is_forgotten_while_other_keys_change, 1},
+        {"peers", test_what_is_stored_below_the_floor_undoes_an_agreement, 1},
+        {"peers", test_promises_are_folded_rarely_but_where_the_owners_agree, 1},
+        {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
+        {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
+        {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
+        {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
+        {"peers", test_nothing_is_said_of_a_damaged_record_and_a_repair_begins, 1},
+        {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
+        {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
+        {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
+        {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
     };
     Suite *suite = suite_create("unit");
     TCase *chapter = NULL;
