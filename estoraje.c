@@ -1937,7 +1937,7 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
         if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
             a.status = 200;
             d->head.dropped = r->ballot.time;
-        } else if (!refused || (m->flags & FLAG_REPEAT && RULE(12))) {
+        } else if (!refused || (!(m->flags & FLAG_FRESH) && RULE(12))) {
             d->answers[d->answers_count++] = a;
             d->changed = true;
         }
@@ -4313,7 +4313,8 @@ static const char *unhealthy(const struct server *s)
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
-#define UPLOAD_TIME (600 * SECOND) /* the longest */
+enum { HEAD_BYTES_MAX = 32 << 10 }; /* libmicrohttpd itself refuses eight times that, as HTML */
+#define UPLOAD_TIME (600 * SECOND)  /* the longest */
 
 /* What a query says; 0: nothing. */
 struct query {
@@ -4379,8 +4380,8 @@ __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int 
     va_end(list);
     if (unknown)
         snprintf(text, sizeof text,
-                 "it may or may not have been applied: to find out, repeat it with "
-                 "Idempotency-Key: %s and Estoraje-Retry: 1",
+                 "it may or may not have been applied: to find out, repeat it within a minute with "
+                 "Idempotency-Key: %s and Estoraje-Retry: 1; later, read the key",
                  c->retry_key);
     c->body.count = 0;
     bytes_print(&c->body, "%s\n", text);
@@ -4517,14 +4518,14 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
  * null if it is malformed. */
 static const char *parse_etag(const char *text, struct ballot *etag)
 {
-    int count = 0;
-    *etag = (struct ballot){0};
-    if (strspn(text + (*text == '"'), "0123456789abcdef-") == 33)
-        sscanf(text, "\"%16" SCNx64 "-%16" SCNx64 "\"%n", &etag->time, &etag->node, &count);
-    if (count != 35)
-        *etag = (struct ballot){0};
-    text += strncmp(text, "W/", 2) == 0 ? 2 : 0;
+    static const char hex[] = "0123456789abcdef";
+    bool weak = strncmp(text, "W/", 2) == 0;
+    text += weak ? 2 : 0;
     const char *end = *text == '"' ? strchr(text + 1, '"') : NULL;
+    *etag = (struct ballot){0};
+    if (end == text + 34 && strspn(text + 1, hex) == 16 && text[17] == '-' &&
+        strspn(text + 18, hex) == 16 && !weak)
+        sscanf(text, "\"%" SCNx64 "-%" SCNx64, &etag->time, &etag->node);
     return end ? end + 1 : NULL;
 }
 
@@ -4613,11 +4614,16 @@ static bool call_wire(struct call *c, const char *method, const char *version)
     struct head_walk w = {.call = c, .end = version + strlen(version)};
     size_t bytes = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)
                        ->header_size;
-    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, &w);
+    if (bytes <= HEAD_BYTES_MAX)
+        MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, &w);
     bool both = w.seen >> LENGTH & w.seen >> CODING & 1, host = w.seen >> HOST & 1;
     bool tiles =
         version == method + strlen(method) + c->uri_bytes + 2 && w.end + 4 == method + bytes;
     bool fine =
+        (c->uri_bytes <= HEAD_BYTES_MAX / 2 ||
+         call_tell(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX)) &&
+        (bytes <= HEAD_BYTES_MAX ||
+         call_tell(c, 431, "the headers have at most %d bytes", HEAD_BYTES_MAX)) &&
         !c->response && (tiles || call_tell(c, 400, gap)) &&
         (!both || call_tell(c, 400,
                             "ambiguous: both Content-Length and "
@@ -4637,8 +4643,20 @@ static const struct setting parameters[] = {
      "quorum|one|all",
      .offset = QUERY(consistency),
      .methods = every},
-    {.name = "ttl", SECONDS, "a time, as 30s", .offset = QUERY(ttl), 1, INT64_MAX / 2, storing},
-    {.name = "wait", SECONDS, "at most 5m", .offset = QUERY(wait), 0, 300 * SECOND, "GET"},
+    {.name = "ttl",
+     SECONDS,
+     "a time above 0, as 500ms, 30s, 5m, 2h or 1d",
+     .offset = QUERY(ttl),
+     1,
+     INT64_MAX / 2,
+     storing},
+    {.name = "wait",
+     SECONDS,
+     "a time of at most 5m, as 30s",
+     .offset = QUERY(wait),
+     0,
+     300 * SECOND,
+     "GET"},
     {.name = "limit", COUNT, "1 to 100000", .offset = QUERY(limit), 1, 100000, reading, ROUTE_LIST},
     {.name = "after", KEY, "a key", .offset = QUERY(after), .methods = reading, ROUTE_LIST},
     {.name = "prefix", KEY, "a key", .offset = QUERY(prefix), .methods = reading, ROUTE_LIST},
@@ -4660,8 +4678,10 @@ static bool call_query(struct call *c, char *query)
         while (i < PARAMETERS && strcmp(parameters[i].name, part) != 0)
             i++;
         if (i == PARAMETERS || parameters[i].route != c->route ||
-            !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
-            return call_tell(c, 400, "parameter '%.40s' is unknown here, or there twice", part);
+            !strstr(parameters[i].methods, methods[c->method]))
+            return call_tell(c, 400, "parameter '%.40s' is unknown here", part);
+        if (seen >> i & 1)
+            return call_tell(c, 400, "parameter '%s' is there twice", part);
         if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
             return call_tell(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
@@ -4677,21 +4697,25 @@ static bool call_query(struct call *c, char *query)
     return true;
 }
 
-/* If-Match, or (none) If-None-Match. A read may list several of the latter, and asks whether there is
- * anything else; a wait looks out for a change of the last. */
+/* If-Match, or (none) If-None-Match. Of several ETags that one counts which can be ours: others never
+ * match. (A read takes several of ours too; its wait looks out for a change of the last.) */
 static bool call_condition(struct call *c, const char *header, bool none)
 {
     const char *text = call_get(c, header), *end = text;
-    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
+    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, several = false;
     if (!text)
         return true;
-    while (!any && end && more) {
-        end = parse_etag(end, &c->m.ballot);
-        more = reads && end && *(end += strspn(end, " \t")) == ',';
-        if (more)
-            end += 1 + strspn(end + 1, " \t");
+    for (bool more = !any; more && end;) {
+        struct ballot one;
+        end +=
+            none && strncmp(end, "W/", 2) == 0 ? 2 : 0; /* it compares weakly, If-Match does not */
+        end = parse_etag(end, &one);
+        several |= one.time && c->m.ballot.time && !ballot_equal(one, c->m.ballot);
+        c->m.ballot = one.time ? one : c->m.ballot;
+        more = end && *(end += strspn(end, " \t")) == ',';
+        end += more ? 1 + strspn(end + 1, " \t") : 0;
     }
-    if (c->m.condition || (!any && (!end || *end || (none && !reads))))
+    if (c->m.condition || (!any && (!end || *end || (!reads && (none || several)))))
         return call_tell(c, 400,
                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
                          "* (on GET also with ETags)");
@@ -4724,7 +4748,9 @@ static bool call_write(struct call *c)
                              "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
                              "bytes, and not of the future");
         memcpy(c->retry_key, key, strlen(key) + 1);
-        c->m.flags |= retry && strcmp(retry, "1") == 0 ? FLAG_REPEAT : 0;
+        /* 0: who made the key just now, as nginx.conf does, knows that nobody tried this write. */
+        bool repeat = retry && strcmp(retry, "1") == 0, fresh = retry && strcmp(retry, "0") == 0;
+        c->m.flags |= repeat ? FLAG_REPEAT : fresh ? FLAG_FRESH : 0;
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
         return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
@@ -4894,6 +4920,9 @@ static void call_answer(struct call *c)
 /* Which key or page the path names, and whether it is for this client. */
 static bool call_route(struct call *c, char *path, bool queried)
 {
+    char *authority = *path != '/' ? strstr(path, "://") : NULL; /* as a proxy is asked */
+    if (authority)
+        path = authority + 3 + strcspn(authority + 3, "/");
     int bytes = *path == '/' ? percent_decode(++path) : -1;
     if (bytes < 0)
         return call_tell(c, 400, "the path is not well-formed: %% needs two hex digits after it");
@@ -4917,8 +4946,10 @@ static bool call_route(struct call *c, char *path, bool queried)
         return false;
     }
     if (reserved && c->method > HEAD && !(certificate_is_ours(c) && secret_matches(c)))
-        return call_tell(c, 401, "the cluster's secret is needed, and with TLS its certificate");
-    return true;
+        call_tell(c, 401, "the cluster's secret is needed, and with TLS its certificate");
+    if (c->response)
+        call_header(c, "WWW-Authenticate", "Bearer");
+    return !c->response;
 }
 
 /* The call as far as its headers tell. */
@@ -5367,7 +5398,7 @@ static void server_listen(struct server *s)
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)8 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
         o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (s->daemon)

@@ -550,6 +550,27 @@ START_TEST(test_if_match_lets_only_the_current_etag_write)
 }
 END_TEST
 
+START_TEST(test_of_a_list_of_etags_only_the_current_one_counts)
+{
+    char *etag = strdup(put_etag(_i, own("k"), "one"));
+    char *list = text("If-Match: \"x\", %s ,W/\"y\" ", etag);
+    ask(_i, 412, "PUT", own("k"), "If-Match: \"x\", \"y\"", "two");
+    ask(_i, 412, "PUT", own("k"), text("If-Match: W/%s", etag), "two");
+    ask(_i, 204, "PUT", own("k"), list, "two");
+    ask(_i, 412, "PUT", own("k"), list, "three");
+    struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    /* What strtol takes for a number is no ETag. */
+    const char *current = etag_of(&r);
+    ask(_i, 412, "PUT", own("k"), text("If-Match: \"+%s", current + 2), "three");
+    ask(_i, 412, "PUT", own("k"), text("If-Match: \" %s", current + 2), "three");
+    ask(_i, 304, "GET", own("k"), text("If-None-Match: W/%s", current), NULL);
+    double start = now();
+    ask(_i, 304, "GET", text("%s?wait=1s", own("k")), text("If-None-Match: W/%s, \"x\"", current),
+        NULL);
+    ck_assert_double_ge(now(), start + 0.9);
+}
+END_TEST
+
 START_TEST(test_if_match_star_needs_a_value)
 {
     struct response r = ask(_i, 412, "PUT", own("k"), "If-Match: *", "1");
@@ -1453,6 +1474,26 @@ START_TEST(test_a_repeated_delete_or_condition_gets_the_first_answer)
 }
 END_TEST
 
+START_TEST(test_a_repeat_of_a_refused_write_gets_the_refusal)
+{
+    char *keys[3];
+    for (int i = 0; i < 3; i++)
+        keys[i] = idempotency(0, text("r%d", i), false);
+    char *create = text("%s\nIf-None-Match: *", keys[0]);
+    put_etag(_i, own("c"), "there");
+    ask(_i, 412, "PUT", own("c"), create, "mine");
+    ask(_i, 404, "DELETE", own("d"), keys[1], NULL);
+    ask(_i, 409, "POST", text("%s?op=add", own("c")), keys[2], "");
+    ask(_i, 200, "DELETE", own("c"), NULL, NULL);
+    put_etag(_i, own("d"), "late");
+    ask(_i, 412, "PUT", own("c"), as_retry(create), "mine");
+    ask(_i, 404, "DELETE", own("d"), as_retry(keys[1]), NULL);
+    ask(_i, 409, "POST", text("%s?op=add", own("c")), as_retry(keys[2]), "");
+    has_none(_i, own("c"));
+    has_value(_i, own("d"), "late");
+}
+END_TEST
+
 START_TEST(test_a_repeat_that_was_refused_stays_refused)
 {
     put_etag(_i, own("c"), "there");
@@ -1612,9 +1653,10 @@ START_TEST(test_every_error_says_what_is_wrong_in_one_line)
         {"PATCH", "there", NULL, "v", 405, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
-    ask(_i, _i == NGINX ? 400 : 431, "GET", own("there"), text("X-Long: %s", letters(200000)),
-        NULL);
-    struct response r = get(alone->nodes[0].url, "/_unknown");
+    struct response r =
+        ask(_i, 431, "GET", own("there"), text("X-Long: %s", letters(200000)), NULL);
+    tells_in_one_line(&r);
+    r = get(alone->nodes[0].url, "/_unknown");
     ck_assert_int_eq(r.status, 404);
     tells_in_one_line(&r);
     has_value(_i, own("there"), "0123");
@@ -1809,6 +1851,18 @@ START_TEST(test_a_client_may_ask_before_it_sends)
     ck_assert_int_eq(raw_receive(fd, 10).status, 201);
     close(fd);
     has_value(_i, own("k"), "hello");
+}
+END_TEST
+
+START_TEST(test_the_whole_address_may_stand_in_the_request_line)
+{
+    put_etag(_i, own("k"), "v");
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "GET http://any.example%s HTTP/1.1\r\nHost: any.example\r\n\r\n", own("k"));
+    struct response r = raw_receive(fd, 10);
+    ck_assert_int_eq(r.status, 200);
+    ck_assert_str_eq(r.body, "v");
+    close(fd);
 }
 END_TEST
 
@@ -2416,6 +2470,7 @@ START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
         ck_assert_int_eq(put(url, "/k", "v").status, i ? 204 : 201);
         struct response r = http(url, "POST", "/_mail", NULL, "x", 1);
         ck_assert_int_eq(r.status, 401);
+        ck_assert_str_eq(header(&r, "WWW-Authenticate"), "Bearer");
         tells_in_one_line(&r);
         r = http(url, "DELETE", text("/_nodes/%s", node_id(&c->nodes[0])), NULL, NULL, 0);
         ck_assert_int_eq(r.status, 401);
@@ -2629,6 +2684,7 @@ static const struct entry *entries(size_t *count)
     ONCE("values", test_every_node_reads_what_any_wrote);
     EACH("large", test_a_value_of_64_mib_is_kept);
     EACH("conditions", test_if_match_lets_only_the_current_etag_write);
+    EACH("conditions", test_of_a_list_of_etags_only_the_current_one_counts);
     EACH("conditions", test_if_match_star_needs_a_value);
     EACH("conditions", test_if_none_match_star_only_creates);
     EACH("conditions", test_if_none_match_on_get_saves_the_body);
@@ -2670,6 +2726,7 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_a_repeated_put_gets_the_first_answer_and_is_not_applied_again);
     EACH("retries", test_a_repeated_count_counts_once);
     EACH("retries", test_a_repeated_delete_or_condition_gets_the_first_answer);
+    EACH("retries", test_a_repeat_of_a_refused_write_gets_the_refusal);
     EACH("retries", test_a_repeat_that_was_refused_stays_refused);
     EACH("retries", test_the_same_key_on_another_request_is_another_write);
     EACH("retries", test_a_repeat_after_a_minute_is_unknown_and_not_applied);
@@ -2686,6 +2743,7 @@ static const struct entry *entries(size_t *count)
     EACH("wire", test_a_smuggled_request_is_not_heard);
     EACH("wire", test_pipelined_requests_are_answered_in_order);
     EACH("wire", test_a_client_may_ask_before_it_sends);
+    EACH("wire", test_the_whole_address_may_stand_in_the_request_line);
     EACH("wire", test_http_1_0_clients_are_served);
     EACH("wire", test_a_connection_serves_many_requests);
     EACH("wire", test_noise_is_answered_or_closed_and_hurts_nobody);

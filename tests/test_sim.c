@@ -2060,9 +2060,9 @@ static void trace_hosts(void)
                 trace(h,
                       "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
                       " refusals %u best %s taken %d waiting %d",
-                      r->key_bytes, (const char *)r->key, r->state, r->keyed, r->taken ? r->taken->tries : 0, r->answered,
-                      r->same, r->refusals, ballot_name(r->best), r->taken != NULL,
-                      r->waiting != NULL);
+                      r->key_bytes, (const char *)r->key, r->state, r->keyed,
+                      r->taken ? r->taken->tries : 0, r->answered, r->same, r->refusals,
+                      ballot_name(r->best), r->taken != NULL, r->waiting != NULL);
     }
 }
 

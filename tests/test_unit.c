@@ -1661,7 +1661,8 @@ static int condition_of(uint8_t function, uint8_t flags, struct ballot *etag)
 
 START_TEST(test_conditions_are_read_as_rfc_9110_has_them)
 {
-#define TAG "\"0000000000000005-0000000000000007\""
+#define TAG       "\"0000000000000005-0000000000000007\""
+#define OTHER_TAG "\"0000000000000006-0000000000000007\""
     static const struct {
         uint8_t function, flags;
         const char *match, *none;
@@ -1680,8 +1681,10 @@ START_TEST(test_conditions_are_read_as_rfc_9110_has_them)
                 {DO_PUT, 0, "", NULL, -1, 0},
                 {DO_PUT, 0, NULL, "", -1, 0},
                 {DO_PUT, 0, "x", NULL, -1, 0},
-                {DO_PUT, 0, TAG ", " TAG, NULL, -1, 0},
-                {DO_PUT, 0, TAG " ", NULL, -1, 0},
+                {DO_PUT, 0, "\"x\", " TAG ", W/\"y\"", NULL, IF_MATCH, 5},
+                {DO_PUT, 0, TAG ", " OTHER_TAG, NULL, -1, 0}, /* both could be ours */
+                {DO_READ, 0, NULL, "W/" TAG ", \"x\"", IF_MATCH, 5},
+                {DO_PUT, 0, TAG " ", NULL, IF_MATCH, 5},
                 {DO_PUT, FLAG_ONE, NULL, NULL, IF_NONE, 0},
                 {DO_PUT, FLAG_ONE, "*", NULL, -1, 0},
                 {DO_PUT, FLAG_ONE, NULL, "*", -1, 0},
