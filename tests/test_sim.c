@@ -185,6 +185,7 @@ struct plan {
     unsigned one_keys;    /* keys of consistency=one */
     uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
+    bool crowded; /* all keys in one partition; in the end only the first is written, for long */
 };
 
 enum key_kind { REGISTER, COUNTER, MORTAL, ONE, LISTED };
@@ -1208,6 +1209,8 @@ static void client_begins(struct client *c)
     op->key = &w.keys[w.over ? --w.last_reads % w.keys_count : below(w.keys_count)];
     if (w.plan.tombstones && !w.over && (w.now / (4 * SECOND) + (uint64_t)(op->key - w.keys)) % 3)
         op->key = &w.keys[0]; /* others are left alone for a while */
+    if (w.plan.crowded && w.healed && !w.over)
+        op->key = &w.keys[0];
     op->told.start = w.now;
     op->told.client = c->name;
     op->m.type = M_FORWARD;
@@ -1685,6 +1688,32 @@ static const char *unsettled(char why[200])
     return found;
 }
 
+/* Tombstones that nobody needs count as forgotten, however much goes on in their partition. */
+static void judge_forgetting(const struct host *h)
+{
+    for (unsigned i = 0; i < PARTITIONS; i++) {
+        const struct partition *p = &h->node->partitions[i];
+        for (uint32_t j = 0; j < p->count; j++) {
+            const struct entry *e = p->entries[j];
+            if (e->flags & FLAG_TOMBSTONE && e->accepted.time + 15 * SECOND < h->node->clock &&
+                ballot_compare(e->accepted, p->forgotten) > 0)
+                violation("h%d: the tombstone of %.*s is %.3f s old, and still needed", h->index,
+                          e->key_bytes, (const char *)e->key,
+                          (double)(h->node->clock - e->accepted.time) / 1e6);
+        }
+    }
+}
+
+/* Rounds end with their requests. */
+static void judge_rounds(const struct host *h)
+{
+    for (int i = 0; h->node && i < ROUND_BUCKETS; i++)
+        for (const struct round *r = h->node->by_op[i]; r; r = r->next_by_op)
+            if (!r->taken)
+                violation("h%d has a round of %.*s that nobody waits for", h->index, r->key_bytes,
+                          (const char *)r->key);
+}
+
 static void judge_digests(const struct host *h)
 {
     uint64_t keys = 0;
@@ -1769,6 +1798,15 @@ static void shape_forget(struct plan *p)
     sim_memory = between(700, 1200) * MS;
 }
 
+/* Keys are deleted where others are written all the time. */
+static void shape_busy(struct plan *p)
+{
+    shape_forget(p);
+    p->fault_time = between(4, 8) * SECOND;
+    p->think = between(60, 130) * MS;
+    p->crowded = true;
+}
+
 /* Minutes go by, and answers are remembered as long as in earnest. */
 static void shape_minutes(struct plan *p)
 {
@@ -1838,6 +1876,7 @@ static const struct mix mixes[] = {
     {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [FULL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
     {"skew", {[CLOCK] = 4, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"forget", {[AWAY] = 3, [CUT] = 3, [DEAF] = 1, [CRASH] = 2, [PAUSE] = 1}, shape_forget},
+    {"busy", {[CUT] = 1, [CRASH] = 1, [PAUSE] = 1}, shape_busy},
     {"epochs", {[JOIN] = 2, [DRAIN] = 5, [CUT] = 5, [CRASH] = 1, [CLOCK] = 1}, shape_epochs},
     {"deaf", {[CUT] = 1}, shape_deaf},
     {"restarts", {[CRASH] = 1}, shape_restarts},
@@ -1917,7 +1956,14 @@ static void keys_make(void)
                                   : LISTED;
         if (k->kind == MORTAL && (w.plan.weight[FAR_CLOCK] || w.plan.restart_at_once))
             k->kind = REGISTER;
-        snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", i);
+        if (i == 0 && w.plan.crowded)
+            k->kind = REGISTER;
+        unsigned number = i;
+        do {
+            snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", number);
+            number += 100;
+        } while (w.plan.crowded && key_partition(k->name, strlen(k->name)) !=
+                                       key_partition(w.keys[0].name, strlen(w.keys[0].name)));
     }
 }
 
@@ -1965,8 +2011,10 @@ static void host_event(struct host *h, const struct event *e)
     case TICKS:
         tries_check(h);
         event_at(w.now + TICK / 2 + below(TICK), TICKS, h, NULL, 0);
-        if (h->serves)
+        if (h->serves) {
             node_tick(h->node, h->node->now, h->node->wall);
+            judge_rounds(h);
+        }
         break;
     case DISK_DONE:
         drive_done(h);
@@ -2137,7 +2185,10 @@ static void simulate(uint64_t seed, const struct mix *mix)
     event_at(SECOND, FAULT, NULL, NULL, 0);
     run_until(w.plan.fault_time);
     heal();
-    run_until(w.now + SECOND);
+    run_until(w.now + (w.plan.crowded ? 20 : 1) * SECOND);
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.plan.crowded && w.hosts[i].node)
+            judge_forgetting(&w.hosts[i]);
     w.over = true;
     rest(120 * SECOND);
     w.last_reads = 3 * w.keys_count;
