@@ -209,15 +209,14 @@ static void bytes_set(struct bytes *b, const void *data, size_t count)
 __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, const char *format,
                                                               ...)
 {
-    va_list list;
+    va_list list, again;
     va_start(list, format);
-    char *text;
-    int count = vasprintf(&text, format, list);
+    va_copy(again, list);
+    size_t room = (size_t)vsnprintf(NULL, 0, format, list) + 1; /* a zero, which is not kept */
+    vsnprintf(bytes_extend(b, room), room, format, again);
+    b->count--;
+    va_end(again);
     va_end(list);
-    if (count < 0)
-        die("out of memory");
-    bytes_append(b, text, (size_t)count);
-    free(text);
 }
 
 static void bytes_free(struct bytes *b)
