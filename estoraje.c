@@ -88,6 +88,8 @@ enum {
     ANSWERS_MAX = 256,            /* earlier answers that a record remembers */
     ROUND_WRITES_MAX = 64,        /* writes that one round carries */
     LIST_PAGE_KEYS = 512,         /* keys in one message of a list, when nodes sync */
+    LISTING_PAGE_KEYS = 5,        /* of one partition in a listing's page: some thousand in all */
+    LISTINGS_MAX = 2,             /* listings under way; the others wait for their turn */
     PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
     SYNCS_MAX = 8,                /* partitions that sync at once */
     REPAIRS_MAX = 64,             /* repairs of single keys under way */
@@ -119,6 +121,8 @@ enum {
 #define CONTENDED_TIME_MAX (64 * SECOND)
 #define LEASE_GRACE        (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
 #define WATCH_TIME         (5 * SECOND)
+#define LISTING_TIME       (20 * SECOND) /* from its turn on */
+#define LISTING_WAIT       (60 * SECOND) /* for its turn */
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -2724,45 +2728,56 @@ static struct listed *list_next(const struct bytes *list, size_t *at)
     return l;
 }
 
-/* Tells the next of a partition's keys. */
-static void list_tell(struct node *n, struct peer *to, const struct message *m, uint16_t partition)
+/* Lists a partition's keys with a record that M_LIST asks for, up to `bound` if there is one. If they
+ * are more than its number, the last of so many is returned; a null `to` only asks for that. */
+static const struct entry *partition_list(const struct partition *p, const struct message *m,
+                                          const struct entry *bound, struct bytes *to)
 {
-    const struct partition *p = &n->partitions[partition];
     struct body body = message_body(m);
     bool from_prefix = key_compare(body.key, m->key_bytes, body.value, m->value_bytes) < 0;
     const void *start = from_prefix ? body.value : body.key;
-    size_t start_bytes = from_prefix ? m->value_bytes : m->key_bytes;
-    uint32_t i = partition_seek(p, start, start_bytes);
-    struct message head = {.type = M_LISTED, .op = m->op, .partition = partition};
-    head.flags = FLAG_WHOLE;
-    bytes_clear(&n->scratch);
+    uint32_t i = partition_seek(p, start, from_prefix ? m->value_bytes : m->key_bytes);
+    const struct entry *last = NULL;
     for (uint64_t told = 0; i < p->count; i++) {
         const struct entry *e = p->entries[i];
-        if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0)
+        if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0 ||
+            (bound && key_compare(e->key, e->key_bytes, bound->key, bound->key_bytes) > 0))
             break;
         bool skip = !(e->flags & FLAG_RECORD) || (!RULE(14) && !entry_is_live(e));
         if (skip || key_compare(e->key, e->key_bytes, body.key, m->key_bytes) <= 0)
             continue;
-        if (told++ == m->number) {
-            head.flags |= FLAG_WATCH;
-            break;
-        }
+        if (told++ == m->number)
+            return last;
+        last = e;
         struct listed l = {e->accepted,    e->version,   e->modified, e->expiry,
                            e->value_bytes, e->key_bytes, e->flags,    0};
-        listed_append(&n->scratch, &l, e->key);
+        if (to)
+            listed_append(to, &l, e->key);
     }
-    head.value_bytes = (uint32_t)n->scratch.count;
-    mail(n, to, log_end(n), &head, &(struct body){.value = n->scratch.data});
+    return NULL;
 }
 
-/* M_LIST asks for so many keys (number) that begin with its value and come after its key;
- * VIEWS_PARTITION stands for all partitions. */
+/* M_LIST asks for the keys that begin with its value and come after its key, at most so many (number)
+ * of a partition; VIEWS_PARTITION stands for all partitions, in one list that ends for all where it
+ * has to end for one. */
 static void on_list(struct node *n, struct peer *from, const struct message *m)
 {
     bool all = m->partition == VIEWS_PARTITION;
-    for (unsigned p = all ? 0 : m->partition; p < PARTITIONS && (all || p == m->partition); p++)
-        if (partition_is_ours(n, (uint16_t)p))
-            list_tell(n, from, m, (uint16_t)p);
+    struct message head = {.type = M_LISTED, .op = m->op, .partition = m->partition};
+    const struct entry *bound = NULL, *end;
+    if (!all && !partition_is_ours(n, m->partition))
+        return;
+    bytes_clear(&n->scratch);
+    for (unsigned i = 0; i < 2 * PARTITIONS; i++) { /* first to find the end, then to list */
+        uint16_t p = (uint16_t)(i % PARTITIONS);
+        struct bytes *to = i < PARTITIONS ? NULL : &n->scratch;
+        if ((all || p == m->partition) && partition_is_ours(n, p) &&
+            (end = partition_list(&n->partitions[p], m, bound, to)))
+            bound = end;
+    }
+    head.flags = bound ? FLAG_WHOLE | FLAG_WATCH : FLAG_WHOLE;
+    head.value_bytes = (uint32_t)n->scratch.count;
+    mail(n, from, log_end(n), &head, &(struct body){.value = n->scratch.data});
 }
 
 static void sync_end(struct sync *s)
@@ -2971,34 +2986,35 @@ static void partition_walk(struct node *n, uint16_t partition)
 
 /* === 15 Listing =================================================================================
  *
- * Every owner sends a page of the next keys of each of its partitions. What a quorum of a partition's
- * owners lists at one ballot is told; a key on which they do not agree, or which expired, is read as
- * by GET. All lists end where the shortest of those that have more to come ends.
+ * It goes in pages, so that no turn of the loop takes long. Every member sends a page of the next keys
+ * of its partitions; all lists end where the shortest of those that have more to come ends. What a
+ * quorum of a partition's owners lists at one ballot is told; a key on which they do not agree, or
+ * which expired, is read as by GET. The client is told page by page. Few listings are under way.
  */
 
 struct listing {
-    struct listing *next;
+    struct listing *next; /* in the order in which they came */
     void *client;
     struct bytes prefix, after; /* keys; what is told next comes after `after` */
-    uint64_t limit, op, due, deadline;
-    uint64_t told[PARTITIONS]; /* members */
-    unsigned left;             /* partitions that no quorum has told yet */
+    uint64_t limit, count;      /* keys; `count` were told */
+    uint64_t op; /* of the lists that were asked for, 0: they came, or its turn did not */
+    uint64_t due, deadline;    /* due is 0 until its turn came */
+    uint64_t told;             /* members */
     struct bytes lists, bound; /* struct listed; the key up to which all lists tell all */
-    struct bytes result;       /* struct listed */
-    uint64_t count, reads;     /* in the result; under way, to be added */
+    struct bytes page;         /* struct listed, to be told */
+    uint64_t reads;            /* under way, to be added to the page */
     bool more, failed;         /* more: there are keys above `bound` */
 };
 
 static void listing_ask(struct node *n, struct listing *l)
 {
-    memset(l->told, 0, sizeof l->told);
-    l->left = PARTITIONS;
+    l->told = 0;
     l->lists.count = 0;
     l->more = false;
     l->due = n->now + 5 * STEP_TIME;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
     m.op = l->op = clock_tick(n);
-    m.number = min_u64(l->limit - l->count, 1 << 17) / (PARTITIONS / 2) + 8;
+    m.number = LISTING_PAGE_KEYS;
     m.key_bytes = (uint16_t)l->after.count;
     m.value_bytes = (uint32_t)l->prefix.count;
     mail_members(n, ~UINT64_C(0), 0, &m,
@@ -3026,55 +3042,80 @@ static const struct listed **list_sort(const struct bytes *list, size_t *count)
     return (const struct listed **)order.data;
 }
 
+/* Tells the client a page; `status` 100: there is more of the listing to come. */
+static void listing_tell(struct node *n, struct listing *l, uint16_t status)
+{
+    size_t count;
+    const struct listed **all = list_sort(&l->page, &count); /* those that were read came last */
+    l->lists.count = 0;
+    for (size_t i = 0; i < count; i++)
+        listed_append(&l->lists, all[i], all[i]->key);
+    free(all);
+    l->page.count = 0;
+    struct message m = {.type = M_RESULT, .status = status, .flags = FLAG_WHOLE};
+    m.flags |= l->more ? FLAG_WATCH : 0;
+    m.value_bytes = (uint32_t)l->lists.count;
+    bytes_clear(&n->scratch);
+    n->hooks->reply(n, l->client,
+                    message_append(&n->scratch, &m, &(struct body){.value = l->lists.data}));
+}
+
 static void listing_end(struct node *n, struct listing *l)
 {
     struct listing **at = &n->listings;
     while (*at != l)
         at = &(*at)->next;
     *at = l->next;
-    size_t count;
-    const struct listed **all = list_sort(&l->result, &count); /* those that were read came last */
-    struct bytes *page = &l->lists;
-    page->count = 0;
-    for (size_t i = 0; i < count && !l->failed; i++)
-        listed_append(page, all[i], all[i]->key);
-    free(all);
-    struct message m = {.type = M_RESULT, .status = l->failed ? 503 : 200, .flags = FLAG_WHOLE};
-    m.flags |= l->more ? FLAG_WATCH : 0;
-    m.value_bytes = (uint32_t)page->count;
-    bytes_clear(&n->scratch);
-    n->hooks->reply(n, l->client,
-                    message_append(&n->scratch, &m, &(struct body){.value = page->data}));
+    listing_tell(n, l, l->failed ? 503 : 200);
     bytes_free(&l->prefix);
     bytes_free(&l->after);
     bytes_free(&l->lists);
     bytes_free(&l->bound);
-    bytes_free(&l->result);
+    bytes_free(&l->page);
     free(l);
 }
 
-/* Keys after `after` that begin with `prefix`, at most `limit`, in byte order. The reply's value is
- * a list of struct listed; if there are more (FLAG_WATCH), they come after its last. */
+/* Begins those whose turn it is. Lists that did not come, as in a new view, are asked for again: all,
+ * as they must be of one view. */
+static void listings_tick(struct node *n)
+{
+    unsigned turn = 0;
+    for (struct listing *l = n->listings, *next; l; l = next, turn++) {
+        next = l->next;
+        bool begins = !l->due && turn < LISTINGS_MAX;
+        if (l->due && !l->op)
+            continue; /* its reads have deadlines of their own */
+        l->failed = l->deadline <= n->now || n->self < 0 || !n->has_lease ||
+                    (begins && n->hooks->left && n->hooks->left(n, l->client));
+        if (begins)
+            l->deadline = n->now + LISTING_TIME;
+        if (l->failed)
+            listing_end(n, l);
+        else if (begins || (l->due && l->due <= n->now))
+            listing_ask(n, l);
+    }
+}
+
+/* Keys after `after` that begin with `prefix`, at most `limit`, in byte order. Each reply's value is
+ * a list of struct listed; after those of status 100 comes one that is the last. If there are more
+ * keys than that (FLAG_WATCH), they come after the last that was told. */
 static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
                       const void *after, size_t after_bytes, uint64_t limit)
 {
-    struct listing *l = allocate(sizeof *l);
-    l->next = n->listings;
-    n->listings = l;
+    struct listing *l = allocate(sizeof *l), **at = &n->listings;
+    while (*at)
+        at = &(*at)->next;
+    *at = l;
     l->client = client;
     l->limit = limit;
-    l->deadline = n->now + 20 * SECOND;
+    l->deadline = n->now + LISTING_WAIT;
     bytes_append(&l->prefix, prefix, prefix_bytes);
     bytes_append(&l->after, after, after_bytes);
     n->requests++;
-    l->failed = n->self < 0 || !n->has_lease;
-    if (l->failed)
-        listing_end(n, l);
-    else
-        listing_ask(n, l);
+    listings_tick(n);
 }
 
-/* When nothing is under way any more, the page is whole, or goes on behind what was told so far. */
+/* When nothing of a page is under way any more, it is told, and the next is asked for. */
 static void listing_go_on(struct node *n, struct listing *l)
 {
     if (l->reads)
@@ -3082,6 +3123,7 @@ static void listing_go_on(struct node *n, struct listing *l)
     if (l->failed || !l->more || l->count >= l->limit) {
         listing_end(n, l);
     } else {
+        listing_tell(n, l, 100);
         bytes_swap(&l->after, &l->bound);
         listing_ask(n, l);
     }
@@ -3094,7 +3136,7 @@ static void listing_add(struct node *n, struct listing *l, const struct listed *
     if (quorum(n, partition, same) && !(e->expiry && e->expiry <= node_date(n))) {
         bool live = !(e->flags & FLAG_TOMBSTONE);
         if (live)
-            listed_append(&l->result, e, e->key);
+            listed_append(&l->page, e, e->key);
         l->count += live;
         return;
     }
@@ -3115,7 +3157,7 @@ static void listing_read(struct node *n, const struct request *q, const struct m
     e.expiry = result->expiry;
     e.value_bytes = result->value_bytes;
     if (result->status == 200)
-        listed_append(&l->result, &e, message_body(q->m).key);
+        listed_append(&l->page, &e, message_body(q->m).key);
     l->count += result->status == 200;
     l->failed |= result->status != 200 && result->status != 404;
     l->reads--;
@@ -3126,6 +3168,7 @@ static void listing_merge(struct node *n, struct listing *l)
 {
     size_t count;
     const struct listed **all = list_sort(&l->lists, &count);
+    l->op = 0;
     l->reads++; /* so that the page does not end before it is whole */
     for (size_t i = 0, next; i < count; i = next) {
         const struct listed *e = all[i];
@@ -3152,45 +3195,32 @@ static void listing_merge(struct node *n, struct listing *l)
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
 {
     struct listing *l = n->listings;
-    while (l && (l->op != m->op || l->left == 0))
+    while (l && (!l->op || l->op != m->op))
         l = l->next;
     int index = member_index(n->view, from->id);
-    if (!l || index < 0 || m->partition >= PARTITIONS || l->told[m->partition] >> index & 1)
+    if (!l || index < 0 || m->partition != VIEWS_PARTITION || l->told >> index & 1)
         return;
     struct bytes list = message_value(m);
     const struct listed *e, *last = NULL;
-    for (size_t at = 0; (e = list_next(&list, &at)); last = e) {
+    for (size_t at = 0; (e = list_next(&list, &at));) {
         struct listed copy = *e;
         copy.member = (uint8_t)index;
         listed_append(&l->lists, &copy, e->key);
+        if (!last || key_compare(e->key, e->key_bytes, last->key, last->key_bytes) > 0)
+            last = e;
     }
     if (last && m->flags & FLAG_WATCH &&
         (!l->more || key_compare(last->key, last->key_bytes, l->bound.data, l->bound.count) < 0)) {
         l->more = true;
         bytes_set(&l->bound, last->key, last->key_bytes);
     }
-    bool was = quorum(n, m->partition, l->told[m->partition]);
     l->due = n->now + 5 * STEP_TIME;
-    l->told[m->partition] |= UINT64_C(1) << index;
-    l->left -= !was && quorum(n, m->partition, l->told[m->partition]);
-    if (l->left == 0)
+    l->told |= UINT64_C(1) << index;
+    bool whole = true;
+    for (uint16_t p = 0; p < PARTITIONS && whole; p++)
+        whole = quorum(n, p, l->told);
+    if (whole)
         listing_merge(n, l);
-}
-
-/* Lists that did not come, as in a new view, are asked for again: all, as they must be of one view. */
-static void listings_tick(struct node *n)
-{
-    for (struct listing *l = n->listings, *next; l; l = next) {
-        next = l->next;
-        if (l->left == 0)
-            continue; /* its reads have deadlines of their own */
-        if (l->deadline <= n->now) {
-            l->failed = true;
-            listing_end(n, l);
-        } else if (l->due <= n->now) {
-            listing_ask(n, l);
-        }
-    }
 }
 
 /* === 16 Cleaning ================================================================================
@@ -4838,12 +4868,14 @@ static void answer_key(struct call *c)
 
 static void answer_list(struct call *c)
 {
-    struct bytes *prefix = &c->body; /* a listing has no body */
-    bytes_append(prefix, c->key.data, c->key.count);
-    bytes_append(prefix, c->query.prefix.data, c->query.prefix.count);
+    struct bytes prefix = {0};
+    bytes_append(&prefix, c->key.data, c->key.count);
+    bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
+    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
     call_suspend(c);
-    node_list(c->server->node, c, prefix->data, prefix->count, c->query.after.data,
+    node_list(c->server->node, c, prefix.data, prefix.count, c->query.after.data,
               c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
+    bytes_free(&prefix);
 }
 
 static void answer_health(struct call *c)
@@ -5046,9 +5078,10 @@ static void reply_list(struct call *c, const struct message *m)
     struct bytes list = message_value(m);
     const struct listed *e, *last = NULL;
     char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES] = "", prefix[KEY_TEXT_BYTES];
-    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
     for (size_t at = 0; (e = list_next(&list, &at)); last = e)
         print_listed(&c->body, c, e);
+    if (m->status == 100)
+        return;
     if (last)
         percent_encode(after, last->key, last->key_bytes);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
@@ -5089,7 +5122,8 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     struct call *c = client;
     char etag[40];
     (void)n;
-    c->body.count = 0;
+    if (c->route != ROUTE_LIST || m->status == 503)
+        c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
     if (refusals[m->status])
         call_tell(c, m->status, "%s", refusals[m->status]);
@@ -5103,7 +5137,8 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         reply_write(c, m);
     if (m->modified && (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         call_header(c, "ETag", "%s", etag);
-    call_resume(c);
+    if (m->status != 100) /* else a part of a listing */
+        call_resume(c);
 }
 
 /* The core's hook, asked now and then: a suspended connection does not notice that its client left. */

@@ -1301,6 +1301,38 @@ START_TEST(test_a_long_list_comes_in_pages_of_a_thousand)
 }
 END_TEST
 
+static void list_put_long_names(void *context, int index)
+{
+    char rest[900] = "";
+    memset(rest, 'x', sizeof rest - 1);
+    for (int i = index; i < LONG_LIST; i += 8)
+        put(at(*(int *)context), own(text("l/%05d%s", i, rest)), "");
+}
+
+START_TEST(test_many_listings_at_once_hold_up_nobody)
+{
+    enum { LISTINGS = 40 };
+    int target = THREE, fds[LISTINGS];
+    crowd(8, list_put_long_names, &target);
+    put_etag(THREE, own("served"), "soon");
+    for (int i = 0; i < LISTINGS; i++) {
+        fds[i] = raw_connect(three->nodes[0].port);
+        raw_print(fds[i], "GET %s?limit=100000 HTTP/1.1\r\nHost: x\r\n\r\n", own("l/"));
+    }
+    for (int i = 0; i < 20; i++) {
+        double asked = now();
+        has_value(THREE, own("served"), "soon");
+        ck_assert_double_lt(now() - asked, 0.7 * slowness());
+    }
+    for (int i = 0; i < LISTINGS; i++) {
+        struct response r = raw_receive(fds[i], 30 * slowness());
+        ck_assert_msg(r.status == 200, "listing %d: %d %s", i, r.status, r.error);
+        ck_assert_uint_gt(r.body_bytes, LONG_LIST * 900);
+        close(fds[i]);
+    }
+}
+END_TEST
+
 START_TEST(test_json_tells_more_of_each_key)
 {
     put_etag(_i, own("j/a"), "12345");
@@ -2718,6 +2750,7 @@ static const struct entry *entries(size_t *count)
     EACH("listings", test_pages_make_the_whole_list);
     EACH("listings", test_what_is_deleted_or_expired_is_not_listed);
     EACH("listings", test_a_long_list_comes_in_pages_of_a_thousand);
+    ONCE("listings", test_many_listings_at_once_hold_up_nobody);
     EACH("listings", test_json_tells_more_of_each_key);
     EACH("listings", test_restic_lists_names_and_sizes);
     EACH("listings", test_bad_listings_are_refused);

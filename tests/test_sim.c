@@ -34,6 +34,8 @@ enum {
     ANSWERS_MAX = 24,
     ROUND_WRITES_MAX = 5,
     LIST_PAGE_KEYS = 3,
+    LISTING_PAGE_KEYS = 2,
+    LISTINGS_MAX = 1,
     PULL_BYTES_MAX = 2000,
     SYNCS_MAX = 4,
     REPAIRS_MAX = 4,
@@ -66,6 +68,8 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define CONTENDED_TIME     SECOND
 #define CONTENDED_TIME_MAX (64 * SECOND)
 #define WATCH_TIME         (5 * SECOND)
+#define LISTING_TIME       (20 * SECOND)
+#define LISTING_WAIT       (20 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
 #define RULE(number) (broken_rule != (number))
@@ -186,6 +190,7 @@ struct plan {
     uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
     bool crowded; /* all keys in one partition; in the end only the first is written, for long */
+    bool heaped;  /* listed keys are in few partitions: a page of a listing has not all of one */
 };
 
 enum key_kind { REGISTER, COUNTER, MORTAL, ONE, LISTED };
@@ -957,6 +962,7 @@ static void op_write_answered(struct op *op, const struct message *m)
     op_end(op, true);
 }
 
+static void listing_heard(struct op *op, const struct message *m);
 static void listing_answered(struct op *op, const struct message *m);
 
 static void op_answered(struct op *op, const struct message *m, bool repeat)
@@ -986,6 +992,11 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
     struct try *t = client;
     if (h->node != n)
         return;
+    if (m->status == 100) { /* more of the listing comes */
+        if (t->op)
+            listing_heard(t->op, m);
+        return;
+    }
     struct try **at = &h->tries;
     while (*at && *at != t)
         at = &(*at)->next;
@@ -1077,14 +1088,16 @@ static void op_send(struct op *op)
     op->tries++;
     uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
     event_at(w.now + 20 + below(200), ARRIVE, h, t, 0);
-    client_wakes(op->client, w.now + patience + op->wait + op->listing * 20 * SECOND, TIMEOUT);
+    client_wakes(op->client,
+                 w.now + patience + op->wait + op->listing * (LISTING_WAIT + LISTING_TIME),
+                 TIMEOUT);
 }
 
 /* The request is there. */
 static void try_arrive(struct host *h, struct try *t)
 {
     struct node *n = h->node;
-    uint64_t time = t->m.type == M_LIST ? 20 * SECOND + REQUEST_TIME : REQUEST_TIME;
+    uint64_t time = t->m.type == M_LIST ? LISTING_WAIT + LISTING_TIME + REQUEST_TIME : REQUEST_TIME;
     t->deadline = w.now + time + t->wait + 100 * MS;
     t->paused_time = h->paused_time;
     t->next = h->tries;
@@ -1241,17 +1254,12 @@ static void client_begins(struct client *c)
     op_send(op);
 }
 
-/* Pages until there are no more; then all keys that were there the whole time must be there once,
- * in order, and none that was gone before. */
-static void listing_answered(struct op *op, const struct message *m)
+/* A part of a listing: in order, and after what was told before. */
+static void listing_heard(struct op *op, const struct message *m)
 {
-    if (m->status != 200) {
-        op_end(op, false);
-        return;
-    }
     struct bytes list = message_value(m);
-    const struct listed *l, *last = NULL;
-    for (size_t at = 0; (l = list_next(&list, &at)); last = l) {
+    const struct listed *l;
+    for (size_t at = 0; (l = list_next(&list, &at));) {
         char name[24] = "";
         memcpy(name, l->key, min_u64(l->key_bytes, sizeof name - 1));
         if (op->found.count &&
@@ -1259,8 +1267,19 @@ static void listing_answered(struct op *op, const struct message *m)
             violation("a listing told %s out of order", name);
         bytes_append(&op->found, name, sizeof name);
     }
+}
+
+/* Pages until there are no more; then all keys that were there the whole time must be there once. */
+static void listing_answered(struct op *op, const struct message *m)
+{
+    if (m->status != 200) {
+        op_end(op, false);
+        return;
+    }
+    listing_heard(op, m);
     if (m->flags & FLAG_WATCH) {
-        bytes_set(&op->after, last->key, last->key_bytes);
+        const char *last = (char *)op->found.data + op->found.count - 24;
+        bytes_set(&op->after, last, strlen(last));
         op_send(op);
         return;
     }
@@ -1934,6 +1953,7 @@ static void plan_make(const struct mix *mix)
     p->built_by_joins = chance(300);
     p->zones = chance(200);
     p->patient = chance(400);
+    p->heaped = chance(500);
     sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
     if (mix->shape)
         mix->shape(p);
@@ -1958,12 +1978,11 @@ static void keys_make(void)
             k->kind = REGISTER;
         if (i == 0 && w.plan.crowded)
             k->kind = REGISTER;
-        unsigned number = i;
-        do {
-            snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u" : "k%02u", number);
-            number += 100;
-        } while (w.plan.crowded && key_partition(k->name, strlen(k->name)) !=
-                                       key_partition(w.keys[0].name, strlen(w.keys[0].name)));
+        unsigned of = w.plan.crowded ? PARTITIONS : w.plan.heaped ? PARTITIONS / 2 : 1, j = 0;
+        do
+            snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u-%u" : "k%02u-%u", i, j++);
+        while ((w.plan.crowded || k->kind == LISTED) &&
+               key_partition(k->name, strlen(k->name)) % of);
     }
 }
 
