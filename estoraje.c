@@ -3910,7 +3910,7 @@ struct server {
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
-    uint64_t next_tick;
+    uint64_t ticked_at;
 };
 
 /* One of the two POSTs to a peer. */
@@ -5473,14 +5473,15 @@ static void server_turn(struct server *s)
     /* 0: it read a part of what came, epoll is silent of the rest */
     MHD_UNSIGNED_LONG_LONG ready_ms;
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
-    curl_multi_poll(s->multi, files, 2, ready ? 0 : node_is_restless(s->node) ? 2 : TICK_MS, NULL);
+    int tick_ms = node_is_restless(s->node) ? 1 : TICK_MS; /* not each turn: a tick looks at much */
+    curl_multi_poll(s->multi, files, 2, ready ? 0 : tick_ms, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
     s->resumed = false;
     disk_events(s);
     MHD_run(s->daemon);
-    if (s->next_tick <= s->node->now || node_is_restless(s->node)) {
-        s->next_tick = s->node->now + TICK_MS * MS;
+    if (s->ticked_at + (uint64_t)tick_ms * MS <= s->node->now) {
+        s->ticked_at = s->node->now;
         node_tick(s->node, s->node->now, s->node->wall);
         channels_check(s);
     }
