@@ -768,11 +768,11 @@ static bool clock_raise(struct node *n, uint64_t time)
 }
 
 /* The latest date that a node's wall clock shows, as far as it was heard here: what expiry goes by.
- * Not the clock, which a client may push ahead by the time when its write was made: that would end
- * the time of other keys. */
+ * Not its own clock alone (R22); nor the hybrid one, which a client may push ahead by the time when
+ * its write was made: that would end the time of other keys. */
 static uint64_t node_date(const struct node *n)
 {
-    return max_u64(n->wall, n->date);
+    return RULE(22) ? max_u64(n->wall, n->date) : n->wall;
 }
 
 /* A time that this node never gave before: ballots and ops are made of it. */
@@ -2676,9 +2676,11 @@ static void lease_tick(struct node *n)
     n->lease_at = n->now;
     if (n->has_lease) {
         n->catch_up_until = n->now + 10 * n->lease;
+        say(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
     } else {
         n->counters.lease_expirations++;
-        say(LEVEL_WARN, "lease lost", "epoch=%" PRIu64, n->view->epoch);
+        say(LEVEL_WARN, n->gone ? "no member any more" : "lease lost", "epoch=%" PRIu64,
+            n->view->epoch);
     }
 }
 
@@ -3922,6 +3924,7 @@ struct channel {
     struct bytes sending;
     size_t sent;
     uint64_t opened_at, retry_at;
+    bool told; /* that it does not work */
 };
 
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
@@ -4036,8 +4039,12 @@ static void channels_check(struct server *s)
         long code = 0;
         curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
-        if (code == 401)
-            say(LEVEL_ERROR, "a peer refuses our secret", "peer=%s", c->peer->address);
+        /* Once for each time that it worked, not with each try. */
+        if (!c->told || c->opened_at + 2 * SECOND < s->node->now)
+            say(LEVEL_WARN, code == 401 ? "a peer refuses our secret" : "no link to a peer",
+                "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
+                curl_easy_strerror(done->data.result));
+        c->told = true;
         channel_close(c);
         forwards_due(s->node, c->peer);
     }
@@ -4178,13 +4185,16 @@ static void print_page(struct bytes *out, const struct server *s)
     bytes_append(out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
 }
 
-/* A name's first sample is led in by what it means. What is called a total is a counter. */
-static void print_sample(struct bytes *out, const char *name, const char *labels, const char *help,
-                         double value)
+/* What a name means, before its first sample, and also if there is none. A total is a counter. */
+static void print_help(struct bytes *out, const char *name, const char *help)
 {
     const char *type = strstr(name, "_total") ? "counter" : "gauge";
     if (help)
         bytes_print(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void print_sample(struct bytes *out, const char *name, const char *labels, double value)
+{
     bytes_print(out, "%s%s %.15g\n", name, labels, value);
 }
 
@@ -4201,23 +4211,21 @@ static void print_histogram(struct bytes *out, const char *name, const char *lab
                     histogram_bounds[i] * unit, count += h->buckets[i]);
     count += h->buckets[BOUNDS];
     bytes_print(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, count);
-    bytes_print(out, "%s_sum%s%s%s %.15g\n", name, left, label, right, h->sum * unit);
+    bytes_print(out, "%s_sum%s%s%s %.12g\n", name, left, label, right, h->sum * unit);
     bytes_print(out, "%s_count%s%s%s %" PRIu64 "\n", name, left, label, right, count);
 }
 
 static void print_requests(struct bytes *out, const struct server *s)
 {
-    const char *help = "Requests answered.",
-               *wait = "From a request's headers to its answer's end.";
+    const char *wait = "From a request's headers to its answer's end.";
     char labels[64];
+    print_help(out, "estoraje_http_requests_total", "Requests answered.");
     for (int m = 0; m < METHODS; m++)
-        for (int code = 0; code < CODES; code++)
-            if (s->answers[m][code]) {
-                snprintf(labels, sizeof labels, "{method=\"%s\",code=\"%d\"}", methods[m], code);
-                print_sample(out, "estoraje_http_requests_total", labels, help,
-                             s->answers[m][code]);
-                help = NULL;
-            }
+        for (int code = 0; code < CODES; code++) {
+            snprintf(labels, sizeof labels, "{method=\"%s\",code=\"%d\"}", methods[m], code);
+            if (s->answers[m][code] || code == 200)
+                print_sample(out, "estoraje_http_requests_total", labels, s->answers[m][code]);
+        }
     for (int m = 0; m < METHODS; m++) {
         snprintf(labels, sizeof labels, "method=\"%s\"", methods[m]);
         print_histogram(out, "estoraje_http_request_duration_seconds", labels, m ? NULL : wait, 1,
@@ -4236,7 +4244,7 @@ static void print_peers(struct bytes *out, const struct node *n)
         {"estoraje_peer_messages_total", ",direction=\"out\"", NULL},
     };
     for (int row = 0; row < 4; row++) {
-        const char *help = rows[row].help;
+        print_help(out, rows[row].name, rows[row].help);
         for (uint32_t i = 0; i < members_count(n); i++) {
             const struct peer *p = n->member_peer[i];
             double values[] = {peer_is_live(n, p), (double)p->clock_offset / 1e6, p->messages_in,
@@ -4245,8 +4253,7 @@ static void print_peers(struct bytes *out, const struct node *n)
             if (p == n->self_peer)
                 continue;
             snprintf(labels, sizeof labels, "{peer=\"%s\"%s}", p->address, rows[row].more);
-            print_sample(out, rows[row].name, labels, help, values[row]);
-            help = NULL;
+            print_sample(out, rows[row].name, labels, values[row]);
         }
     }
 }
@@ -4306,8 +4313,10 @@ static void print_metrics(struct bytes *out, const struct server *s)
         {"process_resident_memory_bytes", "", "Memory in use.", memory},
         {"process_open_fds", "", "Open files.", files},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        print_sample(out, rows[i].name, rows[i].labels, rows[i].help, rows[i].value);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        print_help(out, rows[i].name, rows[i].help);
+        print_sample(out, rows[i].name, rows[i].labels, rows[i].value);
+    }
     print_histogram(out, "estoraje_fsync_duration_seconds", "",
                     "Making a batch of the log durable.", 1, &s->fsync_seconds);
     print_histogram(out, "estoraje_batch_records", "", "Records in a batch of the log.", BATCH_UNIT,
@@ -4517,7 +4526,7 @@ static bool parse_number(const char *text, int kind, uint64_t *value)
 static bool setting_parse(const struct setting *s, void *to, char *text, size_t bytes)
 {
     void *field = (char *)to + s->offset;
-    uint64_t *number = field;
+    uint64_t *number = field, place;
     char *end;
     if (s->kind != KEY && strlen(text) != bytes)
         return false; /* a NUL would hide the rest */
@@ -4526,8 +4535,9 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
         *(const char **)field = text;
         return true;
     case FLAG:
-        *(bool *)field = strcmp(text, "0") != 0;
-        return true;
+        place = choice_find("1|true|yes|on|0|false|no|off", text);
+        *(bool *)field = place <= 4;
+        return place > 0;
     case KEY:
         *(struct bytes *)field = (struct bytes){(uint8_t *)text, bytes, 0};
         return bytes <= KEY_BYTES_MAX;
@@ -5413,8 +5423,8 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
 static char *read_file(const char *path)
 {
     gnutls_datum_t text = {0};
-    if (path && gnutls_load_file(path, &text) < 0)
-        die("cannot read a file that an option names");
+    if (path && (gnutls_load_file(path, &text) < 0 || !text.size || strchr("\r\n", *text.data)))
+        error(1, 0, "cannot read the file '%s', or its first line is empty", path);
     return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
@@ -5529,9 +5539,9 @@ static const struct setting option_rows[] = {
     {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
     {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
     {.name = "weight", COUNT, "1 to 100", "1", "share of the keys", AT(weight), 1, WEIGHT_MAX},
-    {.name = "lease", MILLISECONDS, "MS", "2000", "of a silent node", AT(lease), 1, DAYS},
-    {.name = "evict-after", SECONDS, "SECONDS", "60", "a dead node goes", AT(evict_after), 1, DAYS},
-    {.name = "max-value", BYTES, "BYTES", "64M", "the largest value", AT(max_value), 1, 1 << 30},
+    {.name = "lease", MILLISECONDS, "MS", "2000", "of a node, to 30d", AT(lease), 1, DAYS},
+    {.name = "evict-after", SECONDS, "SECONDS", "60", "silent, to 30d", AT(evict_after), 1, DAYS},
+    {.name = "max-value", BYTES, "BYTES", "64M", "of a value, to 1G", AT(max_value), 1, 1 << 30},
     {.name = "memory", BYTES, "BYTES", "1G", "most bodies in flight", AT(memory), 1, INT64_MAX},
     {.name = "sync", CHOICE, "always|none", "always", "none: writes may be lost", AT(sync)},
     {.name = "secret-file", TEXT, "FILE", NULL, "a secret that all nodes share", AT(secret_file)},
@@ -5553,17 +5563,22 @@ static const char help[] =
     "Store: curl -T file http://127.0.0.1:8001/key\nRead: curl http://127.0.0.1:8001/key\n"
     "Status: /_status /_ring /_metrics";
 
-static void option_set(struct options *o, const struct setting *s, char *value)
+/* `name`: where the value is from. */
+static void option_set(struct options *o, const struct setting *s, const char *name, char *value)
 {
     if (!setting_parse(s, o, value, strlen(value)))
-        error(2, 0, "--%s needs %s, not '%s'", s->name, s->argument, value);
+        error(2, 0, "%s needs %s (%s), not '%s'", name, s->argument ? s->argument : "1 or 0",
+              s->help, value);
 }
 
 static error_t option_parse(int key, char *value, struct argp_state *state)
 {
     if (key < OPTION_KEY || key >= OPTION_KEY + OPTIONS)
         return ARGP_ERR_UNKNOWN;
-    option_set(state->input, &option_rows[key - OPTION_KEY], value ? value : (char[]){"1"});
+    const struct setting *s = &option_rows[key - OPTION_KEY];
+    char name[64];
+    snprintf(name, sizeof name, "--%s", s->name);
+    option_set(state->input, s, name, value ? value : (char[]){"1"});
     return 0;
 }
 
@@ -5574,7 +5589,10 @@ static void options_check(struct options *o)
     log_level = (enum log_level)(o->log_level - 1);
     if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
         error(2, 0, "--listen and --advertise need ADDR:PORT, with a numeric address");
-    if (o->join && !strchr(o->join, ':'))
+    if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
+        say(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise", "address=%s",
+            o->advertise);
+    if (o->join && (*o->join == ':' || !strchr(o->join, ':')))
         error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
     if (strlen(o->zone) >= ZONE_BYTES || strpbrk(o->zone, "\"\\\n\t"))
         error(2, 0, "--zone has at most 15 bytes, without quotes");
@@ -5597,9 +5615,10 @@ static void options_read(struct options *o, int count, char **arguments)
         snprintf(name, sizeof name, "ESTORAJE_%s", s->name);
         for (char *at = name; *at; at++)
             *at = *at == '-' ? '_' : (char)toupper((unsigned char)*at);
-        value = getenv(name) ? getenv(name) : standard;
+        value = getenv(name);
+        value = value && *value ? value : standard;
         if (value)
-            option_set(o, s, value);
+            option_set(o, s, name, value);
     }
     argp_program_version = "estoraje " VERSION;
     argp_err_exit_status = 2;

@@ -2064,6 +2064,22 @@ START_TEST(test_metrics_please_promtool)
 }
 END_TEST
 
+START_TEST(test_all_metrics_are_there_from_the_start)
+{
+    static const char *const names[] = {"http_requests_total", "peer_up", "peer_messages_total",
+                                        "clock_offset_seconds"};
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    node_start(c, 0);
+    struct response r = {0};
+    AWAIT((r = get(c->nodes[0].url, "/_metrics")).status == 200, 10);
+    for (int i = 0; i < 4; i++)
+        ck_assert_msg(strstr(r.body, text("\n# TYPE estoraje_%s ", names[i])), "no %s", names[i]);
+    ck_assert_ptr_nonnull(strstr(r.body, "requests_total{method=\"PUT\",code=\"200\"} 0\n"));
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_metrics_count_requests_and_keys)
 {
     const struct node *n = &alone->nodes[0];
@@ -2124,6 +2140,13 @@ static char *fresh(const char *name)
     return in_folder(harness_folder(), "%s-%d", name, (int)getpid());
 }
 
+static char *secret_file(const char *name, const char *secret)
+{
+    char *path = fresh(name);
+    file_write(path, secret, strlen(secret));
+    return path;
+}
+
 START_TEST(test_wrong_usage_is_2_and_says_why)
 {
     char *data = fresh("data"), *port = text("127.0.0.1:%d", free_port());
@@ -2139,11 +2162,15 @@ START_TEST(test_wrong_usage_is_2_and_says_why)
         text("--listen %s --data %s --bootstrap --log-level loud", port, data),
         text("--listen %s --data %s --join nonsense", port, data),
         text("--listen %s --data %s --bootstrap stray", port, data),
+        text("--listen %s --data %s --join :", port, data),
+        text("--listen ::1:8001 --data %s --bootstrap", data),
         text("--listen %s --data %s --bootstrap --secret-file %s/none", port, data, data),
+        text("--listen %s --data %s --bootstrap --secret-file %s", port, data,
+             secret_file("blank", "\n")),
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct output o = run(10, "exec %s %s", binary(), lines[i]);
-        ck_assert_msg(o.status == 2 || (i == 11 && o.status == 1), "%s: %d %s", lines[i], o.status,
+        ck_assert_msg(o.status == 2 || (i >= 13 && o.status == 1), "%s: %d %s", lines[i], o.status,
                       o.text);
         ck_assert_uint_gt(strlen(o.text), 10);
     }
@@ -2203,10 +2230,15 @@ START_TEST(test_options_can_come_from_the_environment)
     ck_assert_int_eq(put(n->url, "/k", letters(1025)).status, 413);
     ck_assert_int_eq(put(n->url, "/k", letters(1024)).status, 201);
     cluster_stop(c);
-    struct output o =
-        run(10, "ESTORAJE_REPLICAS=x exec %s --listen 127.0.0.1:%d --data %s --bootstrap", binary(),
-            free_port(), fresh("data"));
-    ck_assert_int_eq(o.status, 2);
+    static const char *const wrong[] = {"REPLICAS=x", "BOOTSTRAP=perhaps",
+                                        "BOOTSTRAP=", "BOOTSTRAP=no"};
+    for (int i = 0; i < 4; i++) {
+        struct output o =
+            run(10, "ESTORAJE_VERSION=7 ESTORAJE_%s exec %s --listen 127.0.0.1:%d --data %s",
+                wrong[i], binary(), free_port(), fresh("data"));
+        ck_assert_msg(o.status == 2 && (i > 1 || strstr(o.text, "ESTORAJE_")), "%s: %d %s",
+                      wrong[i], o.status, o.text);
+    }
 }
 END_TEST
 
@@ -2485,13 +2517,6 @@ START_TEST(test_systemd_is_told_ready_and_stopping)
 END_TEST
 
 /* ================================ secret ================================ */
-
-static char *secret_file(const char *name, const char *secret)
-{
-    char *path = fresh(name);
-    file_write(path, secret, strlen(secret));
-    return path;
-}
 
 START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
 {
@@ -2788,6 +2813,7 @@ static const struct entry *entries(size_t *count)
     ONCE("reserved", test_nothing_dangerous_is_reached_through_nginx);
     ONCE("reserved", test_the_last_member_cannot_leave);
     EACH("metrics", test_metrics_please_promtool);
+    ONCE("metrics", test_all_metrics_are_there_from_the_start);
     ONCE("metrics", test_metrics_count_requests_and_keys);
     ONCE("options", test_wrong_usage_is_2_and_says_why);
     ONCE("options", test_an_empty_folder_needs_bootstrap_or_join);
