@@ -1032,7 +1032,7 @@ static void waiting_append(struct bytes *queue, const struct peer *peer, uint64_
 static const struct waiting *waiting_next(const struct bytes *queue, const struct waiting *last)
 {
     const uint8_t *at = last ? (const uint8_t *)&last->message + last->message.bytes : queue->data;
-    return at < queue->data + queue->count ? (const struct waiting *)at : NULL;
+    return at && at < queue->data + queue->count ? (const struct waiting *)at : NULL;
 }
 
 /* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
