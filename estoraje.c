@@ -504,6 +504,7 @@ enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the ke
 /* A client's request, or one that a peer forwarded. */
 struct request {
     struct request *next;
+    struct request *last;    /* of a list, known by its first, so that a hot key's is not walked */
     struct message *m;       /* as M_FORWARD; owned */
     void *client;            /* of this node; null if origin is set, or nobody is told */
     struct peer *origin;     /* that forwarded it, as its op m->op */
@@ -1492,18 +1493,25 @@ static void request_free(struct request *q)
     free(q);
 }
 
+/* Adds a request, or a list of them, at the end. */
 static void requests_push(struct request **list, struct request *q)
 {
-    while (*list)
-        list = &(*list)->next;
-    *list = q;
+    if (!*list) {
+        *list = q;
+    } else if (q) {
+        (*list)->last->next = q;
+        (*list)->last = q->last;
+    }
 }
 
 static struct request *requests_pop(struct request **list)
 {
     struct request *q = *list;
     *list = q->next;
+    if (*list)
+        (*list)->last = q->last;
     q->next = NULL;
+    q->last = q;
     return q;
 }
 
@@ -1523,11 +1531,14 @@ static void request_fail(struct node *n, struct request *q, uint16_t status)
 
 static void requests_expire(struct node *n, struct request **list)
 {
-    while (*list) {
-        if ((*list)->deadline > n->now)
-            list = &(*list)->next;
+    struct request *all = *list;
+    *list = NULL;
+    while (all) {
+        struct request *q = requests_pop(&all);
+        if (q->deadline > n->now)
+            requests_push(list, q);
         else
-            request_fail(n, requests_pop(list), 503);
+            request_fail(n, q, 503);
     }
 }
 
@@ -1673,16 +1684,18 @@ static void round_forward(struct node *n, struct round *r)
     if (n->partitions[r->partition].contended_until <= n->now || first < 0 || first == n->self ||
         r->partition == VIEWS_PARTITION)
         return;
-    for (struct request **at = &r->waiting; *at;) {
-        struct request *q = *at;
+    struct request *all = r->waiting;
+    r->waiting = NULL;
+    while (all) {
+        struct request *q = requests_pop(&all);
         if (!is_write(q) || q->origin || q->sent_to) {
-            at = &q->next;
+            requests_push(&r->waiting, q);
             continue;
         }
         struct round *f = round_make(n, r->partition, r->key, r->key_bytes, false);
         f->state = ROUND_FORWARD;
         f->due = n->now + FORWARD_TIME + q->m->value_bytes / BYTES_PER_US;
-        f->taken = requests_pop(at);
+        f->taken = q;
         q->sent_to = n->member_peer[first];
         q->m->op = f->op;
         /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
@@ -2314,6 +2327,7 @@ static struct request *request_make(struct node *n, const struct message *m,
 {
     struct request *q = allocate(sizeof *q);
     struct bytes copy = {0};
+    q->last = q;
     q->m = message_append(&copy, m, body);
     q->deadline = n->now + REQUEST_TIME + m->value_bytes / BYTES_PER_US;
     return q;
