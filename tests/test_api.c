@@ -1585,6 +1585,17 @@ START_TEST(test_a_write_made_a_little_ahead_takes_no_time_from_other_keys)
 }
 END_TEST
 
+START_TEST(test_answers_unknown_put_no_node_aside)
+{
+    put_etag(_i, own("k"), "v");
+    for (int i = 0; i < 8; i++) {
+        ask(_i, 503, "PUT", own("old"), idempotency(75, text("o%d", i), true), "v");
+        for (int j = 0; j < 4; j++)
+            has_value(_i, own("k"), "v");
+    }
+}
+END_TEST
+
 START_TEST(test_malformed_idempotency_keys_are_refused)
 {
     char *ahead = idempotency(-60, "a", false);
@@ -2789,6 +2800,7 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_the_same_key_on_another_request_is_another_write);
     EACH("retries", test_a_repeat_after_a_minute_is_unknown_and_not_applied);
     EACH("retries", test_a_write_made_a_little_ahead_takes_no_time_from_other_keys);
+    EACH("retries", test_answers_unknown_put_no_node_aside);
     EACH("retries", test_malformed_idempotency_keys_are_refused);
     EACH("retries", test_consistency_one_ignores_idempotency_keys);
     EACH("errors", test_unknown_or_misplaced_parameters_are_refused);
