@@ -13,14 +13,17 @@ static struct {
     char *name, *value;
 } fields[FIELDS_MAX];
 static int fields_count, answered_status;
+static char buffer[1 << 16]; /* as libmicrohttpd's, where two NULs stand for a line's end */
+static union MHD_ConnectionInfo header_size;
 
 static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                               const char *name);
 static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                        MHD_KeyValueIteratorN each, void *arg);
 
-#define MHD_lookup_connection_value field_find
-#define MHD_get_connection_values_n fields_each
+#define MHD_lookup_connection_value               field_find
+#define MHD_get_connection_values_n               fields_each
+#define MHD_get_connection_info(connection, kind) (&header_size)
 #define MHD_suspend_connection(connection)
 #define MHD_resume_connection(connection)
 #define MHD_queue_response(connection, status, response) (answered_status = (int)(status), MHD_YES)
@@ -44,8 +47,9 @@ static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kin
 {
     (void)connection;
     for (int i = 0; i < fields_count; i++)
-        each(arg, kind, fields[i].name, strlen(fields[i].name), fields[i].value,
-             strlen(fields[i].value));
+        if (each(arg, kind, fields[i].name, strlen(fields[i].name), fields[i].value,
+                 strlen(fields[i].value)) != MHD_YES)
+            return i;
     return fields_count;
 }
 
@@ -89,20 +93,33 @@ static char *line_take(char **text)
     return line;
 }
 
-static char *fields_take(char *text)
+/* Copies a line, and NULs behind it, to `at`; returns where the next begins, null if it is full. */
+static char *buffer_put(char *at, const char *line, size_t nuls)
+{
+    size_t bytes = strlen(line);
+    if (!at || bytes + nuls + 2 > (size_t)(buffer + sizeof buffer - at))
+        return NULL;
+    memcpy(at, line, bytes);
+    memset(at + bytes, 0, nuls);
+    return at + bytes + nuls;
+}
+
+/* Returns what follows the headers, and in `at` where they end. */
+static char *fields_take(char *text, char **at)
 {
     fields_count = 0;
     while (*text && *text != '\n' && fields_count < FIELDS_MAX) {
-        char *name = line_take(&text), *value = strchr(name, ':');
-        if (!value)
+        char *line = line_take(&text), *next = buffer_put(*at, line, 2), *colon = strchr(line, ':');
+        if (!colon || !next)
             continue;
-        *value++ = 0;
-        /* As in libmicrohttpd's buffer, where two NULs stand for the line's end. */
-        char *copy = allocate(strlen(value) + 3);
-        strcpy(copy, value);
-        fields[fields_count].name = name;
-        fields[fields_count++].value = copy;
+        fields[fields_count].name = *at;
+        colon = *at + (colon - line);
+        *colon++ = 0;
+        fields[fields_count++].value = colon + strspn(colon, " \t");
+        *at = next;
     }
+    memset(*at, 0, 2); /* buffer_put left room for it */
+    *at += 2;
     return *text ? text + 1 : text;
 }
 
@@ -127,11 +144,13 @@ static void request_do(char *text)
     if (!uri || uri[1] != '/')
         return;
     *uri++ = 0;
-    /* libmicrohttpd's buffer: the version stands behind the URI */
-    char line[2048];
-    snprintf(line, sizeof line, "%.2000s%c%s", uri, 0, "HTTP/1.1");
-    const char *version = line + strlen(line) + 1;
-    char *body = fields_take(text);
+    char *line = buffer_put(buffer, method, 1), *version = buffer_put(line, uri, 1),
+         *at = buffer_put(version, "HTTP/1.1", 2);
+    if (!at)
+        return;
+    method = buffer;
+    char *body = fields_take(text, &at);
+    header_size.header_size = (size_t)(at - buffer);
     size_t bytes = strlen(body), none = 0, left = bytes;
     struct call *c = http_uri(&server, line, NULL);
     void *arg = c;
@@ -153,8 +172,6 @@ static void request_do(char *text)
     if (go_on == MHD_YES)
         check(line, c);
     http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);
-    for (int i = 0; i < fields_count; i++)
-        free(fields[i].value);
     assert(server.calls_count == 0 && server.body_bytes == 0 && !server.calls);
 }
 
