@@ -4365,8 +4365,10 @@ static const char *unhealthy(const struct server *s)
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
-enum { HEAD_BYTES_MAX = 32 << 10 }; /* libmicrohttpd itself refuses eight times that, as HTML */
-#define UPLOAD_TIME (600 * SECOND)  /* the longest */
+/* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
+ * was ever used: it writes zeros to all that it may have. */
+enum { HEAD_BYTES_MAX = 32 << 10 };
+#define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
 struct query {
@@ -5456,7 +5458,7 @@ static void server_listen(struct server *s)
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)8 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
         o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (s->daemon)
