@@ -4380,7 +4380,9 @@ struct call {
     struct server *server;
     struct call *next; /* of the suspended */
     struct MHD_Connection *connection;
-    size_t uri_bytes; /* as it came */
+    size_t uri_bytes;        /* as it came */
+    const char *headers_end; /* as far as they are accounted for: the end of the last value */
+    unsigned headers_seen;   /* bit i: singles[i] */
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
     int method, route; /* indexes in methods and routes */
     bool close, restic, json;
@@ -4623,69 +4625,52 @@ static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_
 
 /* Of two of these, each reader could take another one. */
 static const char *const singles[] = {
-    "Content-Length", "Transfer-Encoding", "Host",           "If-Match",
-    "If-None-Match",  "Idempotency-Key",   "Estoraje-Retry", "Range",
-    "Content-Type",   "If-Range",          "Authorization"};
+    "Content-Length",  "Transfer-Encoding", "Host",  "If-Match",     "If-None-Match",
+    "Idempotency-Key", "Estoraje-Retry",    "Range", "Content-Type", "If-Range"};
 enum { LENGTH, CODING, HOST, SINGLES = sizeof singles / sizeof *singles };
-static const char gap[] = "ambiguous: no NUL, folded line or bare line feed may be in the headers";
-
-struct head_walk {
-    struct call *call;
-    const char *end; /* of the value before, or of the version */
-    unsigned seen;   /* bit i: singles[i] */
-};
+static const char gap[] = "a NUL, a folded line or a bare line feed is ambiguous";
 
 /* All that was read must be accounted for, byte by byte: where libmicrohttpd stopped at a NUL, or took
  * a folded line or a bare line feed, there is a gap. Blanks behind a value are cut off. */
 static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
                                    size_t name_bytes, const char *value, size_t value_bytes)
 {
-    struct head_walk *w = arg;
-    int i = 0;
+    struct call *c = arg;
+    unsigned i = 0;
     (void)kind;
     while (i < SINGLES && strcasecmp(name, singles[i]) != 0)
         i++;
-    bool follows = name == w->end + 2;
-    if (!follows || value != name + name_bytes + 1 + strspn(name + name_bytes + 1, " \t"))
-        call_tell(w->call, 400, gap);
-    else if (!name_bytes || strpbrk(name, " \t"))
-        call_tell(w->call, 400, "ambiguous: no white space may be before a header's colon");
-    else if (i < SINGLES && w->seen >> i & 1)
-        call_tell(w->call, 400, "ambiguous: %s may be there only once", singles[i]);
-    else if (i == LENGTH && (!*value || value[strspn(value, "0123456789")]))
-        call_tell(w->call, 400, "ambiguous: Content-Length must be a number");
-    else if (i == CODING && strcasecmp(value, "chunked") != 0)
-        call_tell(w->call, 400, "ambiguous: Transfer-Encoding must be chunked");
-    w->seen |= 1u << i;
-    w->end = value + value_bytes;
+    unsigned bit = 1u << (i == CODING ? LENGTH : i);
+    const char *fault =
+        name != c->headers_end + 2             ? gap
+        : !name_bytes || strpbrk(name, " \t")  ? "white space before the colon is ambiguous"
+        : i < SINGLES && c->headers_seen & bit ? "another, or another length, is ambiguous"
+        : i == LENGTH && (!*value || value[strspn(value, "0123456789")]) ? "it must be a number"
+        : i == CODING && strcasecmp(value, "chunked") != 0               ? "it must be chunked"
+                                                                         : NULL;
+    c->headers_seen |= bit;
+    c->headers_end = value + value_bytes;
     while (value_bytes && strchr(" \t", value[value_bytes - 1]))
         ((char *)value)[--value_bytes] = 0;
-    return w->call->response ? MHD_NO : MHD_YES;
+    return !fault || call_tell(c, 400, "header %.40s: %s", name, fault) ? MHD_YES : MHD_NO;
 }
 
 /* A request that two readers could read as two different ones is refused. */
 static bool call_wire(struct call *c, const char *method, const char *version)
 {
-    struct head_walk w = {.call = c, .end = version + strlen(version)};
     size_t bytes = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)
                        ->header_size;
-    if (bytes <= HEAD_BYTES_MAX)
-        MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, &w);
-    bool both = w.seen >> LENGTH & w.seen >> CODING & 1, host = w.seen >> HOST & 1;
-    bool tiles =
-        version == method + strlen(method) + c->uri_bytes + 2 && w.end + 4 == method + bytes;
-    bool fine =
-        (c->uri_bytes <= HEAD_BYTES_MAX / 2 ||
-         call_tell(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX)) &&
-        (bytes <= HEAD_BYTES_MAX ||
-         call_tell(c, 431, "the headers have at most %d bytes", HEAD_BYTES_MAX)) &&
-        !c->response && (tiles || call_tell(c, 400, gap)) &&
-        (!both || call_tell(c, 400,
-                            "ambiguous: both Content-Length and "
-                            "Transfer-Encoding tell where the body ends")) &&
-        (host || strcmp(version, "HTTP/1.0") == 0 || call_tell(c, 400, "a Host header is missing"));
-    c->close = !fine;
-    return fine;
+    c->headers_end = version + strlen(version);
+    MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, c);
+    bool whole = version == method + strlen(method) + c->uri_bytes + 2 &&
+                 c->headers_end + 4 == method + bytes;
+    bool host = c->headers_seen >> HOST & 1 || strcmp(version, "HTTP/1.0") == 0;
+    c->close = c->response || (!whole && !call_tell(c, 400, gap)) ||
+               (!host && !call_tell(c, 400, "a Host header is missing"));
+    return !c->close && (bytes <= HEAD_BYTES_MAX ||
+                         call_tell(c, c->uri_bytes > HEAD_BYTES_MAX / 2 ? 414 : 431,
+                                   "too large: a key has at most %d bytes, all headers %d",
+                                   KEY_BYTES_MAX, HEAD_BYTES_MAX));
 }
 
 #define QUERY(field) offsetof(struct query, field)
