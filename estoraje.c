@@ -4673,34 +4673,19 @@ static bool call_wire(struct call *c, const char *method, const char *version)
                                    KEY_BYTES_MAX, HEAD_BYTES_MAX));
 }
 
-#define QUERY(field) offsetof(struct query, field)
+#define QUERY(field) .offset = offsetof(struct query, field)
 enum { PARAMETER_BY };
 static const struct setting parameters[] = {
-    {.name = "by", SIGNED, "a 64-bit integer", .offset = QUERY(by), .methods = "POST"},
-    {.name = "op", CHOICE, "add", .offset = QUERY(op), .methods = "POST"},
-    {.name = "consistency",
-     CHOICE,
-     "quorum|one|all",
-     .offset = QUERY(consistency),
-     .methods = every},
-    {.name = "ttl",
-     SECONDS,
-     "a time above 0, as 500ms, 30s, 5m, 2h or 1d",
-     .offset = QUERY(ttl),
-     1,
-     INT64_MAX / 2,
+    {"by", SIGNED, "a 64-bit integer", QUERY(by), .methods = "POST"},
+    {"op", CHOICE, "add", QUERY(op), .methods = "POST"},
+    {"consistency", CHOICE, "quorum|one|all", QUERY(consistency), .methods = every},
+    {"ttl", SECONDS, "a time above 0, as 500ms, 30s, 5m, 2h or 1d", QUERY(ttl), 1, INT64_MAX / 2,
      storing},
-    {.name = "wait",
-     SECONDS,
-     "a time of at most 5m, as 30s",
-     .offset = QUERY(wait),
-     0,
-     300 * SECOND,
-     "GET"},
-    {.name = "limit", COUNT, "1 to 100000", .offset = QUERY(limit), 1, 100000, reading, ROUTE_LIST},
-    {.name = "after", KEY, "a key", .offset = QUERY(after), .methods = reading, ROUTE_LIST},
-    {.name = "prefix", KEY, "a key", .offset = QUERY(prefix), .methods = reading, ROUTE_LIST},
-    {.name = "create", CHOICE, "true", .offset = QUERY(create), .methods = "POST", ROUTE_CREATE},
+    {"wait", SECONDS, "a time of at most 5m, as 30s", QUERY(wait), 0, 300 * SECOND, "GET"},
+    {"limit", COUNT, "1 to 100000", QUERY(limit), 1, 100000, reading, ROUTE_LIST},
+    {"after", KEY, "a key", QUERY(after), .methods = reading, ROUTE_LIST},
+    {"prefix", KEY, "a key", QUERY(prefix), .methods = reading, ROUTE_LIST},
+    {"create", CHOICE, "true", QUERY(create), .methods = "POST", ROUTE_CREATE},
 };
 enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
@@ -4718,10 +4703,9 @@ static bool call_query(struct call *c, char *query)
         while (i < PARAMETERS && strcmp(parameters[i].name, part) != 0)
             i++;
         if (i == PARAMETERS || parameters[i].route != c->route ||
-            !strstr(parameters[i].methods, methods[c->method]))
-            return call_tell(c, 400, "parameter '%.40s' is unknown here", part);
-        if (seen >> i & 1)
-            return call_tell(c, 400, "parameter '%s' is there twice", part);
+            !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
+            return call_tell(c, 400, "parameter '%.40s' is %s", part,
+                             seen >> i & 1 ? "there twice" : "unknown here");
         if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
             return call_tell(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
