@@ -4946,9 +4946,6 @@ static void call_answer(struct call *c)
 /* Which key or page the path names, and whether it is for this client. */
 static bool call_route(struct call *c, char *path, bool queried)
 {
-    char *authority = *path != '/' ? strstr(path, "://") : NULL; /* as a proxy is asked */
-    if (authority)
-        path = authority + 3 + strcspn(authority + 3, "/");
     int bytes = *path == '/' ? percent_decode(++path) : -1;
     if (bytes < 0)
         return call_tell(c, 400, "the path is not well-formed: %% needs two hex digits after it");
@@ -5213,9 +5210,10 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
 {
     struct call *c = allocate(sizeof *c);
     (void)connection;
-    *c = (struct call){.server = cls, .uri_bytes = strlen(uri)};
-    c->uri = strdup(uri);
-    c->text = strdup(uri);
+    size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
+    sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
+    uri += skipped;
+    *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = strdup(uri), .text = strdup(uri)};
     return c;
 }
 
