@@ -4571,18 +4571,17 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
     }
 }
 
-/* One entity tag, "modified-version" in hex; {0} if it is nobody's or weak. Returns what follows it,
- * null if it is malformed. */
-static const char *parse_etag(const char *text, struct ballot *etag)
+/* One entity tag, "modified-version" in hex; {0} if it is nobody's, or weak and that counts. Returns
+ * what follows it, null if it is malformed. */
+static const char *parse_etag(const char *text, bool weak, struct ballot *etag)
 {
-    static const char hex[] = "0123456789abcdef";
-    bool weak = strncmp(text, "W/", 2) == 0;
-    text += weak ? 2 : 0;
-    const char *end = *text == '"' ? strchr(text + 1, '"') : NULL;
+    static const char digits[] = "0123456789abcdef";
+    const char *tag = text + (strncmp(text, "W/", 2) == 0 ? 2 : 0),
+               *end = *tag == '"' ? strchr(tag + 1, '"') : NULL;
     *etag = (struct ballot){0};
-    if (end == text + 34 && strspn(text + 1, hex) == 16 && text[17] == '-' &&
-        strspn(text + 18, hex) == 16 && !weak)
-        sscanf(text, "\"%" SCNx64 "-%" SCNx64, &etag->time, &etag->node);
+    if (end == tag + 34 && strspn(tag + 1, digits) == 16 && tag[17] == '-' &&
+        strspn(tag + 18, digits) == 16 && (weak || tag == text))
+        *etag = (struct ballot){0, strtoull(tag + 1, NULL, 16), strtoull(tag + 18, NULL, 16)};
     return end ? end + 1 : NULL;
 }
 
@@ -4721,28 +4720,29 @@ static bool call_query(struct call *c, char *query)
     return true;
 }
 
-/* If-Match, or (none) If-None-Match. Of several ETags that one counts which can be ours: others never
- * match. (A read takes several of ours too; its wait looks out for a change of the last.) */
+/* If-Match, or (none) If-None-Match: a list of tags, of which others' match nothing. A read may list
+ * several of ours, and asks whether there is anything else; a wait looks out for a change of one. */
 static bool call_condition(struct call *c, const char *header, bool none)
 {
     const char *text = call_get(c, header), *end = text;
-    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, several = false;
+    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
+    struct ballot tag;
+    int ours = 0;
     if (!text)
         return true;
-    for (bool more = !any; more && end;) {
-        struct ballot one;
-        end +=
-            none && strncmp(end, "W/", 2) == 0 ? 2 : 0; /* it compares weakly, If-Match does not */
-        end = parse_etag(end, &one);
-        several |= one.time && c->m.ballot.time && !ballot_equal(one, c->m.ballot);
-        c->m.ballot = one.time ? one : c->m.ballot;
+    while (!any && end && more) {
+        end = parse_etag(end, none, &tag);
+        ours += tag.time && !ballot_equal(tag, c->m.ballot);
+        c->m.ballot = tag.time ? tag : c->m.ballot;
         more = end && *(end += strspn(end, " \t")) == ',';
-        end += more ? 1 + strspn(end + 1, " \t") : 0;
+        if (more)
+            end += 1 + strspn(end + 1, " \t");
     }
-    if (c->m.condition || (!any && (!end || *end || (!reads && (none || several)))))
+    if (c->m.condition || (!any && (!end || *end || (none && !reads))) ||
+        (ours > 1 && (!reads || c->m.flags & FLAG_WATCH)))
         return call_tell(c, 400,
                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
-                         "* (on GET also with ETags)");
+                         "* (on GET also with ETags, on a wait with one)");
     if (c->m.flags & FLAG_ONE && !reads)
         return call_tell(c, 400, "consistency=one takes no condition: nothing orders it");
     c->m.condition = !any ? IF_MATCH : none && !reads ? IF_ABSENT : IF_EXISTS;

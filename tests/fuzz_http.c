@@ -179,7 +179,7 @@ static void parsers_try(const char *text)
 {
     struct ballot etag;
     uint64_t from = 0, count = 0, value;
-    const char *end = parse_etag(text, &etag);
+    const char *end = parse_etag(text, true, &etag);
     assert(!end || (end > text && end <= text + strlen(text)));
     for (uint64_t size = 0; size < 12; size += 5)
         if (parse_range(text, size, &from, &count) && count)

@@ -1585,7 +1585,7 @@ START_TEST(test_entity_tags_are_two_numbers_in_quotes)
         {"w/\"x\"", false, false, NULL}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct ballot etag;
-        const char *rest = parse_etag(rows[i].text, &etag);
+        const char *rest = parse_etag(rows[i].text, false, &etag);
         ck_assert_msg((rest != NULL) == rows[i].well, "'%s'", rows[i].text);
         if (rest)
             ck_assert_str_eq(rest, rows[i].rest);
@@ -1668,36 +1668,39 @@ START_TEST(test_conditions_are_read_as_rfc_9110_has_them)
         const char *match, *none;
         int condition;
         uint64_t time;
-    } rows[] = {{DO_PUT, 0, NULL, NULL, IF_NONE, 0},
-                {DO_PUT, 0, "*", NULL, IF_EXISTS, 0},
-                {DO_PUT, 0, TAG, NULL, IF_MATCH, 5},
-                {DO_DELETE, 0, TAG, NULL, IF_MATCH, 5},
-                {DO_PUT, 0, "\"x\"", NULL, IF_MATCH, 0}, /* nobody's: never met */
-                {DO_PUT, 0, "W/" TAG, NULL, IF_MATCH, 0},
-                {DO_PUT, 0, NULL, "*", IF_ABSENT, 0},
-                {DO_PUT, 0, NULL, TAG, -1, 0},
-                {DO_PUT, 0, "*", "*", -1, 0},
-                {DO_PUT, 0, TAG, "*", -1, 0},
-                {DO_PUT, 0, "", NULL, -1, 0},
-                {DO_PUT, 0, NULL, "", -1, 0},
-                {DO_PUT, 0, "x", NULL, -1, 0},
-                {DO_PUT, 0, "\"x\", " TAG ", W/\"y\"", NULL, IF_MATCH, 5},
-                {DO_PUT, 0, TAG ", " OTHER_TAG, NULL, -1, 0}, /* both could be ours */
-                {DO_READ, 0, NULL, "W/" TAG ", \"x\"", IF_MATCH, 5},
-                {DO_PUT, 0, TAG " ", NULL, IF_MATCH, 5},
-                {DO_PUT, FLAG_ONE, NULL, NULL, IF_NONE, 0},
-                {DO_PUT, FLAG_ONE, "*", NULL, -1, 0},
-                {DO_PUT, FLAG_ONE, NULL, "*", -1, 0},
-                {DO_READ, 0, NULL, NULL, IF_NONE, 0},
-                {DO_READ, 0, "nonsense", NULL, IF_NONE, 0}, /* reads do not look at it */
-                {DO_READ, 0, NULL, TAG, IF_MATCH, 5},
-                {DO_READ, 0, NULL, "\"x\", " TAG, IF_MATCH, 5},
-                {DO_READ, 0, NULL, "\"x\" ,W/\"y\",\t" TAG, IF_MATCH, 5},
-                {DO_READ, 0, NULL, "*", IF_EXISTS, 0},
-                {DO_READ, 0, NULL, TAG ",", -1, 0},
-                {DO_READ, 0, NULL, TAG "x", -1, 0},
-                {DO_READ, 0, NULL, "", -1, 0},
-                {DO_READ, FLAG_ONE, NULL, TAG, IF_MATCH, 5}};
+    } rows[] = {
+        {DO_PUT, 0, NULL, NULL, IF_NONE, 0},
+        {DO_PUT, 0, "*", NULL, IF_EXISTS, 0},
+        {DO_PUT, 0, TAG, NULL, IF_MATCH, 5},
+        {DO_DELETE, 0, TAG, NULL, IF_MATCH, 5},
+        {DO_PUT, 0, "\"x\"", NULL, IF_MATCH, 0}, /* nobody's: never met */
+        {DO_PUT, 0, "W/" TAG, NULL, IF_MATCH, 0},
+        {DO_PUT, 0, NULL, "*", IF_ABSENT, 0},
+        {DO_PUT, 0, NULL, TAG, -1, 0},
+        {DO_PUT, 0, "*", "*", -1, 0},
+        {DO_PUT, 0, TAG, "*", -1, 0},
+        {DO_PUT, 0, "", NULL, -1, 0},
+        {DO_PUT, 0, NULL, "", -1, 0},
+        {DO_PUT, 0, "x", NULL, -1, 0},
+        {DO_PUT, 0, "\"x\", " TAG ", W/\"y\"", NULL, IF_MATCH, 5},
+        {DO_PUT, 0, TAG ", " OTHER_TAG, NULL, -1, 0}, /* both could be ours */
+        {DO_READ, 0, NULL, "W/" TAG ", \"x\"", IF_MATCH, 5},
+        {DO_READ, FLAG_WATCH, NULL, "W/" TAG ", \"x\"", IF_MATCH, 5},
+        {DO_READ, FLAG_WATCH, NULL, OTHER_TAG ", " TAG, -1, 0}, /* which is it to wait for? */
+        {DO_PUT, 0, TAG " ", NULL, IF_MATCH, 5},
+        {DO_PUT, FLAG_ONE, NULL, NULL, IF_NONE, 0},
+        {DO_PUT, FLAG_ONE, "*", NULL, -1, 0},
+        {DO_PUT, FLAG_ONE, NULL, "*", -1, 0},
+        {DO_READ, 0, NULL, NULL, IF_NONE, 0},
+        {DO_READ, 0, "nonsense", NULL, IF_NONE, 0}, /* reads do not look at it */
+        {DO_READ, 0, NULL, TAG, IF_MATCH, 5},
+        {DO_READ, 0, NULL, "\"x\", " TAG, IF_MATCH, 5},
+        {DO_READ, 0, NULL, "\"x\" ,W/\"y\",\t" TAG, IF_MATCH, 5},
+        {DO_READ, 0, NULL, "*", IF_EXISTS, 0},
+        {DO_READ, 0, NULL, TAG ",", -1, 0},
+        {DO_READ, 0, NULL, TAG "x", -1, 0},
+        {DO_READ, 0, NULL, "", -1, 0},
+        {DO_READ, FLAG_ONE, NULL, TAG, IF_MATCH, 5}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *all[] = {rows[i].match ? "If-Match" : "X", rows[i].match ? rows[i].match : "",
                              rows[i].none ? "If-None-Match" : "X", rows[i].none, NULL};
