@@ -4889,7 +4889,7 @@ static void answer_node(struct call *c)
     int index = member_index(n->view, strtoull(name, &end, 16));
     if (c->method == DELETE && !n->has_lease) {
         call_tell(c, 503, "%s", unhealthy(c->server));
-    } else if (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0)) {
+    } else if (!bytes || (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0))) {
         call_tell(c, 404, "no member has this id: see /_status");
     } else if (c->method == DELETE) {
         bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
@@ -4922,7 +4922,7 @@ static const struct route {
     [ROUTE_CREATE] = {.methods = "POST"}, /* restic makes a repository: nothing is to be done */
     [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
     {.path = "_health", reading, answer_health},
-    {.path = "_nodes/?*", "GET, HEAD, DELETE", answer_node},
+    {.path = "_nodes[/]*", "GET, HEAD, DELETE", answer_node},
     {.path = "_status", reading, .print = print_status, "application/json"},
     {.path = "_nodes", reading, .print = print_nodes, "text/plain"},
     {.path = "_ring", reading, .print = print_page, "text/html; charset=utf-8"},
