@@ -1082,8 +1082,8 @@ static void op_send(struct op *op)
     }
     if (op->fresh)
         t->m.flags |= FLAG_FRESH;
-    else if (op->sent)
-        t->m.flags |= FLAG_REPEAT;
+    else
+        t->m.flags |= op->sent ? FLAG_REPEAT : chance(500) ? FLAG_KEYED : 0;
     op->sent = true;
     op->tries++;
     uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
@@ -1865,7 +1865,7 @@ static void shape_restarts(struct plan *p)
     p->hosts = p->replicas = 3;
     p->keys = 1;
     p->one_keys = 0;
-    p->delay = 60 * MS;
+    p->delay = 30 * MS;
     p->loss = 0;
     p->lease = SECOND;
     p->fault_pause = 40 * MS;
@@ -2488,7 +2488,7 @@ static const struct mutant mutants[] = {
     {21, "deaf", NULL},
     {22, "skew", NULL},
 };
-enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 1500 };
+enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 3000 };
 
 static bool by_hand(const struct mutant *m)
 {
