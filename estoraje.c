@@ -329,6 +329,7 @@ enum {
     FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
     FLAG_DAMAGED = 128, /* index only: its bytes in the log failed their checksum */
     FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
+    FLAG_KEYED = 1, /* request only: its client may repeat it, so a refusal is remembered, too */
 };
 
 /* A write is a function of the current record. */
@@ -1953,7 +1954,7 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
         if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
             a.status = 200;
             d->head.dropped = r->ballot.time;
-        } else if (!refused || (!(m->flags & FLAG_FRESH) && RULE(12))) {
+        } else if (!refused || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
             d->answers[d->answers_count++] = a;
             d->changed = true;
         }
@@ -2515,9 +2516,8 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->keys = beat.keys;
     from->value_bytes = beat.value_bytes;
     from->requests = beat.requests;
-    if (from->epoch !=
-        node_epoch(n)) /* it is told the views first: it may have been a member (R17) */
-        return;
+    if (from->epoch != node_epoch(n))
+        return; /* it is told the views first: it may have been a member (R17) */
     if (!member)
         from->joins_at = from->live_at = n->now;
     memcpy(from->complete, beat.complete, sizeof beat.complete);
@@ -4585,7 +4585,8 @@ static const char *parse_etag(const char *text, bool weak, struct ballot *etag)
     return end ? end + 1 : NULL;
 }
 
-/* <unix seconds, with fraction>-<anything> */
+/* <unix seconds, with fraction>-<anything>. It counts as the end of its millisecond, which is all that
+ * nginx tells: what was done in that millisecond, before it was made, was not done later. */
 static bool parse_retry_key(const char *text, uint64_t *made)
 {
     char *end;
@@ -4593,7 +4594,7 @@ static bool parse_retry_key(const char *text, uint64_t *made)
     if (!isdigit((unsigned char)*text) || end != text + strspn(text, "0123456789.") ||
         *end != '-' || strlen(text) > 128 || seconds * 1e6 > now)
         return false;
-    *made = (uint64_t)(seconds * 1e6 + .5);
+    *made = ((uint64_t)(seconds * 1e3 + 1e-3) + 1) * MS - 1;
     return true;
 }
 
@@ -4772,9 +4773,9 @@ static bool call_write(struct call *c)
                              "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
                              "bytes, and not of the future");
         memcpy(c->retry_key, key, strlen(key) + 1);
-        /* 0: who made the key just now, as nginx.conf does, knows that nobody tried this write. */
-        bool repeat = retry && strcmp(retry, "1") == 0, fresh = retry && strcmp(retry, "0") == 0;
-        c->m.flags |= repeat ? FLAG_REPEAT : fresh ? FLAG_FRESH : 0;
+        /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
+        bool repeat = retry && strcmp(retry, "1") == 0, first = retry && strcmp(retry, "0") == 0;
+        c->m.flags |= repeat ? FLAG_REPEAT : first ? 0 : FLAG_KEYED;
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
         return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);

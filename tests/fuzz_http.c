@@ -185,7 +185,7 @@ static void parsers_try(const char *text)
         if (parse_range(text, size, &from, &count) && count)
             assert(from < size && count <= size - from);
     if (parse_retry_key(text, &value))
-        assert(value <= clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX + 1);
+        assert(value <= clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX + MS);
     for (int kind = COUNT; kind <= SECONDS; kind++)
         parse_number(text, kind, &value);
     struct sockaddr_storage address;

@@ -1588,6 +1588,27 @@ START_TEST(test_a_write_made_a_little_ahead_takes_no_time_from_other_keys)
 }
 END_TEST
 
+/* Estoraje-Retry: 0 says that this try is the first: not that none is under way when it is late. */
+START_TEST(test_a_first_try_that_comes_late_is_unknown_too)
+{
+    ask(_i, 200, "PUT", text("%s?consistency=one", own("k")), NULL, "later");
+    char *late = text("%s\nEstoraje-Retry: 0", idempotency(2, "z", false));
+    struct response r = ask(_i, 503, "PUT", own("k"), late, "early");
+    header_is(&r, "Estoraje-Outcome", "unknown");
+    has_value(_i, own("k"), "later");
+    ask(_i, 201, "PUT", own("other"), late, "in time");
+}
+END_TEST
+
+START_TEST(test_a_write_follows_one_of_consistency_one)
+{
+    for (int i = 0; i < 40; i++) {
+        ask(_i, 200, "DELETE", text("%s?consistency=one", own("k")), NULL, NULL);
+        ask(_i, 201, "PUT", own("k"), NULL, "v");
+    }
+}
+END_TEST
+
 START_TEST(test_answers_unknown_put_no_node_aside)
 {
     put_etag(_i, own("k"), "v");
@@ -2805,6 +2826,8 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_the_same_key_on_another_request_is_another_write);
     EACH("retries", test_a_repeat_after_a_minute_is_unknown_and_not_applied);
     EACH("retries", test_a_write_made_a_little_ahead_takes_no_time_from_other_keys);
+    EACH("retries", test_a_first_try_that_comes_late_is_unknown_too);
+    EACH("retries", test_a_write_follows_one_of_consistency_one);
     EACH("retries", test_answers_unknown_put_no_node_aside);
     EACH("retries", test_malformed_idempotency_keys_are_refused);
     EACH("retries", test_consistency_one_ignores_idempotency_keys);
