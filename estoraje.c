@@ -5412,10 +5412,16 @@ static char *read_file(const char *path)
     return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
+/* Clients take at most half of the files that may be open: without one for itself, the log ends the
+ * program, and a record that cannot be read counts as damaged. */
 static void server_listen(struct server *s)
 {
     const struct options *o = &s->options;
     struct sockaddr_storage address;
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
     parse_address(o->listen, &address);
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, read_file(o->tls_cert)},
                                    {MHD_OPTION_HTTPS_MEM_KEY, 0, read_file(o->tls_key)},
@@ -5427,7 +5433,7 @@ static void server_listen(struct server *s)
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)CALLS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 75u,
+        (unsigned)min_u64(CALLS_MAX, files.rlim_cur / 2), MHD_OPTION_CONNECTION_TIMEOUT, 75u,
         o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (s->daemon)
         return;
@@ -5618,10 +5624,6 @@ int main(int count, char **arguments)
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
     signal(SIGPIPE, SIG_IGN);
-    struct rlimit files;
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
     s.secret = read_file(s.options.secret_file);
     if (s.secret)
         s.secret[strcspn(s.secret, "\r\n")] = 0;
