@@ -965,23 +965,17 @@ struct batch {
 _Static_assert(sizeof(struct batch) == 64, "layout");
 
 /* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
- * in `gated` one to it that may leave when the log is durable up to `gate`. */
+ * in `gated` one to it that may leave when the log is durable up to `gate`. It is void if another one
+ * has the peer's place by then. */
 struct waiting {
-    uint64_t peer, gate;
+    struct peer *peer;
+    uint64_t id, gate; /* id: the peer's */
     struct message message;
 };
 
 static uint64_t node_epoch(const struct node *n)
 {
     return n->view ? n->view->epoch : 0;
-}
-
-static struct peer *peer_find(const struct node *n, uint64_t id)
-{
-    for (size_t i = 0; i < n->peers_count; i++)
-        if (n->peers[i]->id == id)
-            return n->peers[i];
-    return NULL;
 }
 
 static int member_index(const struct view *view, uint64_t id)
@@ -1023,11 +1017,11 @@ static bool peer_is_live(const struct node *n, const struct peer *p)
            (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
 }
 
-static void waiting_append(struct bytes *queue, const struct peer *peer, uint64_t gate,
+static void waiting_append(struct bytes *queue, struct peer *peer, uint64_t gate,
                            const struct message *head, const struct body *body)
 {
-    uint64_t before[] = {peer->id, gate};
-    bytes_append(queue, before, sizeof before);
+    struct waiting w = {.peer = peer, .id = peer->id, .gate = gate};
+    bytes_append(queue, &w, offsetof(struct waiting, message));
     message_append(queue, head, body);
 }
 
@@ -1069,9 +1063,8 @@ static void mail_ungate(struct node *n)
     struct bytes gated = n->gated;
     n->gated = (struct bytes){0};
     for (const struct waiting *w = NULL; (w = waiting_next(&gated, w));) {
-        struct peer *to = peer_find(n, w->peer);
-        if (to)
-            mail(n, to, w->gate, &w->message, NULL);
+        if (w->peer->id == w->id)
+            mail(n, w->peer, w->gate, &w->message, NULL);
     }
     bytes_free(&gated);
 }
@@ -3381,9 +3374,8 @@ static void node_run(struct node *n)
         uint64_t epoch = node_epoch(n);
         bytes_swap(&n->inbox, &n->handled);
         for (const struct waiting *w = NULL; (w = waiting_next(&n->handled, w));) {
-            struct peer *from = peer_find(n, w->peer);
-            if (from)
-                message_handle(n, from, &w->message, epoch);
+            if (w->peer->id == w->id)
+                message_handle(n, w->peer, &w->message, epoch);
         }
         bytes_clear(&n->handled);
     }

@@ -1365,10 +1365,10 @@ static void fault_cut(void)
     trace(NULL, "cut from h%u to h%u%s", a, b, both ? " and back" : "");
     for (int i = 0; i < 2; i++) {
         struct host *h = &w.hosts[i ? b : a];
-        struct peer *p = h->node ? peer_find(h->node, w.hosts[i ? a : b].id) : NULL;
-        if (p && h->serves && h->paused_until <= w.now) {
+        int member = h->node ? member_index(h->node->view, w.hosts[i ? a : b].id) : -1;
+        if (member >= 0 && h->serves && h->paused_until <= w.now) {
             host_time(h);
-            forwards_due(h->node, p);
+            forwards_due(h->node, h->node->member_peer[member]);
             host_settle(h);
         }
     }
@@ -2369,7 +2369,7 @@ static bool hand_told(struct node *n, uint64_t to, uint8_t type, struct bytes *f
         node_durable(n, 1 << 30);
     }
     found->count = 0;
-    if (!mail_take(n, peer_find(n, to), 0, &mail))
+    if (!mail_take(n, n->member_peer[member_index(n->view, to)], 0, &mail))
         return false;
     for (size_t at = sizeof(struct batch); at < mail.count;) {
         const struct message *m = (const struct message *)(mail.data + at);

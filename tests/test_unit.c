@@ -710,7 +710,7 @@ START_TEST(test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve)
     lone_view(&l, 2, LONE_PEERS, 3);
     lone_tick(&l, 20 * MS, true);
     struct node *n = l.node;
-    struct peer *p = peer_find(n, LONE_ID + 1);
+    struct peer *p = n->member_peer[1];
     struct bytes out = {0};
     mail(n, p, 0, &(struct message){.type = M_DIGEST}, NULL);
     n->clock = n->reserve_durable + 1;
@@ -1198,8 +1198,9 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
         h->clock = n->wall + rows[i].ahead;
         batch_seal(&b);
         uint64_t clock = n->clock;
+        size_t peers = n->peers_count;
         ck_assert(node_receive(n, b.data, b.count));
-        bool heard = rows[i].from != LONE_ID && peer_find(n, rows[i].from);
+        bool heard = n->peers_count > peers;
         ck_assert_msg(heard == rows[i].heard, "row %zu", i);
         ck_assert_uint_eq(n->clock, heard ? max_u64(clock, h->clock) : clock);
     }
@@ -2240,6 +2241,20 @@ START_TEST(test_a_voter_without_a_lease_does_not_keep_others_from_proposing)
 }
 END_TEST
 
+/* Seeds have no id: what waits for the log is told apart by whom it is for. */
+START_TEST(test_every_seed_is_asked_also_while_the_log_is_being_written)
+{
+    struct node *n = lone_node(&l);
+    struct peer *seeds[] = {peer_make(n, 0, "127.0.0.1:2"), peer_make(n, 0, "127.0.0.1:3")};
+    node_tick(n, n->now + 20 * MS, n->wall + 20 * MS);
+    ck_assert_uint_gt(log_end(n), n->log.durable); /* by a reserve */
+    lone_settle(&l);
+    for (int i = 0; i < 2; i++)
+        ck_assert_uint_gt(seeds[i]->outbox[0].count, 0);
+    ck_assert_uint_eq(told(M_HEARTBEAT, 0, NULL), 2);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -2325,6 +2340,7 @@ int main(void)
         {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
         {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
+        {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
     };
     Suite *suite = suite_create("unit");
     TCase *chapter = NULL;
