@@ -2274,10 +2274,10 @@ static void request_answer(struct node *n, struct request *q, const struct messa
     result.op = q->m->op;
     if (q->origin) {
         mail(n, q->origin, 0, &result, body);
-    } else if (q->m->partition == VIEWS_PARTITION) {
-        view_decided(n, &result, body);
     } else if (q->m->function == DO_REPAIR) {
         n->repairs--;
+    } else if (q->m->partition == VIEWS_PARTITION) {
+        view_decided(n, &result, body);
     } else if (q->listing) {
         listing_read(n, q, &result);
     } else {
@@ -2423,7 +2423,7 @@ static void rounds_restart(struct node *n)
     while (all) {
         struct request *q = requests_pop(&all);
         if (q->m->partition == VIEWS_PARTITION)
-            request_free(q);
+            request_fail(n, q, 503);
         else
             request_admit(n, q);
     }
@@ -3457,7 +3457,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         coordinator_tick(n);
         for (; n->walked_at + 10 * MS <= now;
              n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
-            partition_walk(n, n->walk_next = (uint16_t)((n->walk_next + 1) % PARTITIONS));
+            partition_walk(n, n->walk_next++ % (VIEWS_PARTITION + 1));
         clean_tick(n);
     }
     if (n->next_heartbeat <= now) {

@@ -2241,6 +2241,32 @@ START_TEST(test_a_voter_without_a_lease_does_not_keep_others_from_proposing)
 }
 END_TEST
 
+/* The record of an old view's register is damaged, and nobody has another: it is asked for again and
+ * again, and what that took is given back. */
+START_TEST(test_repairs_of_a_views_register_end)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = {.type = M_ACCEPT, .op = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
+    m.partition = VIEWS_PARTITION;
+    m.key_bytes = 6;
+    m.ballot = (struct ballot){1, n->clock, LONE_ID};
+    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "view/1"});
+    struct partition *p = &n->partitions[VIEWS_PARTITION];
+    ck_assert_uint_eq(p->count, 1);
+    pull_damaged(n, VIEWS_PARTITION, p->entries[0]);
+    ck_assert_uint_eq(n->repairs, 1);
+    ck_assert_uint_eq(told(M_PULL, 0, NULL), 2);
+    ticks(200, 20 * MS);
+    ck_assert_uint_eq(n->repairs, 0);
+    told(M_PULL, 0, NULL);
+    ticks(1000, 20 * MS);
+    ck_assert_uint_gt(told(M_PULL, 0, NULL), 0);
+    lone_view(&l, node_epoch(n) + 1, 2, 3);
+    ck_assert_uint_eq(n->repairs, 0);
+}
+END_TEST
+
 /* Seeds have no id: what waits for the log is told apart by whom it is for. */
 START_TEST(test_every_seed_is_asked_also_while_the_log_is_being_written)
 {
@@ -2340,6 +2366,7 @@ int main(void)
         {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
         {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
+        {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
     };
     Suite *suite = suite_create("unit");
