@@ -5062,18 +5062,19 @@ static void reply_list(struct call *c, const struct message *m)
 {
     struct bytes list = message_value(m);
     const struct listed *e, *last = NULL;
-    char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES] = "", prefix[KEY_TEXT_BYTES];
+    char next[4 * KEY_TEXT_BYTES] = "", after[KEY_TEXT_BYTES] = "", prefix[KEY_TEXT_BYTES],
+                  path[KEY_TEXT_BYTES];
     for (size_t at = 0; (e = list_next(&list, &at)); last = e)
         print_listed(&c->body, c, e);
     if (m->status == 100)
         return;
     if (last)
         percent_encode(after, last->key, last->key_bytes);
+    percent_encode(path, c->key.data, c->key.count);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
     if (m->flags & FLAG_WATCH)
-        snprintf(next, sizeof next, "%.*s?limit=%" PRIu64 "&after=%s%s%s",
-                 (int)strcspn(c->uri, "?"), c->uri, c->query.limit, after,
-                 *prefix ? "&prefix=" : "", prefix);
+        snprintf(next, sizeof next, "/%s?limit=%" PRIu64 "&after=%s%s%s", path, c->query.limit,
+                 after, *prefix ? "&prefix=" : "", prefix);
     if (c->restic)
         bytes_print(&c->body, "]\n");
     else if (c->json)

@@ -1267,6 +1267,18 @@ START_TEST(test_pages_make_the_whole_list)
 }
 END_TEST
 
+START_TEST(test_the_next_page_is_encoded_however_the_path_was_spelt)
+{
+    put_etag(_i, own("q%22%3e/1"), "");
+    put_etag(_i, own("q%22%3e/2"), "");
+    struct lines l = list_all(_i, own("q\">/?limit=1"), 1);
+    ck_assert_int_eq(l.count, 2);
+    struct response r =
+        ask(_i, 200, "GET", own("q\">/?limit=1"), "Accept: application/json", NULL);
+    ck_assert_ptr_nonnull(strstr(r.body, text("\"next\":\"%s", own("q%22%3E/?limit=1&after="))));
+}
+END_TEST
+
 START_TEST(test_what_is_deleted_or_expired_is_not_listed)
 {
     put_etag(_i, own("l/a"), "");
@@ -2821,6 +2833,7 @@ static const struct entry *entries(size_t *count)
     EACH("listings", test_what_is_deleted_or_expired_is_not_listed);
     EACH("listings", test_a_long_list_comes_in_pages_of_a_thousand);
     ONCE("listings", test_many_listings_at_once_hold_up_nobody);
+    EACH("listings", test_the_next_page_is_encoded_however_the_path_was_spelt);
     EACH("listings", test_json_tells_more_of_each_key);
     EACH("listings", test_restic_lists_names_and_sizes);
     EACH("listings", test_bad_listings_are_refused);
