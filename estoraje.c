@@ -2374,6 +2374,7 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
 {
     if (m->function < DO_PUT || m->function > DO_ADD)
         return;
+    clock_raise(n, m->dropped);
     struct request *q = request_make(n, m, NULL);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
     q->origin = from;
@@ -3361,8 +3362,6 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
     if ((epoch != node_epoch(n) && !h->any_epoch && RULE(6)) ||
         (h->owned && !partition_is_ours(n, m->partition)))
         return;
-    if (m->type == M_FORWARD)
-        clock_raise(n, m->dropped);
     h->handle(n, from, m);
 }
 
