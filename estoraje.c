@@ -2067,7 +2067,6 @@ static void write_answer(struct node *n, struct request *q)
     const struct answer *a = &q->answer;
     struct message head = {.status = (uint16_t)a->status, .version = a->version};
     head.modified = head.number = a->number;
-    head.expiry = q->m->expiry;
     n->counters.proposals_ok += a->status < 300;
     request_answer(n, q, &head, NULL);
 }
@@ -2252,13 +2251,12 @@ static void watches_tell(struct node *n, const struct entry *e, uint16_t partiti
 static void watch_add(struct node *n, struct peer *from, const struct message *m)
 {
     struct bytes *watches = &n->partitions[m->partition].watches;
-    struct body body = message_body(m);
     /* The oldest is the first. Not at once when its time is over, so that many go at a time. */
     if (watches->count && ((struct watch *)watches->data)->until + WATCH_TIME < n->now)
         watches_tell(n, NULL, m->partition);
     struct watch w = {from, n->now + WATCH_TIME};
     bytes_append(watches, &w, sizeof w);
-    message_append(watches, m, &body);
+    message_append(watches, m, NULL);
 }
 
 /* --- requests: where they come in, and go out --- */
