@@ -555,11 +555,10 @@ struct round {
 
 /* A partition being made equal to what one other member has. */
 struct sync {
-    bool busy;
     uint16_t partition; /* at rest: the last that it looked at, */
     unsigned source;    /* and the last member */
     uint64_t op;        /* of the page that was asked for, 0: it came */
-    uint64_t due;       /* it is given up then, if nothing comes */
+    uint64_t due;       /* it is given up then, if nothing comes; 0: it is at rest */
     bool more;
     struct bytes page;      /* struct listed; the next page comes after its last */
     size_t here, under_way; /* in the page: up to these all is here, and is under way */
@@ -2868,7 +2867,7 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
 {
     for (int i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        if (s->busy && s->op && s->op == m->op) {
+        if (s->op && s->op == m->op) {
             sync_listed(n, s, m);
             sync_tick(n);
             return;
@@ -2883,16 +2882,15 @@ static void sync_tick(struct node *n)
     uint64_t live = live_members(n);
     for (unsigned i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        if (s->busy && (s->due <= n->now || !(live >> s->source & 1)))
+        if (s->due && (s->due <= n->now || !(live >> s->source & 1)))
             sync_end(s);
-        else if (s->busy && s->op == 0)
+        else if (s->due && s->op == 0)
             sync_pull(n, s);
-        for (unsigned tries = 0; !s->busy && tries < PARTITIONS / SYNCS_MAX; tries++) {
+        for (unsigned tries = 0; !s->due && tries < PARTITIONS / SYNCS_MAX; tries++) {
             unsigned turn = (s->partition / SYNCS_MAX + 1) % (PARTITIONS / SYNCS_MAX);
             s->partition = (uint16_t)(turn * SYNCS_MAX + i);
             uint64_t sources = n->partitions[s->partition].differs & live;
-            s->busy = sources != 0;
-            if (!s->busy)
+            if (!sources)
                 continue;
             uint64_t above = sources & ~((UINT64_C(2) << s->source) - 1); /* the next one's turn */
             s->source = (unsigned)__builtin_ctzll(above ? above : sources);

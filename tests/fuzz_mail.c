@@ -86,7 +86,7 @@ static uint64_t op_under_way(const struct node *n, unsigned nth)
 {
     const struct listing *l = n->listings;
     for (int i = 0; i < SYNCS_MAX; i++)
-        if (n->syncs[i].busy && nth-- == 0)
+        if (n->syncs[i].due && nth-- == 0)
             return n->syncs[i].op;
     for (; l; l = l->next)
         if (nth-- == 0)

@@ -1599,7 +1599,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
         for (const struct round *r = n->by_op[i]; r; r = r->next_by_op)
             rounds++;
     for (int i = 0; i < SYNCS_MAX; i++)
-        syncs += n->syncs[i].busy;
+        syncs += n->syncs[i].due != 0;
     const char *what = NULL;
     if (h->paused_until + w.plan.lease > w.now && h->paused_until)
         what = "was stopped";
@@ -2117,7 +2117,7 @@ static void trace_hosts(void)
                       p, n->owners[0][p], n->owners[1][p], complete_members(n, p),
                       partition_is_complete(n, p), n->partitions[p].count);
         for (int j = 0; j < SYNCS_MAX; j++)
-            if (n->syncs[j].busy)
+            if (n->syncs[j].due)
                 trace(h,
                       "syncs partition %u from %u op %" PRIu64 " page %zu here %zu under way %zu",
                       n->syncs[j].partition, n->syncs[j].source, n->syncs[j].op,
