@@ -640,7 +640,6 @@ struct node {
     struct listing *listings;
     struct sync syncs[SYNCS_MAX];
     uint64_t repairs;
-    bool view_proposed;
     uint64_t requests;
     struct counters counters;
     struct draft *draft;
@@ -1437,7 +1436,6 @@ static void view_adopt(struct node *n, const struct view *v)
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->settled && n->self >= 0);
-    n->view_proposed = false;
     n->next_heartbeat = 0;
     say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
         v->members_count, n->settled);
@@ -2645,11 +2643,10 @@ static void coordinator_tick(struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
             return;
-    if (!(n->voters & self_bit(n)) || !n->has_lease || n->view_proposed ||
-        !view_next(n, &next.view))
+    bool proposed = n->by_key[VIEWS_PARTITION]; /* its round is under way */
+    if (!(n->voters & self_bit(n)) || !n->has_lease || proposed || !view_next(n, &next.view))
         return;
     char key[32];
-    n->view_proposed = true;
     node_request_own(n, VIEWS_PARTITION, DO_PUT, RULE(16) ? IF_ABSENT : IF_NONE, key,
                      view_key(key, next.view.epoch), &next, view_bytes(&next.view));
 }
@@ -2665,8 +2662,6 @@ static void view_decided(struct node *n, const struct message *result, const str
     else if (result->status == 201 || result->status == 204 || result->status == 412)
         node_request_own(n, VIEWS_PARTITION, DO_READ, IF_NONE, key,
                          view_key(key, node_epoch(n) + 1), NULL, 0);
-    else
-        n->view_proposed = false;
 }
 
 static void lease_tick(struct node *n)

@@ -1619,7 +1619,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "has syncs";
     else if (n->repairs && w.over)
         what = "has repairs";
-    else if (n->view_proposed)
+    else if (n->by_key[VIEWS_PARTITION])
         what = "proposes a view";
     else if (h->tries && w.over)
         what = "has requests";
@@ -2108,7 +2108,7 @@ static void trace_hosts(void)
               "epoch %" PRIu64 " self %d lease %d live %" PRIx64 " voters %" PRIx64
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
-              n->view_proposed, n->log.durable, log_end(n), n->id);
+              n->by_key[VIEWS_PARTITION] != NULL, n->log.durable, log_end(n), n->id);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[0][p] != n->owners[1][p])
                 trace(h,
