@@ -642,7 +642,6 @@ struct node {
     uint64_t repairs;
     uint64_t requests;
     struct counters counters;
-    struct draft *draft;
     struct bytes scratch;
 };
 
@@ -2015,7 +2014,7 @@ static void round_finish(struct node *n, struct round *r);
 /* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
 static void round_decide(struct node *n, struct round *r)
 {
-    struct draft *d = n->draft;
+    struct draft draft, *d = &draft;
     draft_load(d, r);
     if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
         draft_write(d, r, d->head.version, NULL, 0);
@@ -3587,7 +3586,6 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     n->lease = 2 * SECOND;
     n->evict_after = 60 * SECOND;
     n->weight = 1;
-    n->draft = allocate(sizeof *n->draft);
     snprintf(n->address, sizeof n->address, "%s", address);
     n->self_peer = peer_make(n, id, address);
     return n;

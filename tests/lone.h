@@ -94,7 +94,6 @@ static void lone_node_free(struct lone *l)
                            &n->gated,       &n->scratch,    &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
-    free(n->draft);
     free(n);
     l->node = NULL;
 }

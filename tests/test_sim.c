@@ -537,7 +537,6 @@ static void node_free(struct node *n)
                            &n->gated,       &n->scratch,    &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
-    free(n->draft);
     free(n);
 }
 

@@ -820,7 +820,6 @@ START_TEST(test_random_numbers_differ_and_come_again_from_the_same_seed)
     ck_assert_uint_eq(all, 0);
     struct node *zero = node_new(1, 0, "", &lone_hooks, NULL); /* no seed may get it stuck */
     ck_assert_uint_ne(node_random(zero), node_random(zero));
-    free(zero->draft);
     free(zero->self_peer);
     free(zero);
 }
