@@ -2447,11 +2447,6 @@ static bool partition_is_complete(const struct node *n, unsigned partition)
     return n->settled || majority(old & ~n->partitions[partition].differs, old) || !RULE(14);
 }
 
-static bool bit_is_set(const uint8_t *bits, unsigned i)
-{
-    return bits[i / 8] >> i % 8 & 1;
-}
-
 /* To the members; a node that is no member, or hears too few of them, tells whoever is where one was,
  * and so asks to become one, by the id in the batch. */
 static void heartbeat_send(struct node *n)
@@ -2544,7 +2539,7 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
 {
     uint64_t members = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (bit_is_set(n->member_peer[i]->complete, partition))
+        if (n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
             members |= UINT64_C(1) << i;
     return members;
 }
