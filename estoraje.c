@@ -5481,14 +5481,14 @@ static void server_stop(struct server *s)
     uint64_t until = s->node->now + STOP_TIME;
     while (s->calls_count && s->node->now < until)
         server_turn(s);
-    while (s->calls) {
-        call_tell(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
-        call_resume(s->calls);
-    }
     while (s->node->log.flight.count || s->node->log.pending.count) {
         disk_events(s);
         log_submit(s);
         usleep(1000);
+    }
+    while (s->calls) { /* the core says nothing any more */
+        call_tell(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
+        call_resume(s->calls);
     }
     MHD_run(s->daemon);
     MHD_stop_daemon(s->daemon);
