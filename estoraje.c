@@ -23,7 +23,7 @@
  *  16  Cleaning               the oldest part of the log first
  *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
  *  18  The disk               segments, the log thread
- *  19  The wire               one endless POST to each peer
+ *  19  The server, its wire   one loop, two endless POSTs to each peer
  *  20  Reports                status, metrics
  *  21  HTTP                   what a user meets
  *  22  The program            options, the loop, main
@@ -96,8 +96,8 @@ enum {
     PARCEL_BYTES = 64 << 10,      /* a message above it goes by the second link */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
-    BYTES_KEPT = 4 << 20,         /* a buffer that grew larger is freed when it is empty */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
+    BYTES_KEPT = 4 << 20,         /* a buffer that grew larger is freed when it is empty */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
@@ -384,8 +384,8 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
     if (m->type >= M_LOG_TYPES || m->partition > VIEWS_PARTITION || m->key_bytes > KEY_BYTES_MAX ||
         m->type_bytes > TYPE_BYTES_MAX || m->answers > ANSWERS_MAX)
         return NULL;
-    /* What is kept is a whole record; a tombstone has no value; what a request or a list is about is
-     * there. */
+    /* What is kept is a whole record; a tombstone has no value; only promises and answers may leave
+     * one out. */
     bool whole = m->flags & FLAG_WHOLE || m->value_bytes == 0;
     if ((m->type == M_ACCEPT && (~m->flags & (FLAG_RECORD | FLAG_WHOLE))) ||
         (m->flags & FLAG_TOMBSTONE && m->value_bytes) ||
@@ -607,6 +607,8 @@ struct node {
 
     uint64_t now, wall; /* microseconds: monotonic; since 1970. Set by every event */
     uint64_t date;      /* the latest wall clock told by a peer, microseconds since 1970 */
+    /* Chapter 6, microseconds; reserve_start: at start, what every key counts as promised up to. The
+     * LSN is where the log has the reserve. */
     uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
 
     struct view **views; /* views[epoch - 1], owned */
@@ -1829,7 +1831,7 @@ static void on_promise(struct node *n, struct peer *from, const struct message *
         round_decide(n, r);
 }
 
-/* Step 2: the current record, taken for deleted if it has expired (R22). */
+/* Step 2: the current record. */
 static void draft_load(struct draft *d, const struct round *r)
 {
     const struct message *m = round_record(r);
@@ -2011,7 +2013,8 @@ static void round_fetch(struct node *n, struct round *r)
 
 static void round_finish(struct node *n, struct round *r);
 
-/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
+/* Steps 2 to 4; what has expired is taken for deleted (R22). A write of consistency=one comes here
+ * without a prepare: the highest ballot wins. */
 static void round_decide(struct node *n, struct round *r)
 {
     struct draft draft, *d = &draft;
@@ -3507,7 +3510,8 @@ static const void *window_at(struct node *n, struct bytes *window, uint64_t *bas
 }
 
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
- * was durable once (chapter 5). The last batch is made to be written again, as it may not be. */
+ * was durable once (chapter 5). The last batch may not be durable: it is in flight, to be written again
+ * where it stands. */
 static bool node_recover(struct node *n, uint64_t start, uint64_t end)
 {
     struct log *log = &n->log;
@@ -3606,9 +3610,10 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
  * Space is taken far ahead, so that a full disk is met before anything is promised; zeros are written
  * a little ahead, as fdatasync over written bytes is faster than growing a file.
  *
- * The log thread writes one batch at a time and makes it durable. It shares nothing with the loop: a
- * job goes down a socket pair, and comes back with what is to be said of it. The loop never waits for
- * a disk: what is not in the page cache is sent for, and asked for again at the next tick.
+ * The log thread writes one batch at a time and makes it durable. A job goes down a socket pair, and
+ * comes back with what is to be said of it; meanwhile the loop may read the batch, and leaves it as it
+ * is. The loop never waits for a disk: what is not in the page cache is sent for, and asked for again
+ * at the next tick.
  */
 
 enum {
