@@ -1617,13 +1617,11 @@ static uint64_t live_members(const struct node *n)
     return live;
 }
 
-/* The first live owner in the old ring's order, -1 if none is. */
+/* The first live owner in the old ring's order; -1: none is, or it is a view's register. */
 static int first_live_owner(const struct node *n, uint16_t partition)
 {
     uint64_t live = live_members(n);
-    if (partition == VIEWS_PARTITION)
-        return live & n->voters ? __builtin_ctzll(live & n->voters) : -1;
-    for (unsigned i = 0; i < n->rings[0].owners_count; i++)
+    for (unsigned i = 0; partition < PARTITIONS && i < n->rings[0].owners_count; i++)
         if (live >> n->rings[0].owners[partition][i] & 1)
             return n->rings[0].owners[partition][i];
     return -1;
@@ -1673,8 +1671,7 @@ static void round_send(struct node *n, struct round *r)
 static void round_forward(struct node *n, struct round *r)
 {
     int first = first_live_owner(n, r->partition);
-    if (n->partitions[r->partition].contended_until <= n->now || first < 0 || first == n->self ||
-        r->partition == VIEWS_PARTITION)
+    if (n->partitions[r->partition].contended_until <= n->now || first < 0 || first == n->self)
         return;
     struct request *all = r->waiting;
     r->waiting = NULL;
