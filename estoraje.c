@@ -2622,40 +2622,40 @@ static bool view_next(const struct node *n, struct view *next)
     return false;
 }
 
-static size_t view_key(char key[32], uint64_t epoch)
+/* Writes a view to the register of the next one, or (null) reads it. */
+static void view_request(struct node *n, const struct view *next)
 {
-    return (size_t)snprintf(key, 32, "view/%" PRIu64, epoch);
+    char key[32];
+    size_t bytes = (size_t)snprintf(key, sizeof key, "view/%" PRIu64, node_epoch(n) + 1);
+    node_request_own(n, VIEWS_PARTITION, next ? DO_PUT : DO_READ,
+                     next && RULE(16) ? IF_ABSENT : IF_NONE, key, bytes, next,
+                     next ? view_bytes(next) : 0);
 }
 
 static void coordinator_tick(struct node *n)
 {
     struct {
         struct view view;
-        struct member members[MEMBERS_MAX + 1];
+        struct member members[MEMBERS_MAX];
     } next;
     uint64_t live_voters = live_members(n) & n->voters;
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
             return;
     bool proposed = n->by_key[VIEWS_PARTITION]; /* its round is under way */
-    if (!(n->voters & self_bit(n)) || !n->has_lease || proposed || !view_next(n, &next.view))
-        return;
-    char key[32];
-    node_request_own(n, VIEWS_PARTITION, DO_PUT, RULE(16) ? IF_ABSENT : IF_NONE, key,
-                     view_key(key, next.view.epoch), &next, view_bytes(&next.view));
+    if (n->voters & self_bit(n) && n->has_lease && !proposed && view_next(n, &next.view))
+        view_request(n, &next.view);
 }
 
 /* The register of the next view answered. Whoever wrote it, what is in it is the view: it is read, and
  * comes as mail, as to adopt it ends all rounds. */
 static void view_decided(struct node *n, const struct message *result, const struct body *body)
 {
-    char key[32];
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = result->value_bytes};
     if (result->status == 200 && result->flags & FLAG_WHOLE)
         mail(n, n->self_peer, 0, &m, &(struct body){.value = body->value});
     else if (result->status == 201 || result->status == 204 || result->status == 412)
-        node_request_own(n, VIEWS_PARTITION, DO_READ, IF_NONE, key,
-                         view_key(key, node_epoch(n) + 1), NULL, 0);
+        view_request(n, NULL);
 }
 
 static void lease_tick(struct node *n)
