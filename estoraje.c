@@ -1776,8 +1776,6 @@ static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
 static bool round_hear(struct node *n, struct round *r, const struct peer *from,
                        const struct message *m)
 {
-    if (r->state == ROUND_READ)
-        round_allow(n, r, m->value_bytes);
     int index = member_index(n->view, from->id);
     if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
         return false;
@@ -2182,6 +2180,7 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
     }
     if (r->state != ROUND_READ || !round_hear(n, r, from, m))
         return;
+    round_allow(n, r, m->value_bytes);
     if (usable && (r->record.count == 0 || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
         round_keep_record(r, m);
     bool agreed = quorum(n, r->partition, RULE(9) ? r->same : r->answered);
