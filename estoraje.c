@@ -2906,7 +2906,7 @@ static void digests_send(struct node *n)
 {
     unsigned count = n->catch_up_until > n->now ? PARTITIONS : PARTITIONS / 16;
     for (unsigned i = 0; i < count; i++) {
-        uint16_t p = n->digest_next = (uint16_t)((n->digest_next + 1) % PARTITIONS);
+        uint16_t p = n->digest_next++ % PARTITIONS;
         if (!(partition_owners(n, p) & self_bit(n)))
             continue;
         struct message m = {.type = M_DIGEST, .partition = p, .ballot = n->partitions[p].floor};
