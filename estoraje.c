@@ -1884,7 +1884,7 @@ static bool draft_add(struct draft *d, const struct round *r, const struct messa
     snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
     errno = 0;
     int64_t old = strtoll(text, &end, 10);
-    if (errno || end == text || end != text + bytes || isspace((unsigned char)*text) ||
+    if (errno || end == text || (size_t)(end - text) != bytes || isspace((unsigned char)*text) ||
         __builtin_add_overflow(old, (int64_t)m->number, sum))
         return false;
     uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
