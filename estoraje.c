@@ -4364,7 +4364,7 @@ struct call {
     bool close, restic, json;
     uint64_t started;  /* when its headers were there; 0: they are not */
     struct bytes body; /* of the request, later of the answer */
-    uint64_t counted;  /* of the body, in server->body_bytes */
+    uint64_t counted;  /* of both, in server->body_bytes */
     bool under_way;    /* it is in server->calls_count */
     struct bytes key;
     struct query query;
@@ -4726,15 +4726,28 @@ static bool call_condition(struct call *c, const char *header, bool none)
     return true;
 }
 
-/* Whether so many more bytes of the body are not too many, for a value or for all in flight. */
+/* Whether so many more bytes of bodies, of requests or answers, are not too many in flight. */
+static bool server_has_room(struct call *c, uint64_t bytes)
+{
+    return c->server->body_bytes + bytes <= c->server->options.memory ||
+           call_tell(c, 503, "overloaded: too much is in flight; nothing was changed");
+}
+
+/* The same for what comes, which may be too much for a value, too. */
 static bool call_has_room(struct call *c, uint64_t bytes)
 {
-    const struct server *s = c->server;
-    if (c->body.count + bytes > s->options.max_value)
-        return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
-    if (s->body_bytes + bytes > s->options.memory)
-        return call_tell(c, 503, "overloaded: too much is in flight; nothing was changed");
-    return true;
+    uint64_t most = c->server->options.max_value;
+    if (c->body.count + bytes > most)
+        return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", most);
+    return server_has_room(c, bytes);
+}
+
+/* They are in flight until the call is done. */
+static void call_append(struct call *c, const void *data, uint64_t bytes)
+{
+    c->server->body_bytes += bytes;
+    c->counted += bytes;
+    bytes_append(&c->body, data, bytes);
 }
 
 /* What can be said of a write before its body comes. */
@@ -5009,7 +5022,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
         call_tell(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
         call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
     } else {
-        bytes_append(&c->body, (const uint8_t *)body.value + from, count);
+        call_append(c, (const uint8_t *)body.value + from, count);
         call_respond(c, part ? 206 : 200, type);
         if (part)
             call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu32, from,
@@ -5101,11 +5114,12 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST)
         reply_list(c, m);
-    else if (c->m.function == DO_READ)
-        reply_value(c, m, etag);
-    else
+    else if (c->m.function != DO_READ)
         reply_write(c, m);
-    if (m->modified && (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
+    else if (server_has_room(c, m->value_bytes))
+        reply_value(c, m, etag);
+    if (m->modified && c->status != 503 &&
+        (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         call_header(c, "ETag", "%s", etag);
     if (m->status != 100) /* else a part of a listing */
         call_resume(c);
@@ -5149,15 +5163,11 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
 
 static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes)
 {
-    struct server *s = c->server;
-    if (c->started + UPLOAD_TIME < s->node->now)
+    if (c->started + UPLOAD_TIME < c->server->node->now)
         return MHD_NO;
     /* Else it is read, not kept. */
-    if (!c->response && c->route == ROUTE_KEY && call_has_room(c, bytes)) {
-        s->body_bytes += bytes;
-        c->counted += bytes;
-        bytes_append(&c->body, data, bytes);
-    }
+    if (!c->response && c->route == ROUTE_KEY && call_has_room(c, bytes))
+        call_append(c, data, bytes);
     return MHD_YES;
 }
 
