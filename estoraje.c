@@ -339,6 +339,12 @@ enum condition { IF_NONE, IF_MATCH, IF_EXISTS, IF_ABSENT };
 /* Statuses are HTTP's; this one becomes 503 with Estoraje-Outcome: unknown. */
 enum { STATUS_UNKNOWN = 520 };
 
+/* Whether they are the flags of a record that is no tombstone. */
+static bool is_live(uint8_t flags)
+{
+    return (flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
+}
+
 static int ballot_compare(struct ballot a, struct ballot b)
 {
     if (a.epoch != b.epoch && RULE(7))
@@ -861,17 +867,12 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
     return e;
 }
 
-static bool entry_is_live(const struct entry *e)
-{
-    return (e->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
-}
-
 /* Counts the entry's record in (sign 1) or out (-1) of the sums. Tombstones are not in the digest, or
  * a node that forgot one would differ for ever. */
 static void entry_count(struct node *n, struct partition *p, const struct entry *e, int sign)
 {
     n->log.live_bytes += (uint64_t)((int64_t)e->record_bytes * sign);
-    if (!entry_is_live(e) || p == &n->partitions[VIEWS_PARTITION])
+    if (!is_live(e->flags) || p == &n->partitions[VIEWS_PARTITION])
         return;
     uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
     p->digest ^= XXH3_64bits_withSeed(e->key, e->key_bytes, XXH3_64bits(of, sizeof of));
@@ -1141,7 +1142,7 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
     struct ballot promised = {0};
     if (e)
         promised = e->promised && RULE(1) ? *e->promised : e->accepted;
-    if (RULE(19) && (!e || !entry_is_live(e)))
+    if (RULE(19) && (!e || !is_live(e->flags)))
         promised = ballot_max(promised, n->partitions[partition].floor);
     return promised;
 }
@@ -1194,7 +1195,7 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         return; /* not from the index either: what it told of, nobody could be given */
     bool answers =
         type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
-    if (!(e->flags & FLAG_RECORD) || (!answers && !(whole && entry_is_live(e)))) {
+    if (!(e->flags & FLAG_RECORD) || (!answers && !(whole && is_live(e->flags)))) {
         head.flags = e->flags;
         head.ballot = e->accepted;
         head.version = e->version;
@@ -1808,11 +1809,6 @@ static const struct message *round_record(const struct round *r)
     return r->record.count ? (const struct message *)r->record.data : &nothing;
 }
 
-static bool message_is_live(const struct message *m)
-{
-    return (m->flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
-}
-
 static void round_decide(struct node *n, struct round *r);
 
 static void on_promise(struct node *n, struct peer *from, const struct message *m)
@@ -1835,12 +1831,12 @@ static void draft_load(struct draft *d, const struct round *r)
     d->answers_count = m->answers;
     memcpy(d->answers, d->body.answers, m->answers * sizeof *d->answers);
     d->changed = false;
-    d->missing = message_is_live(m) && !(m->flags & FLAG_WHOLE);
+    d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
 }
 
 static bool draft_exists(const struct draft *d)
 {
-    return message_is_live(&d->head);
+    return is_live(d->head.flags);
 }
 
 /* Makes the draft a record with this value; a null `value` makes it a tombstone. */
@@ -2045,7 +2041,7 @@ static void round_decide(struct node *n, struct round *r)
 static void read_answer(struct node *n, struct request *q, const struct message *m)
 {
     bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
-    if (!message_is_live(m) || expired) {
+    if (!is_live(m->flags) || expired) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
@@ -2133,7 +2129,7 @@ static bool read_waits(struct node *n, struct round *r)
 {
     const struct request *q = r->taken;
     const struct message *m = round_record(r);
-    bool exists = message_is_live(m);
+    bool exists = is_live(m->flags);
     bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
     bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
                  n->now + REQUEST_TIME < q->deadline;
@@ -2150,7 +2146,7 @@ static bool read_waits(struct node *n, struct round *r)
 static void read_finish(struct node *n, struct round *r)
 {
     const struct message *m = round_record(r);
-    if (message_is_live(m) && m->expiry && m->expiry <= node_date(n) &&
+    if (is_live(m->flags) && m->expiry && m->expiry <= node_date(n) &&
         !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
         r->taken->tries = READ_TRIES - 1; /* a round must say so, not this clock (R22) */
         read_again(n, r);
@@ -2164,7 +2160,7 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
     struct round *r = round_by_op(n, m->op);
     if (!r || !r->taken)
         return;
-    bool usable = m->flags & FLAG_WHOLE || !message_is_live(m);
+    bool usable = m->flags & FLAG_WHOLE || !is_live(m->flags);
     if (r->state == ROUND_PREPARE && round_has_quorum(n, r) && usable) {
         if (ballot_equal(m->ballot, r->best)) {
             round_keep_record(r, m);
@@ -2738,7 +2734,7 @@ static const struct entry *partition_list(const struct partition *p, const struc
         if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0 ||
             (bound && key_compare(e->key, e->key_bytes, bound->key, bound->key_bytes) > 0))
             break;
-        bool skip = !(e->flags & FLAG_RECORD) || (!RULE(14) && !entry_is_live(e));
+        bool skip = !(e->flags & FLAG_RECORD) || (!RULE(14) && !is_live(e->flags));
         if (skip || key_compare(e->key, e->key_bytes, body.key, m->key_bytes) <= 0)
             continue;
         if (told++ == m->number)
@@ -2964,7 +2960,7 @@ static void partition_walk(struct node *n, uint16_t partition)
             pull_damaged(n, partition, e);
         bool record = e->flags & FLAG_RECORD;
         struct ballot most = register_promised(n, partition, e);
-        if (entry_is_live(e)) {
+        if (is_live(e->flags)) {
             if (first && e->expiry && e->expiry <= node_date(n))
                 repair_key(n, partition, e->key, e->key_bytes);
         } else if (folds && is_old(n, most) && (agreed || (late && !record))) {

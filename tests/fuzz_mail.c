@@ -235,8 +235,8 @@ static void index_check(const struct node *n)
                    key_compare(before->key, before->key_bytes, e->key, e->key_bytes) < 0);
             assert(e->flags & FLAG_RECORD || e->promised);
             assert(!(e->flags & FLAG_RECORD) || e->lsn + e->record_bytes <= log_end(n));
-            count += entry_is_live(e) && i < PARTITIONS;
-            bytes += entry_is_live(e) && i < PARTITIONS ? e->value_bytes : 0;
+            count += is_live(e->flags) && i < PARTITIONS;
+            bytes += is_live(e->flags) && i < PARTITIONS ? e->value_bytes : 0;
             live += e->record_bytes;
         }
     }

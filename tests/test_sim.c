@@ -1385,7 +1385,7 @@ static void fault_flip(struct host *h)
     for (int tries = 0; tries < 40; tries++) {
         const struct partition *p = &h->node->partitions[below(PARTITIONS)];
         const struct entry *e = p->count ? p->entries[below(p->count)] : NULL;
-        if (!e || !entry_is_live(e) || e->lsn + e->record_bytes > h->disk_last)
+        if (!e || !is_live(e->flags) || e->lsn + e->record_bytes > h->disk_last)
             continue;
         uint64_t at = e->lsn + below(e->record_bytes);
         h->disk[at] ^= (uint8_t)(1 << below(8));
@@ -1642,7 +1642,7 @@ static struct host *host_of(uint64_t id)
 /* The next live entry of a partition. */
 static const struct entry *live_entry(const struct partition *p, uint32_t *i)
 {
-    while (*i < p->count && !entry_is_live(p->entries[*i]))
+    while (*i < p->count && !is_live(p->entries[*i]->flags))
         ++*i;
     return *i < p->count ? p->entries[(*i)++] : NULL;
 }
@@ -1765,7 +1765,7 @@ static void judge_one(const struct key *k)
             continue;
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
         if (k->acked_put ? !e || e->modified < k->acked
-                         : e && entry_is_live(e) && e->modified < k->acked)
+                         : e && is_live(e->flags) && e->modified < k->acked)
             violation("%s: a write of consistency=one was acknowledged and is lost", k->name);
     }
 }
