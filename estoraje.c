@@ -544,7 +544,7 @@ enum round_state {
  */
 struct round {
     struct round *next_by_op, *next_by_key;
-    struct request *waiting, *taken; /* oldest first */
+    struct request *waiting, *taken; /* oldest first; between events it has taken at least one */
     enum round_state state;
     uint16_t partition;
     bool keyed;  /* it is the key's one write round, found by key; else nothing waits */
@@ -1452,7 +1452,7 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
     (void)from;
     struct bytes value = message_value(m);
     const struct view *v = (const struct view *)value.data;
-    if (view_makes_sense(v, value.count) && (!n->cluster || v->cluster == n->cluster) && !n->gone &&
+    if (view_makes_sense(v, value.count) && (!n->cluster || v->cluster == n->cluster) &&
         v->epoch == node_epoch(n) + 1)
         view_adopt(n, v);
 }
@@ -2158,7 +2158,7 @@ static void read_finish(struct node *n, struct round *r)
 static void on_answer(struct node *n, struct peer *from, const struct message *m)
 {
     struct round *r = round_by_op(n, m->op);
-    if (!r || !r->taken)
+    if (!r)
         return;
     bool usable = m->flags & FLAG_WHOLE || !is_live(m->flags);
     if (r->state == ROUND_PREPARE && round_has_quorum(n, r) && usable) {
