@@ -5065,9 +5065,10 @@ static void reply_list(struct call *c, const struct message *m)
         percent_encode(after, last->key, last->key_bytes);
     percent_encode(path, c->key.data, c->key.count);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
+    bool slash = *path == '/'; /* after two, the name of a host would be read */
     if (m->flags & FLAG_WATCH)
-        snprintf(next, sizeof next, "/%s?limit=%" PRIu64 "&after=%s%s%s", path, c->query.limit,
-                 after, *prefix ? "&prefix=" : "", prefix);
+        snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s", slash ? "%2F" : "",
+                 path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix);
     if (c->restic)
         bytes_print(&c->body, "]\n");
     else if (c->json)
