@@ -327,7 +327,7 @@ enum {
     FLAG_ALL = 16,      /* consistency=all */
     FLAG_ONE = 32,      /* consistency=one */
     FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
-    FLAG_DAMAGED = 128, /* index only: its bytes in the log failed their checksum */
+    FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
     FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
     FLAG_KEYED = 1, /* request only: its client may repeat it, so a refusal is remembered, too */
 };
@@ -552,6 +552,8 @@ struct round {
     struct ballot ballot;
     struct ballot best;               /* highest accepted ballot that was told */
     uint64_t answered, same, refused; /* members; `same`: those that told `best` */
+    struct ballot lost;               /* highest that was told as damaged, */
+    uint64_t lost_by;                 /* by these */
     struct bytes record;              /* message: as told at best; then the accept that is sent */
     unsigned refusals;
     uint64_t due;
@@ -1191,11 +1193,12 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
     struct entry nothing = {0}, *found = message_entry(n, m), *e = found ? found : &nothing;
     struct message head = {.type = type, .op = m->op, .partition = m->partition};
     uint64_t gate = e->lsn + e->record_bytes;
-    if (e->flags & FLAG_DAMAGED)
+    bool damaged = e->flags & FLAG_DAMAGED;
+    if (damaged && type != M_PROMISE)
         return; /* not from the index either: what it told of, nobody could be given */
     bool answers =
         type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
-    if (!(e->flags & FLAG_RECORD) || (!answers && !(whole && is_live(e->flags)))) {
+    if (!(e->flags & FLAG_RECORD) || damaged || (!answers && !(whole && is_live(e->flags)))) {
         head.flags = e->flags;
         head.ballot = e->accepted;
         head.version = e->version;
@@ -1558,11 +1561,11 @@ static void round_rename(struct node *n, struct round *r)
     round_unlink_op(n, r);
     r->op = clock_tick(n);
     r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
-    r->best = (struct ballot){0};
+    r->best = r->lost = (struct ballot){0};
     r->record.count = 0;
     r->next_by_op = n->by_op[r->op % ROUND_BUCKETS];
     n->by_op[r->op % ROUND_BUCKETS] = r;
-    r->answered = r->same = r->refused = 0;
+    r->answered = r->same = r->refused = r->lost_by = 0;
 }
 
 static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
@@ -1781,19 +1784,29 @@ static bool round_hear(struct node *n, struct round *r, const struct peer *from,
     if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
         return false;
     uint64_t bit = UINT64_C(1) << index;
+    r->answered |= bit;
+    if (m->flags & FLAG_DAMAGED) {
+        r->lost = ballot_max(r->lost, m->ballot);
+        r->lost_by |= bit;
+        return false;
+    }
     if (ballot_compare(m->ballot, r->best) > 0) {
         r->best = m->ballot;
         r->same = 0;
     }
-    r->answered |= bit;
     if (ballot_equal(m->ballot, r->best))
         r->same |= bit;
     return true;
 }
 
+/* A record that is damaged where it was told, and above all others, may have been chosen; but not if
+ * every owner was heard, and those where it is damaged are no majority. */
 static bool round_has_quorum(const struct node *n, const struct round *r)
 {
-    return quorum(n, r->partition, r->answered);
+    bool may_be_lost =
+        ballot_compare(r->lost, r->best) > 0 && (partition_owners(n, r->partition) & ~r->answered ||
+                                                 majority(r->lost_by, n->owners[0][r->partition]));
+    return quorum(n, r->partition, r->answered) && !may_be_lost;
 }
 
 static void round_keep_record(struct round *r, const struct message *m)
@@ -1814,9 +1827,9 @@ static void round_decide(struct node *n, struct round *r);
 static void on_promise(struct node *n, struct peer *from, const struct message *m)
 {
     struct round *r = round_by_op(n, m->op);
-    if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r) || !round_hear(n, r, from, m))
+    if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r))
         return;
-    if (ballot_compare(m->ballot, round_record(r)->ballot) > 0)
+    if (round_hear(n, r, from, m) && ballot_compare(m->ballot, round_record(r)->ballot) > 0)
         round_keep_record(r, m);
     if (round_has_quorum(n, r))
         round_decide(n, r);
@@ -1988,6 +2001,7 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     for (struct request *q = r->taken; q; q = q->next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
     r->state = ROUND_ACCEPT;
+    r->lost = (struct ballot){0};
     r->answered = r->refused = 0;
     round_send(n, r);
 }

@@ -2093,7 +2093,7 @@ START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
 }
 END_TEST
 
-START_TEST(test_nothing_is_said_of_a_damaged_record_and_a_repair_begins)
+START_TEST(test_a_damaged_record_is_told_as_such_and_a_repair_begins)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
@@ -2102,16 +2102,60 @@ START_TEST(test_nothing_is_said_of_a_damaged_record_and_a_repair_begins)
     struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 1};
     m.partition = key_partition("k", 1);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
-    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "k"});
-    ck_assert_uint_eq(told(M_PROMISE, 0, NULL), 1);
+    struct body body = {.key = "k"};
+    struct message promise;
+    peer_says(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(told(M_PROMISE, 0, &promise), 1);
+    ck_assert(!(promise.flags & FLAG_DAMAGED));
     entry_of("k")->flags |= FLAG_DAMAGED;
     m.ballot.time = clock_tick(n);
-    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "k"});
-    ck_assert_uint_eq(told(M_PROMISE, 0, NULL), 0);
+    peer_says(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(told(M_PROMISE, FLAG_DAMAGED, &promise), 1);
+    ck_assert(ballot_equal(promise.ballot, entry_of("k")->accepted));
+    m.type = M_READ;
+    peer_says(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
     partition_walk(n, m.partition);
     lone_settle(&l);
     ck_assert_uint_eq(n->repairs, 1);
     ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 2);
+}
+END_TEST
+
+/* A record of ballot 9 is damaged here, and what the others have is of ballot 5 or, damaged, of 9: it
+ * may have been chosen, unless all were heard and most of them have less. */
+START_TEST(test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen)
+{
+    static const struct {
+        unsigned peers;        /* all are owners */
+        uint8_t first, second; /* what they tell; 0: nothing */
+        bool goes_on;
+    } rows[] = {
+        {1, FLAG_RECORD, 0, true},
+        {1, 0, 0, false},
+        {1, FLAG_RECORD | FLAG_DAMAGED, 0, false},
+        {2, FLAG_RECORD, 0, false},
+        {2, FLAG_RECORD, FLAG_RECORD, true},
+        {2, FLAG_RECORD, FLAG_RECORD | FLAG_DAMAGED, false},
+    };
+    peers_begin(rows[_i].peers, 3);
+    struct node *n = l.node;
+    struct message m = request_for(DO_PUT, "k", n->wall), prepare;
+    uint64_t then = n->wall - 100 * SECOND;
+    accept_at(then + 9, "k", "value");
+    lone_settle(&l);
+    entry_of("k")->flags |= FLAG_DAMAGED;
+    m.flags |= FLAG_FRESH;
+    request(&m, "k");
+    ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+    for (unsigned i = 0; i < rows[_i].peers; i++) {
+        uint8_t flags = i ? rows[_i].second : rows[_i].first;
+        struct message promise = {.type = M_PROMISE, .flags = flags, .op = prepare.op};
+        promise.ballot = ballot_at(then + (flags & FLAG_DAMAGED ? 9 : 5));
+        if (flags)
+            peer_says(LONE_ID + 1 + i, n->clock, &promise, NULL);
+    }
+    ck_assert_uint_eq(told(M_ACCEPT, FLAG_WHOLE, NULL), rows[_i].goes_on ? rows[_i].peers : 0);
 }
 END_TEST
 
@@ -2360,7 +2404,8 @@ int main(void)
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
         {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
-        {"peers", test_nothing_is_said_of_a_damaged_record_and_a_repair_begins, 1},
+        {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
+        {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
         {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
         {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
         {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
