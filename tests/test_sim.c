@@ -90,6 +90,7 @@ enum {
     CLIENTS_MAX = 10,
     KEYS_MAX = 24,
     SEGMENT = 8 << 10, /* files of the simulated disk */
+    AHEAD = 72 << 10,  /* space that it takes behind the log's end, if there is any */
     WARM_MAX = 16,
     OPS_MAX = 9000, /* in the history of one key */
     TICK = 10000,   /* microseconds, on average */
@@ -148,8 +149,10 @@ struct host {
     bool deaf;       /* for good */
     uint8_t *disk;
     uint64_t disk_bytes, disk_start, disk_first, disk_synced,
-        disk_last; /* LSN of the last batch synced */
-    bool disk_flipped;
+        disk_last;       /* LSN of the last batch synced */
+    uint64_t disk_taken; /* LSN up to which there is space */
+    uint64_t disk_size;  /* all that there is, while it is full */
+    bool disk_full, disk_flipped;
     struct try *tries; /* requests that it has not answered */
 };
 
@@ -203,8 +206,10 @@ struct key {
     uint64_t etag[2]; /* the last that anyone saw */
     uint64_t acked;   /* ONE: the highest `modified` that was acknowledged */
     bool acked_put;   /* and it was a PUT */
-    uint64_t made_at; /* LISTED: it surely exists since then, 0: not yet */
-    bool touched;     /* LISTED: a write was tried */
+    /* LISTED: it is made once, then deleted once. Since when it surely is there, since when it may be
+     * gone, and since when it surely is; 0: not yet. */
+    uint64_t made_at, going_at, gone_at;
+    bool touched; /* a write was tried */
 };
 
 struct world {
@@ -428,8 +433,20 @@ static void drive_clear(struct host *h)
 {
     free(h->disk);
     h->disk = NULL;
-    h->disk_bytes = h->disk_start = h->disk_synced = 0;
+    h->disk_bytes = h->disk_start = h->disk_synced = h->disk_taken = 0;
     h->disk_flipped = false;
+}
+
+/* Takes space behind `end`, which a batch is to reach, as disk_extend does. */
+static void drive_take(struct host *h, uint64_t end)
+{
+    uint64_t size = h->full_until > w.now ? h->disk_size : UINT64_MAX;
+    while (h->disk_taken < end + AHEAD && h->disk_taken + SEGMENT - h->disk_start <= size)
+        h->disk_taken += SEGMENT;
+    h->disk_full = h->disk_taken < end + AHEAD;
+    if (end > h->disk_taken)
+        violation("h%d writes up to %" PRIu64 ", and has room up to %" PRIu64, h->index, end,
+                  h->disk_taken);
 }
 
 /* Writes the node's next batch, if there is one and none is under way. */
@@ -438,6 +455,7 @@ static void drive_submit(struct host *h)
     const struct bytes *batch = log_flush(h->node);
     if (!batch)
         return;
+    drive_take(h, h->node->log.durable + batch->count);
     drive_reach(h, h->node->log.durable + batch->count);
     h->disk_first = h->node->log.first;
     uint64_t start = max_u64(w.now, h->stalled_until);
@@ -463,8 +481,8 @@ static void drive_done(struct host *h)
     h->disk_synced = log->durable + log->flight.count;
     h->serves = true;
     drive_trim(h, h->disk_first);
-    log->full = h->full_until > w.now;
-    node_durable(h->node, log->full ? below(2 * DISK_KEEP_BYTES) : 1 << 30);
+    log->full = h->disk_full;
+    node_durable(h->node, h->disk_taken - h->disk_synced);
 }
 
 /* A crash in the middle of a write: it is there, or not, or in part: its first bytes, or any of its
@@ -559,7 +577,6 @@ static void host_node(struct host *h)
     struct node *n = h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     n->lease = w.plan.lease;
     n->evict_after = w.plan.evict_after;
-    n->log.room = 1 << 30;
     n->weight = 1;
     if (w.plan.zones)
         snprintf(n->zone, sizeof n->zone, "z%d", h->index % 3);
@@ -609,10 +626,13 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
         return;
     }
     uint64_t lsn = damaged ? h->disk_bytes : before->log.durable + before->log.flight.count;
+    h->disk_taken = max_u64(h->disk_taken, lsn);
+    h->full_until = damaged ? 0 : h->full_until; /* it would stop */
     h->id = chance_u64();
     h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     host_time(h);
     const struct bytes *batch = node_begin_anew(h->node, before, lsn);
+    drive_take(h, lsn + batch->count);
     drive_reach(h, lsn + batch->count);
     memcpy(h->disk + lsn, batch->data, batch->count);
     h->disk_last = lsn;
@@ -652,6 +672,7 @@ static void host_start(struct host *h)
     if (h->node->log.flight.count) {
         h->serves = false; /* until its last batch is written again */
         h->disk_first = h->node->log.first;
+        drive_take(h, log_end(h->node));
         uint64_t wait = h->node->reserve - min_u64(h->node->reserve, host_wall(h));
         wait = wait < SECOND && !w.plan.restart_at_once ? wait : 0;
         event_at(w.now + wait + 1 + below(5 * MS), DISK_DONE, h, NULL, 0);
@@ -946,12 +967,14 @@ static void op_write_answered(struct op *op, const struct message *m)
             k->acked_put = op->m.function == DO_PUT;
         }
         if (k->kind == LISTED)
-            k->made_at = w.now;
+            *(op->m.function == DO_PUT ? &k->made_at : &k->gone_at) = w.now;
         break;
     case 404:
     case 409:
     case 412:
         op->told.outcome = HISTORY_REFUSED;
+        if (k->kind == LISTED)
+            violation("%s is deleted once, and was not there", k->name);
         if (m->status == 412 && op->m.condition != IF_EXISTS && m->modified)
             op_told_etag(op, m);
         break;
@@ -1227,11 +1250,14 @@ static void client_begins(struct client *c)
     op->told.client = c->name;
     op->m.type = M_FORWARD;
     op->fresh = chance(200);
-    if (op->key->kind == LISTED && (op->key->touched || w.over || w.now < SECOND)) {
+    if (op->key->kind == LISTED && op->key->made_at && !op->key->going_at && chance(50)) {
+        op->key->going_at = w.now;
+        op->told.kind = HISTORY_DELETE;
+        op->m.function = DO_DELETE;
+    } else if (op->key->kind == LISTED && (op->key->touched || w.over || w.now < SECOND)) {
         op->listing = true;
         op->m.type = M_LIST;
     } else if (op->key->kind == LISTED) {
-        /* Made once and for all, so that what a listing must tell is known. */
         op->key->touched = true;
         op->told.kind = HISTORY_PUT;
         op->m.function = DO_PUT;
@@ -1268,7 +1294,8 @@ static void listing_heard(struct op *op, const struct message *m)
     }
 }
 
-/* Pages until there are no more; then all keys that were there the whole time must be there once. */
+/* Pages until there are no more; then all keys that were there the whole time must be there once, and
+ * those that were gone may not. */
 static void listing_answered(struct op *op, const struct message *m)
 {
     if (m->status != 200) {
@@ -1287,9 +1314,13 @@ static void listing_answered(struct op *op, const struct message *m)
         bool listed = false;
         for (size_t at = 0; at < op->found.count; at += 24)
             listed |= strcmp((char *)op->found.data + at, k->name) == 0;
-        if (k->kind == LISTED && !listed && k->made_at && k->made_at < op->told.start)
+        if (k->kind == LISTED && !listed && k->made_at && k->made_at < op->told.start &&
+            !k->going_at)
             violation("a listing did not tell %s, which is there since %.6f", k->name,
                       (double)k->made_at / 1e6);
+        if (k->kind == LISTED && listed && k->gone_at && k->gone_at < op->told.start)
+            violation("a listing told %s, which is gone since %.6f", k->name,
+                      (double)k->gone_at / 1e6);
     }
     op_end(op, false);
 }
@@ -1525,7 +1556,8 @@ static void fault_happens(enum fault fault)
                 host_down(&w.hosts[i], 10 * MS + below(lease));
         break;
     case FULL:
-        h->full_until = w.now + below(4 * lease);
+        h->full_until = w.now + below(chance(500) ? 4 * lease : 60 * SECOND);
+        h->disk_size = h->disk_taken - h->disk_start + below(AHEAD);
         trace(h, "its disk is full");
         break;
     case SLOW:
@@ -1566,10 +1598,6 @@ static void heal(void)
     for (unsigned i = 0; i < w.hosts_count; i++) {
         struct host *h = &w.hosts[i];
         h->deaf_until = h->slow_until = h->stalled_until = h->full_until = 0;
-        if (h->node) {
-            h->node->log.full = false;
-            h->node->log.room = 1 << 30;
-        }
         if (w.plan.deaf_for_good && h->node && may_lose_a_disk()) {
             h->deaf = true;
             h->deaf_until = UINT64_MAX;
@@ -1884,6 +1912,14 @@ static void shape_coordinators(struct plan *p)
     p->built_by_joins = false;
 }
 
+/* More is stored than the disks hold. */
+static void shape_full(struct plan *p)
+{
+    p->keys = (unsigned)between(12, KEYS_MAX);
+    p->large = 700;
+    p->fault_pause = between(100, 1000) * MS;
+}
+
 static const struct mix mixes[] = {
     {"calm", {0}, NULL},
     {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}, NULL},
@@ -1892,6 +1928,7 @@ static const struct mix mixes[] = {
     {"deaths", {[AWAY] = 3, [WIPE] = 3, [JOIN] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}, NULL},
     {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [FULL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
+    {"full", {[FULL] = 6, [CRASH] = 1, [CUT] = 1, [DRAIN] = 1, [JOIN] = 1}, shape_full},
     {"skew", {[CLOCK] = 4, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"forget", {[AWAY] = 3, [CUT] = 3, [DEAF] = 1, [CRASH] = 2, [PAUSE] = 1}, shape_forget},
     {"busy", {[CUT] = 1, [CRASH] = 1, [PAUSE] = 1}, shape_busy},
@@ -2254,7 +2291,8 @@ static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals
 
 /* Runs that once found something: a sync that was forgotten, an accept without its key, a view that
  * its last voters took with them, a wait cut short, bits flipped in a record's head, copies of views
- * that added up, a round that a slow network restarted for ever, a node whose peers all had new ids. */
+ * that added up, a round that a slow network restarted for ever, a node whose peers all had new ids,
+ * a damaged record that one of two owners alone had. */
 static const struct {
     uint64_t seed;
     const char *mix;
@@ -2263,6 +2301,7 @@ static const struct {
     {3, "moves"},     {4, "moves"},         {17, "moves"},     {14, "deaths"},  {49, "deaths"},
     {3, "clocks"},    {47, "clocks"},       {1310, "disks"},   {157, "disks"},  {40, "skew"},
     {55, "restarts"}, {71, "coordinators"}, {1933, "minutes"}, {2365, "all"},   {1798, "minutes"},
+    {492, "all"},
 };
 enum { KNOWN = sizeof known / sizeof *known };
 
