@@ -6,7 +6,7 @@
  * replicated log, and repair, hand-off and rebalancing are one act: deliver the accept again.
  *
  *   1  Limits                 every bound in one place
- *   2  Small tools            growing bytes, log lines, numbers
+ *   2  Small tools            growing bytes, log lines, keys as text
  *   3  Ballots and messages   one format for the wire, the disk and the queue
  *   4  The node               all protocol state, in one struct
  *   5  The log                batches, group commit, recovery
@@ -242,6 +242,22 @@ static void bytes_swap(struct bytes *a, struct bytes *b)
     struct bytes t = *a;
     *a = *b;
     *b = t;
+}
+
+enum { KEY_TEXT_BYTES = 3 * KEY_BYTES_MAX + 1 };
+
+/* A key as paths, lists, JSON and the log tell it. */
+static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size_t bytes)
+{
+    const uint8_t *from = key;
+    char *at = to;
+    for (size_t i = 0; i < bytes; i++)
+        if (isalnum(from[i]) || (from[i] && strchr("-._~/", from[i])))
+            *at++ = (char)from[i];
+        else
+            at += sprintf(at, "%%%02X", from[i]);
+    *at = 0;
+    return to;
 }
 
 /* === 3 Ballots and messages =====================================================================
@@ -2900,8 +2916,10 @@ static void sync_tick(struct node *n)
 /* A record failed its checksum: this node says nothing of the key until another owner sends it. */
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 {
+    char text[KEY_TEXT_BYTES];
     if (!(e->flags & FLAG_DAMAGED)) {
-        say(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64, e->lsn);
+        say(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64 " key=%s", e->lsn,
+            percent_encode(text, e->key, e->key_bytes));
         n->counters.repairs_damage++;
     }
     e->flags |= FLAG_DAMAGED;
@@ -4055,22 +4073,6 @@ static void channels_check(struct server *s)
 
 static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
 enum { GET, HEAD, PUT, POST, DELETE, OTHER };
-
-enum { KEY_TEXT_BYTES = 3 * KEY_BYTES_MAX + 1 };
-
-/* A key as paths, lists and JSON tell it. */
-static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size_t bytes)
-{
-    const uint8_t *from = key;
-    char *at = to;
-    for (size_t i = 0; i < bytes; i++)
-        if (isalnum(from[i]) || (from[i] && strchr("-._~/", from[i])))
-            *at++ = (char)from[i];
-        else
-            at += sprintf(at, "%%%02X", from[i]);
-    *at = 0;
-    return to;
-}
 
 static void print_owners(struct bytes *out, const struct node *n, const char *name, int which,
                          uint16_t partition)
