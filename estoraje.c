@@ -173,7 +173,7 @@ __attribute__((format(printf, 3, 4))) static void say(enum log_level level, cons
 __attribute__((noreturn)) static void die(const char *message)
 {
     say(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
-    exit(1);
+    _exit(1); /* maybe of the log's thread, while the other goes on */
 }
 
 static void *allocate(size_t bytes)
@@ -3755,7 +3755,8 @@ static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size
 {
     for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
         int file = segment_open(d, lsn, O_WRONLY);
-        ssize_t count = pwrite(file, from, segment_part(lsn, bytes), (off_t)(lsn % SEGMENT_BYTES));
+        off_t offset = (off_t)(lsn % SEGMENT_BYTES);
+        ssize_t count = file < 0 ? -1 : pwrite(file, from, segment_part(lsn, bytes), offset);
         if (count <= 0 || (sync && fdatasync(file) < 0))
             die("the disk failed");
         part = (size_t)count;
