@@ -653,6 +653,7 @@ struct node {
     bool has_lease;
     uint64_t lease_at; /* when it was gained or lost */
     uint64_t next_heartbeat, catch_up_until;
+    uint64_t next_fault; /* until then no clock fault is logged again */
     uint16_t digest_next, walk_next;
     uint64_t walked_at;
 
@@ -3405,6 +3406,9 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         b->from == n->id)
         return true;
     if (!clock_raise(n, b->clock)) {
+        if (n->now < n->next_fault)
+            return true;
+        n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
         say(LEVEL_WARN, "clock fault: mail from the future is ignored",
             "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->wall) / 1e6);
         return true;
