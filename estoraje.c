@@ -4825,7 +4825,7 @@ static bool secret_matches(const struct call *c)
 {
     const char *secret = c->server->secret, *got = call_get(c, "Authorization");
     size_t bytes = secret ? strlen(secret) : 0;
-    return !secret || (got && strncmp(got, "Bearer ", 7) == 0 && strlen(got) == bytes + 7 &&
+    return !secret || (got && strncasecmp(got, "Bearer ", 7) == 0 && strlen(got) == bytes + 7 &&
                        gnutls_memcmp(got + 7, secret, bytes) == 0);
 }
 

@@ -2599,6 +2599,8 @@ START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
         ck_assert_int_eq(r.status, 401);
         ck_assert_int_eq(status_of(url, "GET", "/_status", NULL, NULL), 200);
         ck_assert_int_eq(status_of(url, "PUT", "/_status", NULL, "x"), 405);
+        const char *known = "Authorization: bearer open sesame"; /* RFC 9110, 11.1: in any case */
+        ck_assert_int_eq(status_of(url, "DELETE", "/_nodes/x", known, NULL), 404);
     }
     cluster_await(c, 3, 20);
     cluster_stop(c);
