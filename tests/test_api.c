@@ -1282,8 +1282,7 @@ START_TEST(test_the_next_page_is_encoded_however_the_path_was_spelt)
     put_etag(_i, own("q%22%3e/2"), "");
     struct lines l = list_all(_i, own("q\">/?limit=1"), 1);
     ck_assert_int_eq(l.count, 2);
-    struct response r =
-        ask(_i, 200, "GET", own("q\">/?limit=1"), "Accept: application/json", NULL);
+    struct response r = ask(_i, 200, "GET", own("q\">/?limit=1"), "Accept: application/json", NULL);
     ck_assert_ptr_nonnull(strstr(r.body, text("\"next\":\"%s", own("q%22%3E/?limit=1&after="))));
 }
 END_TEST
@@ -1749,8 +1748,7 @@ START_TEST(test_every_error_says_what_is_wrong_in_one_line)
         {"PATCH", "there", NULL, "v", 405, 0},
     };
     rows_ask(_i, rows, sizeof rows / sizeof *rows);
-    struct response r =
-        ask(_i, 431, "GET", own("there"), text("X-Long: %s", letters(40000)), NULL);
+    struct response r = ask(_i, 431, "GET", own("there"), text("X-Long: %s", letters(40000)), NULL);
     tells_in_one_line(&r);
     r = get(alone->nodes[0].url, "/_unknown");
     ck_assert_int_eq(r.status, 404);
