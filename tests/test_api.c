@@ -1780,6 +1780,22 @@ START_TEST(test_a_value_over_the_limit_is_413_and_changes_nothing)
 }
 END_TEST
 
+START_TEST(test_nginx_names_the_limit_of_values_too)
+{
+    size_t bytes = (64 << 20) + 1;
+    char *value = letters(bytes);
+    for (int chunked = 0; chunked < 2; chunked++) {
+        struct response r = http(at(NGINX), "PUT", own("k"),
+                                 chunked ? "Transfer-Encoding: chunked" : NULL, value, bytes);
+        ck_assert_int_eq(r.status, 413);
+        tells_in_one_line(&r);
+        ck_assert_ptr_nonnull(strstr(r.body, "64 MiB"));
+        has_none(NGINX, own("k"));
+    }
+    free(value);
+}
+END_TEST
+
 START_TEST(test_what_does_not_fit_in_memory_is_503_and_comes_later)
 {
     enum { HALVES = 4, SIZE = 3 << 20 };
@@ -2867,6 +2883,7 @@ static const struct entry *entries(size_t *count)
     ONCE("errors", test_a_write_without_a_length_is_411);
     EACH("errors", test_every_error_says_what_is_wrong_in_one_line);
     ONCE("errors", test_a_value_over_the_limit_is_413_and_changes_nothing);
+    ONCE("errors", test_nginx_names_the_limit_of_values_too);
     ONCE("errors", test_what_does_not_fit_in_memory_is_503_and_comes_later);
     EACH("wire", test_ambiguous_requests_are_400_and_the_connection_is_closed);
     EACH("wire", test_a_smuggled_request_is_not_heard);
