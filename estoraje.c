@@ -532,6 +532,7 @@ struct request {
     void *client;            /* of this node; null if origin is set, or nobody is told */
     struct peer *origin;     /* that forwarded it, as its op m->op */
     uint64_t deadline;       /* this node's monotonic clock */
+    uint64_t waits_until;    /* the same; FLAG_WATCH alone */
     uint64_t allowed;        /* time for a large value; four times that is in the deadline */
     struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
@@ -2105,7 +2106,7 @@ static void round_finish(struct node *n, struct round *r)
             requests_push(&r->taken, q);
         else if (is_write(q))
             write_answer(n, q);
-        else if (r->keyed && q->m->flags & FLAG_WATCH && n->now + REQUEST_TIME < q->deadline)
+        else if (r->keyed && n->now < q->waits_until)
             q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
         else
             read_answer(n, q, round_record(r));
@@ -2158,19 +2159,19 @@ static void read_again(struct node *n, struct round *r)
 /* GET with wait: parks the read until an owner tells of a change, or the time is over. */
 static bool read_waits(struct node *n, struct round *r)
 {
-    const struct request *q = r->taken;
+    struct request *q = r->taken;
     const struct message *m = round_record(r);
     bool exists = is_live(m->flags);
     bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
-    bool waits = q->m->flags & FLAG_WATCH && !changed && exists == (q->m->condition == IF_MATCH) &&
-                 n->now + REQUEST_TIME < q->deadline;
-    if (!waits || (n->hooks->left && n->hooks->left(n, q->client)))
+    bool same = !changed && exists == (q->m->condition == IF_MATCH);
+    if (!same || n->now >= q->waits_until || (n->hooks->left && n->hooks->left(n, q->client)))
         return false;
     r->taken->tries = 0;
     r->state = ROUND_WATCH;
-    r->due = min_u64(n->now + WATCH_TIME / 2, q->deadline - REQUEST_TIME);
+    r->due = min_u64(n->now + WATCH_TIME / 2, q->waits_until);
     if (exists && m->expiry)
         r->due = min_u64(r->due, n->now + max_u64(m->expiry, node_date(n)) - node_date(n));
+    q->deadline = r->due + REQUEST_TIME; /* then it is read again */
     return true;
 }
 
@@ -2355,12 +2356,15 @@ static void node_request(struct node *n, void *client, const struct message *m,
 {
     struct request *q = request_make(n, m, body);
     q->client = client;
-    q->deadline += wait;
+    q->waits_until = n->now + wait;
     n->requests++;
     clock_raise(n, m->dropped);
     uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
     if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
         request_fail(n, q, 507);
+    else if (is_write(q) && m->flags & FLAG_ALL &&
+             partition_owners(n, m->partition) & ~live_members(n))
+        request_fail(n, q, 503); /* it would be done, and could not be answered */
     else
         request_admit(n, q);
 }

@@ -2061,6 +2061,46 @@ START_TEST(test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is)
 }
 END_TEST
 
+/* Told within the time of a request, not of the wait: also when the wait had begun. */
+START_TEST(test_a_wait_without_a_quorum_is_503_soon)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = request_for(DO_READ, "k", 0), read, answer = {.type = M_ANSWER};
+    m.flags = FLAG_WATCH;
+    m.condition = IF_ABSENT;
+    node_request(n, NULL, &m, &(struct body){.key = "k"}, 60 * SECOND);
+    lone_settle(&l);
+    if (_i) {
+        ck_assert_uint_gt(told(M_READ, 0, &read), 0);
+        answer.op = read.op;
+        for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
+            peer_says(id, n->clock, &answer, NULL);
+    }
+    ticks(100, 20 * MS);
+    ck_assert_uint_eq(l.replies, 0);
+    ticks(_i ? 150 : 25, 20 * MS);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 503);
+}
+END_TEST
+
+START_TEST(test_consistency_all_is_503_at_once_when_an_owner_is_away)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    for (int away = 0; away < 2; away++) {
+        struct message m = request_for(DO_PUT, "k", n->wall);
+        m.flags |= FLAG_ALL | FLAG_FRESH;
+        n->member_peer[2]->heard_at = away ? 0 : n->now;
+        request(&m, "k");
+        ck_assert_uint_eq(told(M_PREPARE, 0, NULL), away ? 0 : 2);
+        ck_assert_uint_eq(l.replies, away);
+    }
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 503);
+}
+END_TEST
+
 /* Its owners agree, and send 20 MB by a slow link. */
 START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
 {
@@ -2403,6 +2443,8 @@ int main(void)
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
+        {"peers", test_a_wait_without_a_quorum_is_503_soon, 2},
+        {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
         {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
