@@ -4181,10 +4181,21 @@ static void print_status(struct bytes *out, const struct server *s)
     bytes_print(out, "}\n");
 }
 
+/* Whether another member lives where it was: it is the same machine, with an empty disk. */
+static bool member_is_replaced(const struct node *n, uint32_t index)
+{
+    const struct peer *old = n->member_peer[index];
+    bool replaced = false;
+    for (uint32_t i = 0; i < members_count(n); i++)
+        replaced |= peer_is_live(n, n->member_peer[i]) && !peer_is_live(n, old) &&
+                    strcmp(n->member_peer[i]->address, old->address) == 0;
+    return replaced;
+}
+
 static void print_nodes(struct bytes *out, const struct server *s)
 {
     for (uint32_t i = 0; i < members_count(s->node); i++)
-        if (s->node->view->members[i].state == MEMBER_UP)
+        if (s->node->view->members[i].state == MEMBER_UP && !member_is_replaced(s->node, i))
             bytes_print(out, "%s\n", s->node->member_peer[i]->address);
 }
 
@@ -4261,7 +4272,7 @@ static void print_peers(struct bytes *out, const struct node *n)
             double values[] = {peer_is_live(n, p), (double)p->clock_offset / 1e6, p->messages_in,
                                p->messages_out};
             char labels[128];
-            if (p == n->self_peer)
+            if (p == n->self_peer || member_is_replaced(n, i))
                 continue;
             snprintf(labels, sizeof labels, "{peer=\"%s\"%s}", p->address, rows[row].more);
             print_sample(out, rows[row].name, labels, values[row]);

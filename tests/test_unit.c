@@ -2101,6 +2101,27 @@ START_TEST(test_consistency_all_is_503_at_once_when_an_owner_is_away)
 }
 END_TEST
 
+/* Of two members at one address the one that is not live was there before. */
+START_TEST(test_who_lost_its_disk_is_told_once)
+{
+    peers_begin(2, 3);
+    struct server s = {.node = l.node};
+    struct bytes out = {0};
+    strcpy(l.node->member_peer[2]->address, l.node->member_peer[1]->address);
+    l.node->member_peer[1]->heard_at = 0;
+    print_nodes(&out, &s);
+    print_peers(&out, l.node);
+    bytes_append(&out, "", 1);
+    const char *text = (char *)out.data, *at = text;
+    unsigned count = 0;
+    for (; (at = strstr(at, "127.0.0.1:2")); at++)
+        count++;
+    ck_assert_msg(count == 5, "%s", text);
+    ck_assert_ptr_nonnull(strstr(text, "estoraje_peer_up{peer=\"127.0.0.1:2\"} 1\n"));
+    bytes_free(&out);
+}
+END_TEST
+
 /* Its owners agree, and send 20 MB by a slow link. */
 START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
 {
@@ -2445,6 +2466,7 @@ int main(void)
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
         {"peers", test_a_wait_without_a_quorum_is_503_soon, 2},
         {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
+        {"peers", test_who_lost_its_disk_is_told_once, 1},
         {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
