@@ -60,6 +60,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -560,7 +561,7 @@ enum round_state {
  *    make it a WATCH, which begins again when an owner tells of a change
  */
 struct round {
-    struct round *next_by_op, *next_by_key;
+    LIST_ENTRY(round) by_op, by_key;
     struct request *waiting, *taken; /* oldest first; between events it has taken at least one */
     enum round_state state;
     uint16_t partition;
@@ -663,9 +664,10 @@ struct node {
     struct log log;
     struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
     struct bytes gated, cold;    /* what waits for the log: to be durable, or to be in memory */
-    struct round *by_op[ROUND_BUCKETS], *by_key[VIEWS_PARTITION + 1]; /* the latter by partition */
+    LIST_HEAD(rounds, round) by_op[ROUND_BUCKETS];
+    struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     size_t rounds_resting;
-    struct listing *listings;
+    STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
     uint64_t repairs;
     uint64_t requests;
@@ -1558,40 +1560,31 @@ static void requests_expire(struct node *n, struct request **list)
 
 static struct round *round_by_op(const struct node *n, uint64_t op)
 {
-    struct round *r = n->by_op[op % ROUND_BUCKETS];
+    struct round *r = LIST_FIRST(&n->by_op[op % ROUND_BUCKETS]);
     while (r && r->op != op)
-        r = r->next_by_op;
+        r = LIST_NEXT(r, by_op);
     return r;
-}
-
-static void round_unlink_op(struct node *n, struct round *r)
-{
-    struct round **at = &n->by_op[r->op % ROUND_BUCKETS];
-    while (*at && *at != r)
-        at = &(*at)->next_by_op;
-    if (*at)
-        *at = r->next_by_op;
 }
 
 /* Gives the round a new op and ballot, so that answers to the old ones are no longer heard. */
 static void round_rename(struct node *n, struct round *r)
 {
-    round_unlink_op(n, r);
+    if (r->op)
+        LIST_REMOVE(r, by_op);
     r->op = clock_tick(n);
     r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
     r->best = r->lost = (struct ballot){0};
     r->record.count = 0;
-    r->next_by_op = n->by_op[r->op % ROUND_BUCKETS];
-    n->by_op[r->op % ROUND_BUCKETS] = r;
+    LIST_INSERT_HEAD(&n->by_op[r->op % ROUND_BUCKETS], r, by_op);
     r->answered = r->same = r->refused = r->lost_by = 0;
 }
 
 static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
                                   size_t key_bytes)
 {
-    struct round *r = n->by_key[partition];
+    struct round *r = LIST_FIRST(&n->by_key[partition]);
     while (r && key_compare(r->key, r->key_bytes, key, key_bytes) != 0)
-        r = r->next_by_key;
+        r = LIST_NEXT(r, by_key);
     return r;
 }
 
@@ -1603,29 +1596,24 @@ static struct round *round_make(struct node *n, uint16_t partition, const void *
     r->key_bytes = (uint16_t)key_bytes;
     memcpy(r->key, key, key_bytes);
     r->keyed = keyed;
-    if (keyed) {
-        r->next_by_key = n->by_key[partition];
-        n->by_key[partition] = r;
-    }
+    if (keyed)
+        LIST_INSERT_HEAD(&n->by_key[partition], r, by_key);
     round_rename(n, r);
     return r;
 }
 
-static void round_unkey(struct node *n, struct round *r)
+static void round_unkey(struct round *r)
 {
-    struct round **at = &n->by_key[r->partition];
-    while (r->keyed && *at != r)
-        at = &(*at)->next_by_key;
     if (r->keyed)
-        *at = r->next_by_key;
+        LIST_REMOVE(r, by_key);
     r->keyed = false;
 }
 
-static void round_free(struct node *n, struct round *r)
+static void round_free(struct round *r)
 {
     assert(!r->waiting && !r->taken);
-    round_unlink_op(n, r);
-    round_unkey(n, r);
+    LIST_REMOVE(r, by_op);
+    round_unkey(r);
     bytes_free(&r->record);
     free(r);
 }
@@ -1727,7 +1715,7 @@ static void round_begin(struct node *n, struct round *r)
     r->taken = NULL;
     round_forward(n, r);
     if (!r->waiting) {
-        round_free(n, r);
+        round_free(r);
         return;
     }
     for (unsigned i = 0; r->waiting && i < ROUND_WRITES_MAX; i++)
@@ -1767,7 +1755,7 @@ static void round_scatter(struct node *n, struct round *r)
 {
     struct request *taken = r->taken;
     r->taken = NULL;
-    round_free(n, r);
+    round_free(r);
     requests_admit(n, taken);
 }
 
@@ -2114,7 +2102,7 @@ static void round_finish(struct node *n, struct round *r)
     if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
         struct request *waiting = r->waiting;
         r->waiting = NULL;
-        round_unkey(n, r);
+        round_unkey(r);
         requests_admit(n, waiting);
     } else {
         round_begin(n, r);
@@ -2418,7 +2406,7 @@ static void on_result(struct node *n, struct peer *from, const struct message *m
     }
     struct request *q = requests_pop(&r->taken);
     struct body body = message_body(m);
-    round_free(n, r);
+    round_free(r);
     request_answer(n, q, m, &body);
 }
 
@@ -2426,7 +2414,7 @@ static void on_result(struct node *n, struct peer *from, const struct message *m
 static void forwards_due(struct node *n, const struct peer *broken)
 {
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (struct round *r = n->by_op[i]; r; r = r->next_by_op)
+        for (struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
             if (r->state == ROUND_FORWARD && r->taken->sent_to == broken)
                 r->due = n->now;
 }
@@ -2436,13 +2424,12 @@ static void rounds_restart(struct node *n)
 {
     struct request *all = NULL;
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        while (n->by_op[i]) {
-            struct round *r = n->by_op[i];
+        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
             requests_push(&r->taken, r->waiting);
             requests_push(&r->taken, all);
             all = r->taken;
             r->taken = r->waiting = NULL;
-            round_free(n, r);
+            round_free(r);
         }
     }
     while (all) {
@@ -2672,7 +2659,7 @@ static void coordinator_tick(struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
             return;
-    bool proposed = n->by_key[VIEWS_PARTITION]; /* its round is under way */
+    bool proposed = LIST_FIRST(&n->by_key[VIEWS_PARTITION]); /* its round is under way */
     if (n->voters & self_bit(n) && n->has_lease && !proposed && view_next(n, &next.view))
         view_request(n, &next.view);
 }
@@ -3020,7 +3007,7 @@ static void partition_walk(struct node *n, uint16_t partition)
  */
 
 struct listing {
-    struct listing *next; /* in the order in which they came */
+    STAILQ_ENTRY(listing) next; /* in the order in which they came */
     void *client;
     struct bytes prefix, after; /* keys; what is told next comes after `after` */
     uint64_t limit, count;      /* keys; `count` were told */
@@ -3089,10 +3076,7 @@ static void listing_tell(struct node *n, struct listing *l, uint16_t status)
 
 static void listing_end(struct node *n, struct listing *l)
 {
-    struct listing **at = &n->listings;
-    while (*at != l)
-        at = &(*at)->next;
-    *at = l->next;
+    STAILQ_REMOVE(&n->listings, l, listing, next);
     listing_tell(n, l, l->failed ? 503 : 200);
     bytes_free(&l->prefix);
     bytes_free(&l->after);
@@ -3107,8 +3091,8 @@ static void listing_end(struct node *n, struct listing *l)
 static void listings_tick(struct node *n)
 {
     unsigned turn = 0;
-    for (struct listing *l = n->listings, *next; l; l = next, turn++) {
-        next = l->next;
+    for (struct listing *l = STAILQ_FIRST(&n->listings), *next; l; l = next, turn++) {
+        next = STAILQ_NEXT(l, next);
         bool begins = !l->due && turn < LISTINGS_MAX;
         if (l->due && !l->op)
             continue; /* its reads have deadlines of their own */
@@ -3129,10 +3113,8 @@ static void listings_tick(struct node *n)
 static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
                       const void *after, size_t after_bytes, uint64_t limit)
 {
-    struct listing *l = allocate(sizeof *l), **at = &n->listings;
-    while (*at)
-        at = &(*at)->next;
-    *at = l;
+    struct listing *l = allocate(sizeof *l);
+    STAILQ_INSERT_TAIL(&n->listings, l, next);
     l->client = client;
     l->limit = limit;
     l->deadline = n->now + LISTING_WAIT;
@@ -3221,9 +3203,9 @@ static void listing_merge(struct node *n, struct listing *l)
 
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
 {
-    struct listing *l = n->listings;
+    struct listing *l = STAILQ_FIRST(&n->listings);
     while (l && (!l->op || l->op != m->op))
-        l = l->next;
+        l = STAILQ_NEXT(l, next);
     int index = member_index(n->view, from->id);
     if (!l || index < 0 || m->partition != VIEWS_PARTITION || l->told >> index & 1)
         return;
@@ -3460,8 +3442,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     clock_reserve(n);
     n->rounds_resting = 0;
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r = n->by_op[i], *next; r; r = next) {
-            next = r->next_by_op;
+        for (struct round *r = LIST_FIRST(&n->by_op[i]), *next; r; r = next) {
+            next = LIST_NEXT(r, by_op);
             n->rounds_resting += r->state == ROUND_REST;
             round_due(n, r);
         }
@@ -3617,6 +3599,7 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     n->lease = 2 * SECOND;
     n->evict_after = 60 * SECOND;
     n->weight = 1;
+    STAILQ_INIT(&n->listings);
     snprintf(n->address, sizeof n->address, "%s", address);
     n->self_peer = peer_make(n, id, address);
     return n;
@@ -3934,8 +3917,8 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    char *secret;       /* null: none */
-    struct call *calls; /* suspended ones */
+    char *secret;            /* null: none */
+    LIST_HEAD(, call) calls; /* suspended ones */
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
@@ -4386,7 +4369,7 @@ struct query {
 
 struct call {
     struct server *server;
-    struct call *next; /* of the suspended */
+    LIST_ENTRY(call) suspended;
     struct MHD_Connection *connection;
     size_t uri_bytes;        /* as it came */
     const char *headers_end; /* as far as they are accounted for: the end of the last value */
@@ -4846,19 +4829,14 @@ static bool secret_matches(const struct call *c)
 
 static void call_suspend(struct call *c)
 {
-    struct server *s = c->server;
-    c->next = s->calls;
-    s->calls = c;
+    LIST_INSERT_HEAD(&c->server->calls, c, suspended);
     MHD_suspend_connection(c->connection);
 }
 
 /* http_handle is called again, to send the response. */
 static void call_resume(struct call *c)
 {
-    struct call **at = &c->server->calls;
-    while (*at != c)
-        at = &(*at)->next;
-    *at = c->next;
+    LIST_REMOVE(c, suspended);
     c->server->resumed = true;
     MHD_resume_connection(c->connection);
 }
@@ -5530,9 +5508,9 @@ static void server_stop(struct server *s)
         log_submit(s);
         usleep(1000);
     }
-    while (s->calls) { /* the core says nothing any more */
-        call_tell(s->calls, s->calls->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
-        call_resume(s->calls);
+    for (struct call *c; (c = LIST_FIRST(&s->calls));) { /* the core says nothing any more */
+        call_tell(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
+        call_resume(c);
     }
     MHD_run(s->daemon);
     MHD_stop_daemon(s->daemon);

@@ -84,15 +84,15 @@ static void begin(struct lone *l)
 /* The op of the nth of what is under way. */
 static uint64_t op_under_way(const struct node *n, unsigned nth)
 {
-    const struct listing *l = n->listings;
+    const struct listing *l = STAILQ_FIRST(&n->listings);
     for (int i = 0; i < SYNCS_MAX; i++)
         if (n->syncs[i].due && nth-- == 0)
             return n->syncs[i].op;
-    for (; l; l = l->next)
+    for (; l; l = STAILQ_NEXT(l, next))
         if (nth-- == 0)
             return l->op;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = n->by_op[i]; r; r = r->next_by_op)
+        for (const struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
             if (nth-- == 0)
                 return r->op;
     return 0;

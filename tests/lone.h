@@ -68,18 +68,17 @@ static void lone_node_free(struct lone *l)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        while (n->by_op[i]) {
-            struct round *r = n->by_op[i];
+        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
             while (r->taken)
                 request_free(requests_pop(&r->taken));
             while (r->waiting)
                 request_free(requests_pop(&r->waiting));
-            round_free(n, r);
+            round_free(r);
         }
     }
-    while (n->listings) {
-        n->listings->failed = true;
-        listing_end(n, n->listings);
+    for (struct listing *left; (left = STAILQ_FIRST(&n->listings));) {
+        left->failed = true;
+        listing_end(n, left);
     }
     for (size_t i = 0; i < n->peers_count; i++) {
         bytes_free(&n->peers[i]->outbox[0]);

@@ -529,18 +529,17 @@ static void node_free(struct node *n)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        while (n->by_op[i]) {
-            struct round *r = n->by_op[i];
+        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
             while (r->taken)
                 request_free(requests_pop(&r->taken));
             while (r->waiting)
                 request_free(requests_pop(&r->waiting));
-            round_free(n, r);
+            round_free(r);
         }
     }
-    while (n->listings) {
-        n->listings->failed = true;
-        listing_end(n, n->listings);
+    for (struct listing *l; (l = STAILQ_FIRST(&n->listings));) {
+        l->failed = true;
+        listing_end(n, l);
     }
     for (size_t i = 0; i < n->peers_count; i++) {
         bytes_free(&n->peers[i]->outbox[0]);
@@ -1623,7 +1622,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
     const struct view *v = newest_view();
     unsigned rounds = 0, syncs = 0;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = n->by_op[i]; r; r = r->next_by_op)
+        for (const struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
             rounds++;
     for (int i = 0; i < SYNCS_MAX; i++)
         syncs += n->syncs[i].due != 0;
@@ -1640,13 +1639,13 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "has no lease";
     else if (rounds && w.over)
         what = "has rounds";
-    else if (n->listings && w.over)
+    else if (STAILQ_FIRST(&n->listings) && w.over)
         what = "has listings";
     else if (syncs && w.over)
         what = "has syncs";
     else if (n->repairs && w.over)
         what = "has repairs";
-    else if (n->by_key[VIEWS_PARTITION])
+    else if (LIST_FIRST(&n->by_key[VIEWS_PARTITION]))
         what = "proposes a view";
     else if (h->tries && w.over)
         what = "has requests";
@@ -1754,7 +1753,7 @@ static void judge_forgetting(const struct host *h)
 static void judge_rounds(const struct host *h)
 {
     for (int i = 0; h->node && i < ROUND_BUCKETS; i++)
-        for (const struct round *r = h->node->by_op[i]; r; r = r->next_by_op)
+        for (const struct round *r = LIST_FIRST(&h->node->by_op[i]); r; r = LIST_NEXT(r, by_op))
             if (!r->taken)
                 violation("h%d has a round of %.*s that nobody waits for", h->index, r->key_bytes,
                           (const char *)r->key);
@@ -2144,7 +2143,7 @@ static void trace_hosts(void)
               "epoch %" PRIu64 " self %d lease %d live %" PRIx64 " voters %" PRIx64
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
-              n->by_key[VIEWS_PARTITION] != NULL, n->log.durable, log_end(n), n->id);
+              LIST_FIRST(&n->by_key[VIEWS_PARTITION]) != NULL, n->log.durable, log_end(n), n->id);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[0][p] != n->owners[1][p])
                 trace(h,
@@ -2159,7 +2158,7 @@ static void trace_hosts(void)
                       n->syncs[j].partition, n->syncs[j].source, n->syncs[j].op,
                       n->syncs[j].page.count, n->syncs[j].here, n->syncs[j].under_way);
         for (int j = 0; j < ROUND_BUCKETS; j++)
-            for (const struct round *r = n->by_op[j]; r; r = r->next_by_op)
+            for (const struct round *r = LIST_FIRST(&n->by_op[j]); r; r = LIST_NEXT(r, by_op))
                 trace(h,
                       "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
                       " refusals %u best %s taken %d waiting %d",

@@ -1881,7 +1881,7 @@ static unsigned rounds(void)
 {
     unsigned count = 0;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = l.node->by_op[i]; r; r = r->next_by_op)
+        for (const struct round *r = LIST_FIRST(&l.node->by_op[i]); r; r = LIST_NEXT(r, by_op))
             count++;
     return count;
 }
