@@ -2332,7 +2332,8 @@ static struct request *request_make(struct node *n, const struct message *m,
     struct bytes copy = {0};
     q->last = q;
     q->m = message_append(&copy, m, body);
-    q->deadline = n->now + REQUEST_TIME + m->value_bytes / BYTES_PER_US;
+    q->allowed = m->value_bytes / BYTES_PER_US;
+    q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
     return q;
 }
 

@@ -2061,6 +2061,30 @@ START_TEST(test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is)
 }
 END_TEST
 
+/* 16 MiB, which the disks of the others take 5 s for. */
+START_TEST(test_a_large_value_has_time_to_be_stored)
+{
+    peers_begin(2, 3);
+    struct message m = request_for(DO_PUT, "big", l.node->wall), sent;
+    m.flags |= FLAG_FRESH;
+    m.value_bytes = 16 << 20;
+    char *value = calloc(1, m.value_bytes);
+    node_request(l.node, NULL, &m, &(struct body){.key = "big", .value = value}, 0);
+    free(value);
+    lone_settle(&l);
+    ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
+    peer_says(LONE_ID + 1, l.node->clock, &(struct message){.type = M_PROMISE, .op = sent.op},
+              NULL);
+    ck_assert_uint_gt(told(M_ACCEPT, FLAG_WHOLE, &sent), 0);
+    ticks(250, 20 * MS);
+    ck_assert_uint_eq(l.replies, 0);
+    peer_says(LONE_ID + 1, l.node->clock, &(struct message){.type = M_ACCEPTED, .op = sent.op},
+              NULL);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 201);
+}
+END_TEST
+
 /* Told within the time of a request, not of the wait: also when the wait had begun. */
 START_TEST(test_a_wait_without_a_quorum_is_503_soon)
 {
@@ -2464,6 +2488,7 @@ int main(void)
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
+        {"peers", test_a_large_value_has_time_to_be_stored, 1},
         {"peers", test_a_wait_without_a_quorum_is_503_soon, 2},
         {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
         {"peers", test_who_lost_its_disk_is_told_once, 1},
