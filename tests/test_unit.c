@@ -1896,10 +1896,15 @@ static struct message request_for(uint8_t function, const char *key, uint64_t ma
     return m;
 }
 
+static void request_with(const struct message *m, const char *key, const void *value, uint64_t wait)
+{
+    node_request(l.node, NULL, m, &(struct body){.key = key, .value = value}, wait);
+    lone_settle(&l);
+}
+
 static void request(const struct message *m, const char *key)
 {
-    node_request(l.node, NULL, m, &(struct body){.key = key}, 0);
-    lone_settle(&l);
+    request_with(m, key, NULL, 0);
 }
 
 /* Another key of the same partition. */
@@ -2069,9 +2074,8 @@ START_TEST(test_a_large_value_has_time_to_be_stored)
     m.flags |= FLAG_FRESH;
     m.value_bytes = 16 << 20;
     char *value = calloc(1, m.value_bytes);
-    node_request(l.node, NULL, &m, &(struct body){.key = "big", .value = value}, 0);
+    request_with(&m, "big", value, 0);
     free(value);
-    lone_settle(&l);
     ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
     peer_says(LONE_ID + 1, l.node->clock, &(struct message){.type = M_PROMISE, .op = sent.op},
               NULL);
@@ -2093,8 +2097,7 @@ START_TEST(test_a_wait_without_a_quorum_is_503_soon)
     struct message m = request_for(DO_READ, "k", 0), read, answer = {.type = M_ANSWER};
     m.flags = FLAG_WATCH;
     m.condition = IF_ABSENT;
-    node_request(n, NULL, &m, &(struct body){.key = "k"}, 60 * SECOND);
-    lone_settle(&l);
+    request_with(&m, "k", NULL, 60 * SECOND);
     if (_i) {
         ck_assert_uint_gt(told(M_READ, 0, &read), 0);
         answer.op = read.op;
