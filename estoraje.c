@@ -346,7 +346,7 @@ enum {
     FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
     FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
     FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
-    FLAG_KEYED = 1, /* request only: its client may repeat it, so a refusal is remembered, too */
+    FLAG_KEYED = 1,     /* request only: its client may repeat it; refusals are remembered, too */
 };
 
 /* A write is a function of the current record. */
@@ -2154,7 +2154,7 @@ static bool read_waits(struct node *n, struct round *r)
     bool same = !changed && exists == (q->m->condition == IF_MATCH);
     if (!same || n->now >= q->waits_until || (n->hooks->left && n->hooks->left(n, q->client)))
         return false;
-    r->taken->tries = 0;
+    q->tries = 0;
     r->state = ROUND_WATCH;
     r->due = min_u64(n->now + WATCH_TIME / 2, q->waits_until);
     if (exists && m->expiry)
@@ -2906,7 +2906,8 @@ static void sync_tick(struct node *n)
     }
 }
 
-/* A record failed its checksum: this node says nothing of the key until another owner sends it. */
+/* A record failed its checksum: until another owner sends it, this node tells of the key only, in a
+ * promise, that it is damaged. */
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 {
     char text[KEY_TEXT_BYTES];
