@@ -47,7 +47,7 @@ tsan:
 	$(MAKE) BUILD=build/tsan BIN=build/tsan/estoraje SANITIZE=-fsanitize=thread
 	ESTORAJE_TEST_SLOW=5 TSAN_OPTIONS=halt_on_error=1 $(MAKE) test BIN=build/tsan/estoraje TESTS=api
 fuzz: $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
-	@for f in $^; do mkdir -p $$f.found && $$f -max_total_time=60 $$f.found || exit 1; done
+	@for f in $^; do mkdir -p $$f.found && $$f -max_total_time=$(or $(SECONDS_EACH),60) $$f.found || exit 1; done
 run: $(BIN)     ; @tests/install.sh nginx curl && tests/run.sh
 bench: $(BIN)   ; @tests/install.sh wrk etcd-server && tests/bench.sh
 fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests/*.[ch]

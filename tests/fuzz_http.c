@@ -172,7 +172,7 @@ static void request_do(char *text)
     if (go_on == MHD_YES)
         check(line, c);
     http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);
-    assert(server.calls_count == 0 && server.body_bytes == 0 && !server.calls);
+    assert(server.calls_count == 0 && server.body_bytes == 0 && LIST_EMPTY(&server.calls));
 }
 
 static void parsers_try(const char *text)
