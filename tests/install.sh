@@ -3,11 +3,17 @@
 # where there is no apt, it leaves that to you.
 set -eu
 command -v apt-get >/dev/null || exit 0
-missing=$(for package; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
-done)
-[ -n "$missing" ] || exit 0
+missing() {
+    for package; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+    done
+}
+[ -n "$(missing "$@")" ] || exit 0
 [ "$(id -u)" = 0 ] || exec sudo "$0" "$@"
+exec 9</var/lib/dpkg # make -j runs several of us at once; each waits here, then looks again
+flock 9
+missing=$(missing "$@")
+[ -n "$missing" ] || exit 0
 echo "installing:" $missing
 policy=/usr/sbin/policy-rc.d # what Debian asks before it starts a service
 if [ ! -e $policy ]; then
@@ -16,5 +22,10 @@ if [ ! -e $policy ]; then
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod +x $policy
 fi
-apt-get -qq update
-DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $missing >/dev/null
+# Somebody else's apt may run, too. `apt-get install` waits for it, if told to; `update` never does.
+for _ in $(seq 60); do
+    ! apt-get -qq update 2>/dev/null || break
+    sleep 1
+done
+DEBIAN_FRONTEND=noninteractive apt-get -qq install -o DPkg::Lock::Timeout=300 \
+    --no-install-recommends $missing >/dev/null
