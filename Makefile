@@ -1,5 +1,6 @@
 # make        builds ./estoraje                         make test   runs all tests
 # make run    three nodes behind nginx, on port 8000    make sim    SEEDS=n, or SEED=n TRACE=1
+# make install   PREFIX=/usr/local DESTDIR=         make uninstall takes it away again
 # make asan tsan fuzz mutants bench fmt loc clean       Debian packages that are missing get installed.
 CC = gcc
 CFLAGS = -O2 -g -std=gnu11 -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE $(SANITIZE)
@@ -15,6 +16,8 @@ TESTS = $(patsubst sim,sim mutants,$(filter $(NAMES),$(CHEAP))) $(filter-out $(C
 export ESTORAJE_BIN = $(abspath $(BIN))
 export CK_DEFAULT_TIMEOUT = 300
 $(shell mkdir -p $(BUILD))
+PREFIX = /usr/local
+TO = $(DESTDIR)$(PREFIX)
 
 # All tests are linked with the same. Those of what is inside the program #include estoraje.c.
 VPATH = tests
@@ -54,9 +57,18 @@ fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests
 loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \
 	    awk -F, '$$2 == "SUM" { print $$5 " lines of code, of 5100"; exit $$5 > 5100 }'
 clean:          ; rm -rf build estoraje
+install: $(BIN) ; @tests/install.sh help2man
+	help2man -N -n 'a small distributed key-value store' -o $(BUILD)/estoraje.1 ./$(BIN)
+	sed -n '/^\[Unit\]/,/^```/{ /^```/d; s|/usr/local|$(PREFIX)|; p }' README.md >$(BUILD)/estoraje.service
+	install -D -t $(TO)/bin $(BIN)
+	install -D -m 644 -t $(TO)/share/man/man1 $(BUILD)/estoraje.1
+	install -D -m 644 -t $(TO)/lib/systemd/system $(BUILD)/estoraje.service
+	install -D -m 644 -t $(TO)/share/doc/estoraje README.md LICENSE nginx.conf
+uninstall:
+	cd $(TO) && rm -rf bin/estoraje share/man/man1/estoraje.1 share/doc/estoraje lib/systemd/system/estoraje.service
 packages:       ; @tests/install.sh gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev
-packages-test: packages ; @tests/install.sh check nginx curl restic ccache prometheus
+packages-test: packages ; @tests/install.sh check nginx curl restic ccache prometheus systemd help2man
 packages-page:  ; @tests/install.sh chromium && (command -v npm >/dev/null || tests/install.sh nodejs npm)
 	@[ -d build/node_modules ] || npm install --silent --no-save --prefix build playwright-core
 packages-fuzz:  ; @tests/install.sh clang libclang-rt-14-dev
-.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean packages packages-test packages-page packages-fuzz
+.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean install uninstall packages packages-test packages-page packages-fuzz
