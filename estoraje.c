@@ -1893,6 +1893,14 @@ static bool condition_holds(const struct draft *d, const struct message *m)
 /* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
 static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
 {
+/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
+ * reads: a write may have waited in the queue for longer than its own ttl. */
+static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
+{
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
+        draft_write(d, r, d->head.version, NULL, 0);
+}
+
     const char *value = draft_exists(d) ? d->body.value : "0";
     uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
     char text[24], *end;
@@ -2024,14 +2032,11 @@ static void round_fetch(struct node *n, struct round *r)
 
 static void round_finish(struct node *n, struct round *r);
 
-/* Steps 2 to 4; what has expired is taken for deleted (R22). A write of consistency=one comes here
- * without a prepare: the highest ballot wins. */
+/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
 static void round_decide(struct node *n, struct round *r)
 {
     struct draft draft, *d = &draft;
     draft_load(d, r);
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
-        draft_write(d, r, d->head.version, NULL, 0);
     bool anew = false, reads = false;
     for (struct request *q = r->taken; q; q = q->next) {
         if (q->m->function == DO_ADD && d->missing) {
@@ -2052,6 +2057,7 @@ static void round_decide(struct node *n, struct round *r)
     if (propose && !(d->head.flags & FLAG_RECORD))
         draft_write(d, r, 0, NULL, 0); /* "nothing", said so that it covers what a minority has */
     if (propose)
+        draft_expire(n, d, r);
         round_propose(n, r, d);
     else
         round_finish(n, r);
@@ -2061,6 +2067,7 @@ static void round_decide(struct node *n, struct round *r)
 static void read_answer(struct node *n, struct request *q, const struct message *m)
 {
     bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
+    draft_expire(n, d, r);
     if (!is_live(m->flags) || expired) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
@@ -4708,7 +4715,6 @@ static bool call_query(struct call *c, char *query)
         return call_tell(c, 400,
                          "by= goes with op=add, and that with neither ttl= nor "
                          "consistency=one");
-    c->m.expiry = q->ttl ? node_date(c->server->node) + q->ttl : 0;
     c->m.number = q->by;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
@@ -4859,6 +4865,8 @@ static void answer_key(struct call *c)
     c->m.key_bytes = (uint16_t)c->key.count;
     call_suspend(c);
     node_request(c->server->node, c, &c->m,
+    if (c->query.ttl) /* it runs from when the body is there */
+        c->m.expiry = node_date(c->server->node) + c->query.ttl;
                  &(struct body){.key = c->key.data, .type = type, .value = c->body.data},
                  c->query.wait);
 }

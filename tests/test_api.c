@@ -796,6 +796,22 @@ START_TEST(test_a_key_is_gone_after_its_time_and_not_before)
 }
 END_TEST
 
+START_TEST(test_a_time_to_live_runs_from_when_the_body_was_there)
+{
+    struct tm utc = {0};
+    int fd = raw_connect(port_of(_i));
+    raw_print(fd, "PUT %s?ttl=1h HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nsl", own("k"));
+    pause_ms(2500); /* dates have seconds */
+    time_t then = time(NULL);
+    raw_print(fd, "ow");
+    ck_assert_int_eq(raw_receive(fd, 10).status, 201);
+    close(fd);
+    struct response r = ask(_i, 200, "GET", own("k"), NULL, NULL);
+    ck_assert_ptr_nonnull(strptime(header(&r, "Estoraje-Expires"), "%a, %d %b %Y %T GMT", &utc));
+    ck_assert_int_ge(timegm(&utc), then + 3600);
+}
+END_TEST
+
 START_TEST(test_times_to_live_have_units)
 {
     static const char *const good[] = {"60000ms", "60s", "2m", "1h", "3d", "60"};
@@ -2835,6 +2851,7 @@ static const struct entry *entries(size_t *count)
     EACH("ranges", test_pieces_of_a_large_value_make_the_whole);
     EACH("ttl", test_a_key_is_gone_after_its_time_and_not_before);
     EACH("ttl", test_times_to_live_have_units);
+    EACH("ttl", test_a_time_to_live_runs_from_when_the_body_was_there);
     EACH("ttl", test_a_write_without_a_time_to_live_stays);
     EACH("ttl", test_an_expired_key_counts_as_none_for_conditions);
     EACH("ttl", test_a_lease_is_taken_renewed_and_freed);
