@@ -1637,10 +1637,27 @@ static int first_live_owner(const struct node *n, uint16_t partition)
     return -1;
 }
 
-/* Itself if it is an owner, else the first live one, as a bit. */
+/* The members that have told, in this epoch, that they hold all of a partition. */
+static uint64_t complete_members(const struct node *n, unsigned partition)
+{
+    uint64_t members = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
+            members |= UINT64_C(1) << i;
+    return members;
+}
+
+/* The owners whose record of a key, or that they have none, may be taken for an answer by itself: not
+ * those that still pull what the others have. */
+static uint64_t complete_owners(const struct node *n, uint16_t partition)
+{
+    return n->owners[0][partition] | (n->owners[1][partition] & complete_members(n, partition));
+}
+
+/* Itself if it is a complete owner, else the first live one, as a bit. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
 {
-    if (partition_owners(n, partition) & self_bit(n))
+    if (complete_owners(n, partition) & self_bit(n))
         return self_bit(n);
     int first = first_live_owner(n, partition);
     return first < 0 ? 0 : UINT64_C(1) << first;
@@ -1670,6 +1687,7 @@ static void round_send(struct node *n, struct round *r)
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
         uint8_t flags = r->taken->m->flags;
+        missing &= flags & FLAG_ONE ? complete_owners(n, r->partition) : missing;
         round_mail(n, r, nearest, M_READ, FLAG_WHOLE | (flags & FLAG_WATCH));
         if (late || !(flags & FLAG_ONE))
             round_mail(n, r, missing & ~nearest, M_READ,
@@ -1875,6 +1893,14 @@ static void draft_write(struct draft *d, const struct round *r, uint64_t version
     d->missing = false;
 }
 
+/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
+ * reads: a write may have waited in the queue for longer than its own ttl. */
+static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
+{
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
+        draft_write(d, r, d->head.version, NULL, 0);
+}
+
 static bool condition_holds(const struct draft *d, const struct message *m)
 {
     switch (m->condition) {
@@ -1893,14 +1919,6 @@ static bool condition_holds(const struct draft *d, const struct message *m)
 /* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
 static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
 {
-/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
- * reads: a write may have waited in the queue for longer than its own ttl. */
-static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
-{
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
-        draft_write(d, r, d->head.version, NULL, 0);
-}
-
     const char *value = draft_exists(d) ? d->body.value : "0";
     uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
     char text[24], *end;
@@ -2039,6 +2057,7 @@ static void round_decide(struct node *n, struct round *r)
     draft_load(d, r);
     bool anew = false, reads = false;
     for (struct request *q = r->taken; q; q = q->next) {
+        draft_expire(n, d, r);
         if (q->m->function == DO_ADD && d->missing) {
             round_fetch(n, r);
             return;
@@ -2048,6 +2067,7 @@ static void round_decide(struct node *n, struct round *r)
         reads |= q->m->function == DO_READ;
         anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
     }
+    draft_expire(n, d, r);
     bool held = quorum(n, r->partition, r->same) || !RULE(9);
     bool propose = d->changed || anew || !held;
     if (d->missing && (propose || reads)) {
@@ -2057,17 +2077,24 @@ static void round_decide(struct node *n, struct round *r)
     if (propose && !(d->head.flags & FLAG_RECORD))
         draft_write(d, r, 0, NULL, 0); /* "nothing", said so that it covers what a minority has */
     if (propose)
-        draft_expire(n, d, r);
         round_propose(n, r, d);
     else
         round_finish(n, r);
+}
+
+/* Whether the client of a GET with wait waits on: the record is as it knows it. */
+static bool read_waits(struct node *n, const struct request *q, const struct message *m)
+{
+    bool exists = is_live(m->flags);
+    bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
+    bool same = !changed && exists == (q->m->condition == IF_MATCH);
+    return same && n->now < q->waits_until && !(n->hooks->left && n->hooks->left(n, q->client));
 }
 
 /* What a client is told of a record that was read. */
 static void read_answer(struct node *n, struct request *q, const struct message *m)
 {
     bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
-    draft_expire(n, d, r);
     if (!is_live(m->flags) || expired) {
         request_answer(n, q, &(struct message){.status = 404}, NULL);
         return;
@@ -2101,7 +2128,7 @@ static void round_finish(struct node *n, struct round *r)
             requests_push(&r->taken, q);
         else if (is_write(q))
             write_answer(n, q);
-        else if (r->keyed && n->now < q->waits_until)
+        else if (r->keyed && read_waits(n, q, round_record(r)))
             q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
         else
             read_answer(n, q, round_record(r));
@@ -2151,33 +2178,23 @@ static void read_again(struct node *n, struct round *r)
     round_scatter(n, r);
 }
 
-/* GET with wait: parks the read until an owner tells of a change, or the time is over. */
-static bool read_waits(struct node *n, struct round *r)
+/* A read has its answer. That it expired, a round must say, not this clock (R22); and GET with wait is
+ * parked until an owner tells of a change, or the time is over. */
+static void read_finish(struct node *n, struct round *r)
 {
     struct request *q = r->taken;
     const struct message *m = round_record(r);
-    bool exists = is_live(m->flags);
-    bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
-    bool same = !changed && exists == (q->m->condition == IF_MATCH);
-    if (!same || n->now >= q->waits_until || (n->hooks->left && n->hooks->left(n, q->client)))
-        return false;
-    q->tries = 0;
-    r->state = ROUND_WATCH;
-    r->due = min_u64(n->now + WATCH_TIME / 2, q->waits_until);
-    if (exists && m->expiry)
-        r->due = min_u64(r->due, n->now + max_u64(m->expiry, node_date(n)) - node_date(n));
-    q->deadline = r->due + REQUEST_TIME; /* then it is read again */
-    return true;
-}
-
-static void read_finish(struct node *n, struct round *r)
-{
-    const struct message *m = round_record(r);
-    if (is_live(m->flags) && m->expiry && m->expiry <= node_date(n) &&
-        !(r->taken->m->flags & FLAG_ONE) && RULE(22)) {
-        r->taken->tries = READ_TRIES - 1; /* a round must say so, not this clock (R22) */
+    uint64_t date = node_date(n), expiry = is_live(m->flags) && m->expiry ? m->expiry : UINT64_MAX;
+    if (expiry <= date && !(q->m->flags & FLAG_ONE) && RULE(22)) {
+        q->tries = READ_TRIES - 1;
         read_again(n, r);
-    } else if (!read_waits(n, r)) {
+    } else if (read_waits(n, q, m)) {
+        q->tries = 0;
+        r->state = ROUND_WATCH;
+        r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, date));
+        r->due = min_u64(r->due, q->waits_until);
+        q->deadline = r->due + REQUEST_TIME; /* then it is read again */
+    } else {
         round_finish(n, r);
     }
 }
@@ -2355,6 +2372,8 @@ static void node_request(struct node *n, void *client, const struct message *m,
     q->waits_until = n->now + wait;
     n->requests++;
     clock_raise(n, m->dropped);
+    if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
+        q->m->flags &= (uint8_t)~FLAG_ALL;
     uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
     if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
         request_fail(n, q, 507);
@@ -2557,16 +2576,6 @@ static bool evictable(const struct node *n, uint32_t index)
 {
     const struct peer *p = n->member_peer[index];
     return !peer_is_live(n, p) && max_u64(p->live_at, n->lease_at) + n->evict_after < n->now;
-}
-
-/* The members that have told, in this epoch, that they hold all of a partition. */
-static uint64_t complete_members(const struct node *n, unsigned partition)
-{
-    uint64_t members = 0;
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
-            members |= UINT64_C(1) << i;
-    return members;
 }
 
 /* Partitions whose owners change, and how many of them are complete: each at a majority of its new
@@ -4856,6 +4865,8 @@ static void answer_key(struct call *c)
     const char *type = call_get(c, "Content-Type");
     if (c->m.function != DO_READ)
         call_version(c);
+    if (c->query.ttl) /* it runs from when the body is there */
+        c->m.expiry = node_date(c->server->node) + c->query.ttl;
     if (c->m.function == DO_PUT) { /* the others have neither value nor type, whatever came */
         c->m.flags |= FLAG_WHOLE;
         c->m.type_bytes = type ? (uint16_t)strlen(type) : 0;
@@ -4865,8 +4876,6 @@ static void answer_key(struct call *c)
     c->m.key_bytes = (uint16_t)c->key.count;
     call_suspend(c);
     node_request(c->server->node, c, &c->m,
-    if (c->query.ttl) /* it runs from when the body is there */
-        c->m.expiry = node_date(c->server->node) + c->query.ttl;
                  &(struct body){.key = c->key.data, .type = type, .value = c->body.data},
                  c->query.wait);
 }

@@ -2412,6 +2412,120 @@ START_TEST(test_every_seed_is_asked_also_while_the_log_is_being_written)
 }
 END_TEST
 
+/* What the key's round took waits for promises until the ttl of its first write is over. The second:
+ * a read, a write that wants it absent. */
+START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message prepare, m = request_for(DO_PUT, "k", n->wall);
+    m.flags |= FLAG_FRESH;
+    request(&m, "k");
+    m.version = 2;
+    m.expiry = node_date(n) + 300 * MS;
+    request(&m, "k");
+    m = request_for(_i ? DO_PUT : DO_READ, "k", n->wall);
+    m.flags |= _i ? FLAG_FRESH : 0;
+    m.version = 3;
+    m.condition = _i ? IF_ABSENT : IF_NONE;
+    struct request *q = request_make(n, &m, &(struct body){.key = "k"});
+    q->tries = READ_TRIES;
+    request_admit(n, q);
+    for (unsigned round = 0; round < 2; round++) {
+        ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+        ticks(round ? 4 : 0, 100 * MS);
+        struct message answer = {.type = M_PROMISE, .op = prepare.op};
+        peer_says(LONE_ID + 1, n->clock, &answer, NULL);
+        answer.type = M_ACCEPTED;
+        peer_says(LONE_ID + 1, n->clock, &answer, NULL);
+    }
+    ck_assert_uint_eq(l.replies, 3);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, _i ? 201 : 404);
+}
+END_TEST
+
+/* Two owners that disagree are asked, and then prepared and told to accept; the third is away. */
+static void owners_disagree(const struct message *m, uint64_t away)
+{
+    struct node *n = l.node;
+    struct message sent, record = {.flags = FLAG_RECORD | FLAG_WHOLE, .version = 5};
+    record.ballot = ballot_at(n->wall - 100 * SECOND);
+    record.modified = record.ballot.time;
+    n->member_peer[away]->heard_at = 0;
+    request_with(m, "k", NULL, 60 * SECOND);
+    for (unsigned i = 0; i < READ_TRIES; i++) {
+        ck_assert_uint_gt(told(M_READ, 0, &sent), 0);
+        record.type = M_ANSWER;
+        record.op = sent.op;
+        peer_says(LONE_ID + 1, n->clock, &record, NULL);
+    }
+    ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
+    record.type = M_PROMISE;
+    record.op = sent.op;
+    peer_says(LONE_ID + 1, n->clock, &record, NULL);
+    peer_says(LONE_ID + 1, n->clock, &(struct message){.type = M_ACCEPTED, .op = sent.op}, NULL);
+}
+
+/* All as for a quorum, or README would be wrong. */
+START_TEST(test_a_read_of_consistency_all_needs_a_quorum_alone)
+{
+    peers_begin(2, 3);
+    struct message m = request_for(DO_READ, "k", 0);
+    m.flags = FLAG_ALL;
+    owners_disagree(&m, 2);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 200);
+}
+END_TEST
+
+/* What a round finds differs from what the client has: it is not read again until owners agree. */
+START_TEST(test_a_wait_on_a_key_that_is_written_all_the_time_is_answered)
+{
+    peers_begin(2, 3);
+    struct message m = request_for(DO_READ, "k", 0);
+    m.flags = FLAG_WATCH;
+    m.condition = _i ? IF_MATCH : IF_ABSENT;
+    m.ballot = ballot_at(7);
+    owners_disagree(&m, 2);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 200);
+}
+END_TEST
+
+/* A joiner has nothing yet: an owner of the old ring answers for it, also if that takes a while. */
+START_TEST(test_a_joiner_that_is_not_complete_does_not_answer_consistency_one)
+{
+    struct {
+        struct view view;
+        struct member members[4];
+    } v = {{1, LONE_CLUSTER, 3, 4}, {{0}}};
+    lone_node(&l);
+    for (int i = 0; i < 4; i++) {
+        v.members[i] = (struct member){.id = LONE_ID + (uint64_t)i, .weight = 1};
+        v.members[i].state = i ? MEMBER_UP : MEMBER_JOINING;
+        snprintf(v.members[i].address, ADDRESS_BYTES, "127.0.0.1:%d", i);
+    }
+    view_adopt(l.node, &v.view);
+    lone_settle(&l);
+    ticks(3, 20 * MS);
+    char key[32] = "";
+    for (int i = 0; !(partition_owners(l.node, key_partition(key, strlen(key))) & 1); i++)
+        snprintf(key, sizeof key, "%d", i);
+    struct message m = request_for(DO_READ, key, 0), read;
+    m.flags = FLAG_ONE;
+    told(M_READ, 0, NULL);
+    request(&m, key);
+    ticks(8, 20 * MS);
+    ck_assert_uint_eq(l.replies, 0);
+    ck_assert_uint_gt(told(M_READ, FLAG_WHOLE, &read), 0);
+    struct message answer = {.type = M_ANSWER, .flags = FLAG_RECORD | FLAG_WHOLE, .op = read.op};
+    answer.ballot = ballot_at(l.node->wall);
+    peer_says(LONE_ID + 1, l.node->clock, &answer, NULL);
+    ck_assert_uint_eq(l.replies, 1);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 200);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -2504,6 +2618,10 @@ int main(void)
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
         {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
+        {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
+        {"peers", test_a_read_of_consistency_all_needs_a_quorum_alone, 1},
+        {"peers", test_a_wait_on_a_key_that_is_written_all_the_time_is_answered, 2},
+        {"peers", test_a_joiner_that_is_not_complete_does_not_answer_consistency_one, 1},
     };
     Suite *suite = suite_create("unit");
     TCase *chapter = NULL;
