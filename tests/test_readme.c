@@ -1,6 +1,6 @@
 /*
- * test_readme.c - what README.md says can be typed does what it says: its ten lines of curl, and the
- * backup of all keys, at three nodes behind nginx.
+ * test_readme.c - what README.md says can be typed does what it says: its ten lines of curl at
+ * three nodes behind nginx, backup and restore.
  */
 #include "cluster.h"
 
@@ -92,52 +92,157 @@ START_TEST(test_each_line_of_curl_prints_what_the_readme_says)
 }
 END_TEST
 
-/* The lines that are indented by four blanks, without these. */
-static char *code_lines(char *part)
+/* One of README's scripts, as a file. */
+static char *script_of(const char *folder, const char *name)
 {
-    char *result = calloc(1, strlen(part) + 2), *to = result, *save;
-    for (char *line = strtok_r(part, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
-        if (strncmp(line, "    ", 4) == 0)
-            to += sprintf(to, "%s\n", line + 4);
-    return result;
+    char *script =
+        text("#%s", readme_part("**Backup and restore.**", text("# sh %s", name), "```"));
+    char *path = in_folder(folder, "%s", name), *limit = strstr(script, "limit=1000");
+    if (limit) /* a smaller page makes it go on */
+        memcpy(limit, "limit=0007", strlen("limit=0007"));
+    script_write(path, script);
+    return path;
 }
 
-/* The backup's loop lists a thousand keys at a time: a smaller page makes it go on. */
-static char *with_small_pages(char *script)
+static void back_up(const struct cluster *c, int node, const char *to)
 {
-    char *limit = strstr(script, "limit=1000");
-    REQUIRE(limit, "the backup names no limit");
-    memcpy(limit, "limit=0007", strlen("limit=0007"));
-    return script;
-}
-
-START_TEST(test_the_backup_of_the_readme_has_all_keys)
-{
-    enum { KEYS = 40 };
-    static const char *const more[] = {"/photos/2026/a.jpg", "/photos/2026/b.jpg", "/a%20b",
-                                       "/%C3%A9t%C3%A9", "/deep/er/and/deeper"};
-    struct cluster *c = cluster_of_three();
-    for (int i = 0; i < KEYS; i++)
-        ck_assert_int_eq(put(c->nginx_url, text("/key-%d", i), text("value %d", i)).status, 201);
-    for (size_t i = 0; i < sizeof more / sizeof *more; i++)
-        ck_assert_int_eq(put(c->nginx_url, more[i], more[i]).status, 201);
-    ck_assert_int_eq(put(c->nginx_url, "/gone", "gone").status, 201);
-    ck_assert_int_eq(status_of(c->nginx_url, "DELETE", "/gone", NULL, NULL), 200);
-    char *part = readme_part("**Backup of all keys**", "\n", "\n**");
-    char *script = in_folder(c->folder, "backup.sh");
-    script_write(script, with_small_pages(replaced(code_lines(part), place(c))));
-    struct output got = run(60, "cd %s && sh backup.sh", c->folder);
+    struct output got =
+        run(60, "sh %s %s %s", script_of(c->folder, "backup.sh"), c->nodes[node].url, to);
     REQUIRE(got.status == 0 && !*got.text, "status %d: %s", got.status, got.text);
-    for (int i = 0; i < KEYS; i++) {
-        char *value = file_read(in_folder(c->folder, "backup/key-%d", i), NULL);
-        REQUIRE(value && strcmp(value, text("value %d", i)) == 0, "key-%d: %s", i, value);
+}
+
+static void restore(const struct cluster *c, const char *from)
+{
+    struct output got =
+        run(60, "sh %s %s %s", script_of(c->folder, "restore.sh"), c->nodes[0].url, from);
+    REQUIRE(got.status == 0 && !*got.text, "status %d: %s", got.status, got.text);
+}
+
+/* Names that are no names of files, that mean something to a shell, to curl or to awk, or that are
+ * one number. */
+static char **strange_keys(void)
+{
+    static const char *const some[] = {"/a",
+                                       "/a/b",
+                                       "/a//b",
+                                       "/.",
+                                       "/..",
+                                       "/../etc/passwd",
+                                       "/./x",
+                                       "//lead",
+                                       "/%0A",
+                                       "/x%0Ay",
+                                       "/%00",
+                                       "/a%20b",
+                                       "/%C3%A9t%C3%A9",
+                                       "/%22q%22%5C",
+                                       "/a%3Fb%23",
+                                       "/%7B1-3%7D",
+                                       "/%5B1-3%5D",
+                                       "/%25",
+                                       "/$(false)",
+                                       "/'",
+                                       "/*",
+                                       "/-K",
+                                       "/@x",
+                                       "/1",
+                                       "/1.0",
+                                       "/01",
+                                       "/1e0",
+                                       "/%09t%09",
+                                       "/photos/2026/a.jpg"};
+    enum { SOME = sizeof some / sizeof *some, LONG = 1024 };
+    char **keys = calloc(SOME + 3, sizeof *keys), *at;
+    for (int i = 0; i < SOME; i++)
+        keys[i] = strdup(some[i]);
+    keys[SOME] = at = calloc(1, LONG + 2);
+    memset(at, 'k', LONG + 1);
+    *at = '/';
+    keys[SOME + 1] = at = calloc(1, 3 * LONG + 2);
+    *at++ = '/';
+    for (int i = 0; i < LONG; i++)
+        at = stpcpy(at, "%FF");
+    return keys;
+}
+
+/* The listing without what a restored key cannot have, and whole seconds of its expiry. */
+static char *keys_listed(const char *url)
+{
+    struct output got =
+        run(20,
+            "curl -sf -H 'Accept: application/json' '%s/?limit=1000' | sed -E 's/\\},/},\\n/g' | "
+            "sed -E 's/\"(etag|modified)\":[^,]*,//g; s/(\"expires\":[0-9]*)\\.[0-9]*/\\1/'",
+            url);
+    REQUIRE(got.status == 0 && *got.text, "%d %s", got.status, got.text);
+    return got.text;
+}
+
+START_TEST(test_a_backup_brings_back_every_key_with_type_and_expiry)
+{
+    static const char type[] = "text/x; a=\"b\\c\"";
+    struct cluster *from = cluster_of_three(), *to = cluster_start(1, NULL);
+    char **keys = strange_keys(), *backup = in_folder(from->folder, "backup");
+    const char *url = from->nodes[0].url;
+    for (char **key = keys; *key; key++)
+        ck_assert_int_eq(
+            http(url, "PUT", *key, text("Content-Type: %s", type), *key, strlen(*key)).status, 201);
+    ck_assert_int_eq(put(url, "/empty", "").status, 201);
+    ck_assert_int_eq(put(url, "/later?ttl=1h", "later").status, 201);
+    ck_assert_int_eq(put(url, "/soon?ttl=1s", "soon").status, 201);
+    ck_assert_int_eq(put(url, "/gone", "gone").status, 201);
+    ck_assert_int_eq(status_of(url, "DELETE", "/gone", NULL, NULL), 200);
+    back_up(from, 1, backup);
+    AWAIT(get(url, "/soon").status == 404, 10);
+    restore(to, backup);
+    ck_assert_str_eq(keys_listed(url), keys_listed(to->nodes[0].url));
+    for (char **key = keys; *key; key++) {
+        struct response r = get(to->nodes[0].url, *key);
+        ck_assert_msg(r.status == 200 && body_is(&r, *key, strlen(*key)), "%s: %d", *key, r.status);
+        ck_assert_str_eq(header(&r, "Content-Type"), type);
     }
-    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
-        char *value = file_read(text("%s/backup%s", c->folder, more[i]), NULL);
-        REQUIRE(value && strcmp(value, more[i]) == 0, "%s: %s", more[i], value);
+    cluster_stop(to);
+    cluster_stop(from);
+}
+END_TEST
+
+START_TEST(test_of_two_backups_the_later_value_of_a_key_is_restored)
+{
+    static const char *const both[] = {"/1", "/1.0", "/k"};
+    struct cluster *a = cluster_start(1, NULL), *b = cluster_start(1, NULL),
+                   *to = cluster_start(1, NULL);
+    const char *one = a->nodes[0].url, *two = b->nodes[0].url, *url = to->nodes[0].url;
+    for (int i = 0; i < 3; i++) { /* the even ones are later in a, the odd ones in b */
+        ck_assert_int_eq(put(i % 2 ? one : two, both[i], "earlier").status, 201);
+        ck_assert_int_eq(put(i % 2 ? two : one, both[i], "later").status, 201);
     }
-    struct output count = run(10, "find %s/backup -type f | wc -l", c->folder);
-    ck_assert_int_eq(atoi(count.text), KEYS + (int)(sizeof more / sizeof *more));
+    ck_assert_int_eq(put(one, "/of-a", "a").status, 201);
+    ck_assert_int_eq(put(two, "/of-b", "b").status, 201);
+    ck_assert_int_eq(put(one, "/there", "of the backup").status, 201);
+    ck_assert_int_eq(put(url, "/there", "of the new cluster").status, 201);
+    char *folders[] = {in_folder(a->folder, "backup"), in_folder(b->folder, "backup")};
+    back_up(a, 0, folders[0]);
+    back_up(b, 0, folders[1]);
+    restore(to, text("%s %s", folders[0], folders[1]));
+    for (int i = 0; i < 3; i++)
+        ck_assert_str_eq(get(url, both[i]).body, "later");
+    ck_assert_str_eq(get(url, "/of-a").body, "a");
+    ck_assert_str_eq(get(url, "/of-b").body, "b");
+    ck_assert_str_eq(get(url, "/there").body, "of the new cluster");
+    cluster_stop(to);
+    cluster_stop(b);
+    cluster_stop(a);
+}
+END_TEST
+
+START_TEST(test_a_backup_that_cannot_be_whole_says_so)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201);
+    node_kill(c, 1);
+    node_kill(c, 2);
+    struct output got = run(60, "sh %s %s %s", script_of(c->folder, "backup.sh"), c->nodes[0].url,
+                            in_folder(c->folder, "backup"));
+    ck_assert_msg(got.status != 0 && *got.text, "status %d: %s", got.status, got.text);
     cluster_stop(c);
 }
 END_TEST
@@ -145,7 +250,9 @@ END_TEST
 int main(void)
 {
     const TTest *tests[] = {test_each_line_of_curl_prints_what_the_readme_says,
-                            test_the_backup_of_the_readme_has_all_keys};
+                            test_a_backup_brings_back_every_key_with_type_and_expiry,
+                            test_of_two_backups_the_later_value_of_a_key_is_restored,
+                            test_a_backup_that_cannot_be_whole_says_so};
     harness_begin("readme");
     Suite *suite = suite_create("readme");
     TCase *lines = tcase_create("lines");
