@@ -515,10 +515,11 @@ struct peer {
     uint64_t joins_at; /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
     uint32_t weight;                      /* it would have these */
-    uint64_t epoch;                       /* of its last batch */
+    uint64_t epoch, boot, clock;          /* of its last batch */
+    uint64_t beat_clock;                  /* of that with its last heartbeat */
     uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
-    int64_t clock_offset;                 /* its clock less ours, when last heard, microseconds */
+    int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
     uint64_t messages_in, messages_out;
     void *link; /* the transport's */
 };
@@ -636,6 +637,7 @@ struct node {
     /* Chapter 6, microseconds; reserve_start: at start, what every key counts as promised up to. The
      * LSN is where the log has the reserve. */
     uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
+    uint64_t boot; /* the number of this start: above every clock that was sent before it */
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
@@ -821,6 +823,8 @@ static void reserve_log(struct node *n)
 static void clock_reserve(struct node *n)
 {
     n->clock = max_u64(n->clock, n->wall);
+    if (!n->boot) /* the reserve is above all that earlier starts sent; by chance, twins differ */
+        n->boot = n->clock += 1 + n->random % MS;
     bool room = !n->log.full || log_has_room(n, RESERVE_ROOM);
     if (n->clock + RESERVE_MARGIN <= n->reserve || !room)
         return;
@@ -973,18 +977,19 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl2"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
+ *    0 magic "eMl3"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
  *   24 from: id      32 to: id, or 0 to whoever has this address   40 clock   48 date   56 epoch
- *   64 messages
+ *   64 boot: of the sender   72 log_end: up to which its log is durable   80 wall: its wall clock
+ *   88 messages
  */
 
-#define MAIL_MAGIC 0x326c4d65u
+#define MAIL_MAGIC 0x336c4d65u
 
 struct batch {
     uint32_t magic, bytes;
-    uint64_t check, cluster, from, to, clock, date, epoch;
+    uint64_t check, cluster, from, to, clock, date, epoch, boot, log_end, wall;
 };
-_Static_assert(sizeof(struct batch) == 64, "layout");
+_Static_assert(sizeof(struct batch) == 88, "layout");
 
 /* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
  * in `gated` one to it that may leave when the log is durable up to `gate`. It is void if another one
@@ -1110,8 +1115,8 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
     struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count,   0,    n->cluster, n->id, to,
-                        n->clock,   node_date(n), epoch};
+    *b = (struct batch){MAIL_MAGIC, out->count,   0,     n->cluster, n->id,          to,
+                        n->clock,   node_date(n), epoch, n->boot,    n->log.durable, n->wall};
     b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
     return true;
 }
@@ -2527,12 +2532,14 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     struct body body = message_body(m);
     bool member = member_index(n->view, from->id) >= 0;
     if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES ||
-        m->type_bytes >= ZONE_BYTES || m->status == 0 || m->status > WEIGHT_MAX)
+        m->type_bytes >= ZONE_BYTES || m->status == 0 || m->status > WEIGHT_MAX ||
+        from->clock < from->beat_clock)
         return;
     memcpy(&beat, body.value, sizeof beat);
     snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
     snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
     from->weight = m->status;
+    from->beat_clock = from->clock;
     from->heard_at = n->now;
     from->has_lease = m->number;
     from->hears_us = false;
@@ -3422,7 +3429,9 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     if (!from)
         return true;
     from->epoch = b->epoch;
-    from->clock_offset = (int64_t)(b->clock - n->wall);
+    from->boot = b->boot;
+    from->clock = b->clock;
+    from->clock_offset = (int64_t)(b->wall - n->wall);
     for (size_t at = sizeof *b; at < bytes;) {
         const struct message *m = message_parse(data + at, bytes - at);
         if (!m)
@@ -4262,7 +4271,7 @@ static void print_peers(struct bytes *out, const struct node *n)
         const char *name, *more, *help;
     } rows[] = {
         {"estoraje_peer_up", "", "Whether the peer is live: heard, and hears us."},
-        {"estoraje_clock_offset_seconds", "", "The peer's clock less ours."},
+        {"estoraje_clock_offset_seconds", "", "The peer's wall clock less ours."},
         {"estoraje_peer_messages_total", ",direction=\"in\"", "Messages from and to the peer."},
         {"estoraje_peer_messages_total", ",direction=\"out\"", NULL},
     };

@@ -2526,6 +2526,49 @@ START_TEST(test_a_joiner_that_is_not_complete_does_not_answer_consistency_one)
 }
 END_TEST
 
+/* Doubled, or held up in the network: what it says of this node was true once. */
+START_TEST(test_a_heartbeat_older_than_the_last_one_is_not_heard)
+{
+    struct heartbeat hears = {.heard = {LONE_ID}}, deaf = {0};
+    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof hears};
+    m.key_bytes = m.status = 1;
+    peers_begin(2, 3);
+    uint64_t then = l.node->clock;
+    const struct peer *p = l.node->member_peer[1];
+    peer_says(p->id, then + SECOND, &m, &(struct body){.key = "a", .value = &hears});
+    ck_assert(p->hears_us);
+    peer_says(p->id, then, &m, &(struct body){.key = "a", .value = &deaf});
+    ck_assert(p->hears_us);
+    peer_says(p->id, then + 2 * SECOND, &m, &(struct body){.key = "a", .value = &deaf});
+    ck_assert(!p->hears_us);
+}
+END_TEST
+
+/* A hybrid clock is raised by others': it says nothing of whose clock is wrong. */
+START_TEST(test_the_clock_offset_is_of_wall_clocks)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct bytes mail = {0};
+    struct message m = {.type = M_VIEW};
+    n->clock += 3 * SECOND; /* as the third one, whose clock is fast, raised it */
+    node_run(n);
+    lone_settle(&l);
+    told(M_VIEW, 0, NULL);
+    m.op = 1;
+    mail_members(n, 2, 0, &m, NULL);
+    ck_assert(mail_take(n, n->member_peer[1], 0, &mail));
+    struct batch *b = (struct batch *)mail.data;
+    ck_assert_uint_ge(b->clock, n->wall + 3 * SECOND);
+    b->from = b->to;
+    b->to = n->id;
+    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    ck_assert(node_receive(n, mail.data, mail.count));
+    ck_assert_int_eq(n->member_peer[1]->clock_offset, 0);
+    bytes_free(&mail);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -2622,6 +2665,8 @@ int main(void)
         {"peers", test_a_read_of_consistency_all_needs_a_quorum_alone, 1},
         {"peers", test_a_wait_on_a_key_that_is_written_all_the_time_is_answered, 2},
         {"peers", test_a_joiner_that_is_not_complete_does_not_answer_consistency_one, 1},
+        {"peers", test_a_heartbeat_older_than_the_last_one_is_not_heard, 1},
+        {"peers", test_the_clock_offset_is_of_wall_clocks, 1},
     };
     Suite *suite = suite_create("unit");
     TCase *chapter = NULL;
