@@ -44,6 +44,7 @@
 #include <fcntl.h>
 #include <fnmatch.h>
 #include <glob.h>
+#include <gnutls/crypto.h>
 #include <gnutls/gnutls.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -60,6 +61,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/queue.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -977,19 +979,27 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl3"   4 bytes of the batch   8 check: XXH3 of bytes 16 to the end   16 cluster
- *   24 from: id      32 to: id, or 0 to whoever has this address   40 clock   48 date   56 epoch
- *   64 boot: of the sender   72 log_end: up to which its log is durable   80 wall: its wall clock
- *   88 messages
+ *    0 magic "eMl3"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
+ *   16 mac: of the same bytes, by the cluster's secret (chapter 19); zeros without one
+ *   32 cluster       40 from: id   48 to: id, or 0 to whoever has this address
+ *   56 clock         64 date       72 epoch        80 boot: of the sender
+ *   88 log_end: up to which its log is durable     96 wall: its wall clock   104 messages
  */
 
 #define MAIL_MAGIC 0x336c4d65u
 
 struct batch {
     uint32_t magic, bytes;
-    uint64_t check, cluster, from, to, clock, date, epoch, boot, log_end, wall;
+    uint64_t check;
+    uint8_t mac[16];
+    uint64_t cluster, from, to, clock, date, epoch, boot, log_end, wall;
 };
-_Static_assert(sizeof(struct batch) == 88, "layout");
+_Static_assert(sizeof(struct batch) == 104 && offsetof(struct batch, cluster) == 32, "layout");
+
+static uint64_t batch_check(const struct batch *b)
+{
+    return XXH3_64bits(&b->cluster, b->bytes - offsetof(struct batch, cluster));
+}
 
 /* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
  * in `gated` one to it that may leave when the log is durable up to `gate`. It is void if another one
@@ -1115,9 +1125,9 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
     struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count,   0,     n->cluster, n->id,          to,
-                        n->clock,   node_date(n), epoch, n->boot,    n->log.durable, n->wall};
-    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    *b = (struct batch){MAIL_MAGIC, out->count,   0,     {0},     n->cluster,     n->id,  to,
+                        n->clock,   node_date(n), epoch, n->boot, n->log.durable, n->wall};
+    b->check = batch_check(b);
     return true;
 }
 
@@ -3410,7 +3420,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 {
     const struct batch *b = (const struct batch *)data;
     if (bytes < sizeof *b || b->magic != MAIL_MAGIC || b->bytes != bytes || bytes % 8 ||
-        b->check != XXH3_64bits(&b->cluster, bytes - 16))
+        b->check != batch_check(b))
         return false;
     bool ours = (b->to == n->id || (b->to == 0 && RULE(6))) || !RULE(6);
     if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
@@ -3728,7 +3738,7 @@ static int segment_open(const struct disk *d, uint64_t lsn, int flags)
 {
     char name[32];
     segment_name(name, lsn / SEGMENT_BYTES);
-    return openat(d->dir, name, flags | O_CLOEXEC, 0600);
+    return openat(d->dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
 }
 
 /* The same to read it, and kept open. */
@@ -3853,6 +3863,15 @@ static void disk_submit(const struct disk *d, const struct log *log)
         die("the log's thread does not hear");
 }
 
+/* Others on this machine may read, or even change, what is at `path`. */
+static void warn_if_open(const char *path, const char *what)
+{
+    struct stat file;
+    if (stat(path, &file) == 0 && file.st_mode & S_IRWXO)
+        say(LEVEL_WARN, "open to every user of this machine: chmod go-rwx", "%s=\"%s\"", what,
+            path);
+}
+
 static int is_segment(const struct dirent *e)
 {
     return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
@@ -3885,13 +3904,17 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     bool whole = true;
     if (count < 0)
         die("cannot read the data directory");
+    warn_if_open(path, "data");
     d->oldest = count ? strtoull(names[0]->d_name, NULL, 10) : 0;
     *start = *end = d->oldest * SEGMENT_BYTES;
     for (int i = 0; i < count; i++) {
         struct stat file;
         uint64_t number = strtoull(names[i]->d_name, NULL, 10);
-        if (fstatat(d->dir, names[i]->d_name, &file, 0) < 0)
+        if (fstatat(d->dir, names[i]->d_name, &file, AT_SYMLINK_NOFOLLOW) < 0)
             die("cannot read the log");
+        if (!S_ISREG(file.st_mode))
+            error(1, 0, "'%s/%s' is no file: the log is never read or written through a link", path,
+                  names[i]->d_name);
         whole &= *end == number * SEGMENT_BYTES;
         *end = number * SEGMENT_BYTES + (uint64_t)file.st_size;
         free(names[i]);
@@ -3926,12 +3949,13 @@ enum {
     CODES = 600,
     DAMAGED_TRIES = 10, /* leases to wait for a healthy node when the log is damaged */
     BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
+    SECRET_BYTES_MIN = 16,
 };
 
 struct options {
     const char *listen, *advertise, *data, *join, *zone, *secret_file;
     const char *tls_cert, *tls_key, *tls_ca;
-    bool bootstrap;
+    bool bootstrap, insecure;
     uint64_t sync, log_level; /* places among their choices, from 1 on */
     uint64_t replicas, weight, lease, evict_after, max_value, memory;
 };
@@ -3950,6 +3974,7 @@ struct server {
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
     uint64_t ticked_at;
+    uint64_t next_fault; /* until then no fault of a peer's mail is logged again */
 };
 
 /* One of the two POSTs to a peer. */
@@ -3964,6 +3989,28 @@ struct channel {
     bool told; /* that it does not work */
 };
 
+/* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
+ * whom the batch goes, so that whoever gets it cannot send it to another node. */
+static void mac_make(const struct server *s, const struct batch *b, uint8_t mac[16])
+{
+    uint8_t whole[32];
+    size_t bytes = b->bytes - offsetof(struct batch, cluster);
+    if (!s->secret)
+        return;
+    if (gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &b->cluster, bytes,
+                         whole))
+        die("cannot sign mail");
+    memcpy(mac, whole, 16);
+}
+
+static bool mac_is_right(const struct server *s, const struct batch *b)
+{
+    uint8_t mac[16];
+    memcpy(mac, b->mac, 16);
+    mac_make(s, b, mac);
+    return gnutls_memcmp(mac, b->mac, 16) == 0;
+}
+
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
 {
     struct channel *c = arg;
@@ -3972,6 +4019,8 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
         bytes_clear(&c->sending);
         if (!mail_take(c->server->node, c->peer, c->which, &c->sending))
             return CURL_READFUNC_PAUSE;
+        struct batch *b = (struct batch *)c->sending.data;
+        mac_make(c->server, b, b->mac);
     }
     size_t part = min_u64(size * count, c->sending.count - c->sent);
     memcpy(to, c->sending.data + c->sent, part);
@@ -4002,6 +4051,7 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
     curl_easy_setopt(easy, CURLOPT_CAINFO, s->options.tls_ca);
     curl_easy_setopt(easy, CURLOPT_SSLCERT, s->options.tls_cert);
     curl_easy_setopt(easy, CURLOPT_SSLKEY, s->options.tls_key);
+    curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
     return easy;
 }
 
@@ -4017,8 +4067,6 @@ static void channel_open(struct channel *c)
     curl_easy_setopt(c->easy, CURLOPT_READDATA, c);
     curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
-    curl_easy_setopt(c->easy, CURLOPT_HTTPAUTH, CURLAUTH_BEARER);
-    curl_easy_setopt(c->easy, CURLOPT_XOAUTH2_BEARER, s->secret);
     c->opened_at = s->node->now;
     curl_multi_add_handle(s->multi, c->easy);
 }
@@ -4078,7 +4126,11 @@ static void channels_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         /* Once for each time that it worked, not with each try. */
         if (!c->told || c->opened_at + 2 * SECOND < s->node->now)
-            say(LEVEL_WARN, code == 401 ? "a peer refuses our secret" : "no link to a peer",
+            say(LEVEL_WARN,
+                code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
+                : done->data.result == CURLE_GOT_NOTHING && c->server->secret
+                    ? "a peer hung up: has it the same secret?"
+                    : "no link to a peer",
                 "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
                 curl_easy_strerror(done->data.result));
         c->told = true;
@@ -4461,6 +4513,8 @@ __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int 
     bytes_print(&c->body, "%s\n", text);
     call_respond(c, unknown ? 503 : status, "text/plain");
     c->close |= status == 401 || status == 411 || status == 413;
+    if (status == 401)
+        call_header(c, "WWW-Authenticate", "Bearer");
     if (c->status == 503 || c->status == 507)
         call_header(c, "Retry-After", "1");
     if (unknown) {
@@ -4935,7 +4989,8 @@ static void answer_node(struct call *c)
 /* A peer's POST does not end. */
 static void answer_mail(struct call *c)
 {
-    call_tell(c, 400, "this is no mail, or not all of it");
+    call_tell(c, c->server->secret ? 401 : 400,
+              "only nodes of this cluster send messages here: clients store under /KEY");
 }
 
 static const struct route {
@@ -4996,11 +5051,11 @@ static bool call_route(struct call *c, char *path, bool queried)
         call_header(c, "Allow", "%s", possible);
         return false;
     }
-    if (reserved && c->method > HEAD && !(certificate_is_ours(c) && secret_matches(c)))
-        call_tell(c, 401, "the cluster's secret is needed, and with TLS its certificate");
-    if (c->response)
-        call_header(c, "WWW-Authenticate", "Bearer");
-    return !c->response;
+    if (reserved && c->method > HEAD && !certificate_is_ours(c))
+        return call_tell(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
+    if (reserved && c->method == DELETE && !secret_matches(c))
+        return call_tell(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
+    return true;
 }
 
 /* The call as far as its headers tell. */
@@ -5181,14 +5236,24 @@ static bool http_left(struct node *n, void *client)
 static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes)
 {
     size_t at = 0;
+    struct server *s = c->server;
     bytes_append(&c->body, data, bytes);
     while (c->body.count - at >= sizeof(struct batch)) {
         const struct batch *b = (const struct batch *)(c->body.data + at);
         size_t left = c->body.count - at;
-        if (b->magic == MAIL_MAGIC && b->bytes > left)
+        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b) {
+            answer_mail(c);
+            return MHD_YES;
+        }
+        if (b->bytes > left)
             break;
-        if (!node_receive(c->server->node, (const uint8_t *)b, min_u64(b->bytes, left))) {
-            say(LEVEL_WARN, "damaged mail", "node=%016" PRIx64, b->from);
+        const char *fault = !mac_is_right(s, b) ? "mail of who does not know our secret"
+                            : !node_receive(s->node, (const uint8_t *)b, b->bytes) ? "damaged mail"
+                                                                                   : NULL;
+        if (fault) {
+            if (s->next_fault < s->node->now) /* who sends it goes on */
+                say(LEVEL_WARN, fault, "node=%016" PRIx64, b->from);
+            s->next_fault = s->node->now + 60 * SECOND;
             return MHD_NO;
         }
         at += b->bytes;
@@ -5226,7 +5291,8 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
         return c->close ? call_send(c) : MHD_YES;
     }
     if (count)
-        return c->route == ROUTE_MAIL ? mail_piece(c, data, count) : body_piece(c, data, count);
+        return c->route == ROUTE_MAIL && !c->response ? mail_piece(c, data, count)
+                                                      : body_piece(c, data, count);
     if (!c->response)
         call_answer(c);
     return c->response ? call_send(c) : MHD_YES; /* else it is suspended */
@@ -5449,9 +5515,11 @@ static void server_listen(struct server *s)
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
     parse_address(o->listen, &address);
+    static char tls_versions[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
     struct MHD_OptionItem tls[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, read_file(o->tls_cert)},
                                    {MHD_OPTION_HTTPS_MEM_KEY, 0, read_file(o->tls_key)},
                                    {MHD_OPTION_HTTPS_MEM_TRUST, 0, read_file(o->tls_ca)},
+                                   {MHD_OPTION_HTTPS_PRIORITIES, 0, tls_versions},
                                    {MHD_OPTION_END, 0, NULL}};
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (o->tls_cert ? MHD_USE_TLS : 0) |
                      (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
@@ -5561,6 +5629,7 @@ static const struct setting option_rows[] = {
     {.name = "memory", BYTES, "BYTES", "1G", "most bodies in flight", AT(memory), 1, INT64_MAX},
     {.name = "sync", CHOICE, "always|none", "always", "none: writes may be lost", AT(sync)},
     {.name = "secret-file", TEXT, "FILE", NULL, "a secret that all nodes share", AT(secret_file)},
+    {.name = "insecure", FLAG, NULL, NULL, "serve a network without one", AT(insecure)},
     {.name = "tls-cert", TEXT, "FILE", NULL, "this node's certificate", AT(tls_cert)},
     {.name = "tls-key", TEXT, "FILE", NULL, "and its key", AT(tls_key)},
     {.name = "tls-ca", TEXT, "FILE", NULL, "whose certificates are trusted", AT(tls_ca)},
@@ -5605,6 +5674,12 @@ static void options_check(struct options *o)
     log_level = (enum log_level)(o->log_level - 1);
     if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
         error(2, 0, "--listen and --advertise need ADDR:PORT, with a numeric address");
+    bool near = strncmp(o->listen, "127.", 4) == 0 || strncmp(o->listen, "[::1]", 5) == 0;
+    if (!near && !o->secret_file && !o->tls_ca && !o->insecure)
+        error(2, 0,
+              "whoever can reach --listen %s could destroy all data: give every node the same "
+              "--secret-file, or --tls-ca, or say --insecure",
+              o->listen);
     if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
         say(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise", "address=%s",
             o->advertise);
@@ -5642,6 +5717,20 @@ static void options_read(struct options *o, int count, char **arguments)
     options_check(o);
 }
 
+static void secret_read(struct server *s)
+{
+    const char *path = s->options.secret_file;
+    s->secret = read_file(path);
+    if (!path)
+        return;
+    warn_if_open(path, "secret_file");
+    s->secret[strcspn(s->secret, "\r\n")] = 0;
+    if (strlen(s->secret) < SECRET_BYTES_MIN)
+        error(2, 0, "--secret-file: its first line, the secret, needs %d bytes or more",
+              SECRET_BYTES_MIN);
+    prctl(PR_SET_DUMPABLE, 0); /* no secret in a core file */
+}
+
 int main(int count, char **arguments)
 {
     static struct server s;
@@ -5650,9 +5739,7 @@ int main(int count, char **arguments)
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
     signal(SIGPIPE, SIG_IGN);
-    s.secret = read_file(s.options.secret_file);
-    if (s.secret)
-        s.secret[strcspn(s.secret, "\r\n")] = 0;
+    secret_read(&s);
     curl_global_init(CURL_GLOBAL_ALL);
     s.multi = curl_multi_init();
     s.disk.sync = s.options.sync == 1;

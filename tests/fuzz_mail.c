@@ -201,7 +201,7 @@ static void mail_to(struct lone *l, const struct step *step, const uint8_t *data
     b->epoch = node_epoch(n) + (step->who >> 4 & 1) - (step->who >> 5 & 1);
     b->clock = n->clock + (step->who >> 6 & 1);
     b->bytes = (uint32_t)mail.count;
-    b->check = XXH3_64bits(&b->cluster, mail.count - 16);
+    b->check = batch_check(b);
     node_receive(n, mail.data, mail.count);
     bytes_free(&mail);
 }

@@ -10,6 +10,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include <strings.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -2260,16 +2262,96 @@ START_TEST(test_wrong_usage_is_2_and_says_why)
         text("--listen %s --data %s --bootstrap stray", port, data),
         text("--listen %s --data %s --join :", port, data),
         text("--listen ::1:8001 --data %s --bootstrap", data),
+        text("--listen %s --data %s --bootstrap --secret-file %s", port, data,
+             secret_file("short", "only 15 bytes..\nthis does not count")),
         text("--listen %s --data %s --bootstrap --secret-file %s/none", port, data, data),
         text("--listen %s --data %s --bootstrap --secret-file %s", port, data,
              secret_file("blank", "\n")),
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct output o = run(10, "exec %s %s", binary(), lines[i]);
-        ck_assert_msg(o.status == 2 || (i >= 13 && o.status == 1), "%s: %d %s", lines[i], o.status,
+        ck_assert_msg(o.status == 2 || (i >= 14 && o.status == 1), "%s: %d %s", lines[i], o.status,
                       o.text);
         ck_assert_uint_gt(strlen(o.text), 10);
     }
+}
+END_TEST
+
+/* Starts it, and returns what it said until it served or ended; it is stopped then. */
+static char *said_at_start(const char *options, int *status)
+{
+    char *log = fresh("said");
+    pid_t pid =
+        process_start((const char *[]){"sh", "-c", text("exec %s %s", binary(), options), NULL},
+                      NULL, log, SIGKILL);
+    *status = -1;
+    for (double end = now() + 20 * slowness(); now() < end && *status < 0; pause_ms(10)) {
+        char *said = file_read(log, NULL);
+        if (said && strstr(said, "msg=\"serving\""))
+            kill(pid, SIGTERM);
+        free(said);
+        *status = process_wait(pid, 0);
+    }
+    char *said = file_read(log, NULL);
+    unlink(log);
+    return said;
+}
+
+START_TEST(test_a_node_that_others_can_reach_needs_a_secret)
+{
+    static const char *const open[] = {"0.0.0.0", "[::]"}, *const near[] = {"127.0.0.2", "[::1]"};
+    char *secret = secret_file("long", "a secret of more than 16 bytes\n");
+    int status;
+    for (int i = 0; i < 2; i++) {
+        char *start = text("--advertise 127.0.0.1:1 --data %s --bootstrap --listen", fresh("data"));
+        char *said = said_at_start(text("%s %s:%d", start, open[i], free_port()), &status);
+        ck_assert_msg(status == 2, "%d: %s", status, said);
+        ck_assert_msg(strstr(said, "--secret-file") && strstr(said, "--insecure"), "%s", said);
+        ck_assert_ptr_eq(strchr(said, '\n'), said + strlen(said) - 1);
+        said = said_at_start(text("%s %s:%d --insecure", start, open[i], free_port()), &status);
+        ck_assert_msg(status == 0, "%d: %s", status, said);
+        said = said_at_start(text("%s %s:%d --secret-file %s", start, open[i], free_port(), secret),
+                             &status);
+        ck_assert_msg(status == 0, "%d: %s", status, said);
+        said = said_at_start(text("%s %s:%d", start, near[i], free_port()), &status);
+        ck_assert_msg(status == 0, "%d: %s", status, said);
+        folder_remove(fresh("data"));
+    }
+}
+END_TEST
+
+START_TEST(test_what_every_user_can_read_is_told_at_start)
+{
+    char *data = fresh("data"), *secret = secret_file("wide", "a secret of more than 16 bytes\n");
+    char *start = text("--listen 127.0.0.1:%d --bootstrap --data %s --secret-file %s", free_port(),
+                       data, secret);
+    int status;
+    chmod(secret, 0644);
+    char *said = said_at_start(start, &status);
+    ck_assert_msg(strstr(said, "chmod") && strstr(said, secret) && !strstr(said, data), "%s", said);
+    chmod(secret, 0600);
+    chmod(data, 0755);
+    said = said_at_start(start, &status);
+    ck_assert_msg(strstr(said, "chmod") && strstr(said, data) && !strstr(said, secret), "%s", said);
+    chmod(data, 0700);
+    said = said_at_start(start, &status);
+    ck_assert_msg(status == 0 && !strstr(said, "chmod"), "%s", said);
+    folder_remove(data);
+}
+END_TEST
+
+START_TEST(test_the_log_is_never_written_through_a_link)
+{
+    char *data = fresh("data"), *other = fresh("precious");
+    char *start = text("--listen 127.0.0.1:%d --bootstrap --data %s", free_port(), data);
+    int status;
+    file_write(other, "precious", 8);
+    ck_assert_int_eq(mkdir(data, 0700), 0);
+    ck_assert_int_eq(symlink(other, text("%s/0000000000.log", data)), 0);
+    char *said = said_at_start(start, &status);
+    ck_assert_msg(status == 1 && strstr(said, "0000000000.log"), "%d: %s", status, said);
+    ck_assert_str_eq(file_read(other, NULL), "precious");
+    folder_remove(data);
 }
 END_TEST
 
@@ -2287,10 +2369,10 @@ START_TEST(test_help_names_every_option)
     struct output o = run(10, "exec %s --help", binary());
     ck_assert_int_eq(o.status, 0);
     static const char *const options[] = {
-        "--listen", "--advertise",   "--data",     "--bootstrap",   "--join",      "--replicas",
-        "--zone",   "--weight",      "--lease",    "--evict-after", "--max-value", "--memory",
-        "--sync",   "--secret-file", "--tls-cert", "--tls-key",     "--tls-ca",    "--log-level",
-        "--help",   "--version",     "ESTORAJE_"};
+        "--listen",    "--advertise",   "--data",     "--bootstrap",   "--join",      "--replicas",
+        "--zone",      "--weight",      "--lease",    "--evict-after", "--max-value", "--memory",
+        "--sync",      "--secret-file", "--insecure", "--tls-cert",    "--tls-key",   "--tls-ca",
+        "--log-level", "--help",        "--version",  "ESTORAJE_"};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         ck_assert_msg(strstr(o.text, options[i]) != NULL, "no %s in %s", options[i], o.text);
     o = run(10, "exec %s --version", binary());
@@ -2616,7 +2698,7 @@ END_TEST
 
 START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
 {
-    const char *options[] = {"--secret-file", secret_file("secret", "open sesame\n"), NULL};
+    const char *options[] = {"--secret-file", secret_file("secret", "open sesame, open\n"), NULL};
     struct cluster *c = cluster_start(3, options);
     for (int i = 0; i < 3; i++) {
         const char *url = c->nodes[i].url;
@@ -2629,7 +2711,8 @@ START_TEST(test_a_secret_is_asked_of_nodes_and_not_of_clients)
         ck_assert_int_eq(r.status, 401);
         ck_assert_int_eq(status_of(url, "GET", "/_status", NULL, NULL), 200);
         ck_assert_int_eq(status_of(url, "PUT", "/_status", NULL, "x"), 405);
-        const char *known = "Authorization: bearer open sesame"; /* RFC 9110, 11.1: in any case */
+        const char *known =
+            "Authorization: bearer open sesame, open"; /* RFC 9110, 11.1: in any case */
         ck_assert_int_eq(status_of(url, "DELETE", "/_nodes/x", known, NULL), 404);
     }
     cluster_await(c, 3, 20);
@@ -2639,8 +2722,8 @@ END_TEST
 
 START_TEST(test_a_node_with_another_secret_stays_outside)
 {
-    const char *options[] = {"--secret-file", secret_file("secret", "open sesame\n"), NULL};
-    const char *others[] = {"--secret-file", secret_file("other", "open rye\n"), NULL};
+    const char *options[] = {"--secret-file", secret_file("secret", "open sesame, open\n"), NULL};
+    const char *others[] = {"--secret-file", secret_file("other", "open rye, open barley\n"), NULL};
     struct cluster *c = cluster_start(1, options);
     int stranger = cluster_add(c);
     c->options = others;
@@ -2649,10 +2732,41 @@ START_TEST(test_a_node_with_another_secret_stays_outside)
     struct response r = get(c->nodes[0].url, "/_status");
     ck_assert_int_eq(json_count(r.body, "members"), 1);
     ck_assert(!node_healthy(&c->nodes[stranger]));
+    char *log = file_read(c->nodes[0].log, NULL), *told = strstr(log, "does not know our secret");
+    ck_assert_msg(told && !strstr(told + 1, "does not know our secret"), "%s", log);
     kill(c->nodes[stranger].pid, SIGKILL);
     process_wait(c->nodes[stranger].pid, 10);
     c->nodes[stranger].pid = 0;
     cluster_stop(c);
+}
+END_TEST
+
+/* Whoever listens where a node was gets the others' mail. */
+START_TEST(test_the_secret_is_never_sent)
+{
+    static const char secret[] = "open sesame, open";
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    socklen_t bytes = sizeof address;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ck_assert_int_eq(bind(listener, (struct sockaddr *)&address, bytes) | listen(listener, 8), 0);
+    getsockname(listener, (struct sockaddr *)&address, &bytes);
+    char heard[1 << 16], *port = text("127.0.0.1:%d", free_port()), *log = fresh("log");
+    size_t count = 0;
+    pid_t pid =
+        process_start((const char *[]){binary(), "--listen", port, "--data", fresh("data"),
+                                       "--secret-file", secret_file("secret", secret), "--join",
+                                       text("127.0.0.1:%d", ntohs(address.sin_port)), NULL},
+                      NULL, log, SIGKILL);
+    int link = accept(listener, NULL, NULL);
+    for (ssize_t more = 1; more > 0 && !memmem(heard, count, "eMl", 3); count += (size_t)more)
+        more = recv(link, heard + count, sizeof heard - count, 0);
+    ck_assert_ptr_nonnull(memmem(heard, count, "POST /_mail", 11));
+    ck_assert_ptr_null(memmem(heard, count, secret, strlen(secret)));
+    kill(pid, SIGKILL);
+    process_wait(pid, 10);
+    close(link);
+    close(listener);
 }
 END_TEST
 
@@ -2684,6 +2798,14 @@ START_TEST(test_nodes_talk_tls)
         ck_assert_int_eq(get(c->nodes[(i + 1) % 3].url, text("/%d", i)).status, 200);
     char *plain = text("http://127.0.0.1:%d", c->nodes[0].port);
     ck_assert_int_ne(status_of(plain, "GET", "/1", NULL, NULL), 200);
+    for (int version = 1; version <= 3; version++) {
+        o = run(10, "curl -sk --ciphers DEFAULT@SECLEVEL=0 --tlsv1.0 --tls-max 1.%d %s/1", version,
+                c->nodes[0].url);
+        ck_assert_msg((o.status == 0) == (version >= 2), "TLS 1.%d: %d", version, o.status);
+    }
+    struct response r = http(c->nodes[0].url, "POST", "/_mail", NULL, "x", 1);
+    ck_assert_int_eq(r.status, 401);
+    ck_assert_msg(strstr(r.body, "certificate") && !strstr(r.body, "secret"), "%s", r.body);
     cluster_stop(c);
 }
 END_TEST
@@ -2921,6 +3043,9 @@ static const struct entry *entries(size_t *count)
     ONCE("metrics", test_all_metrics_are_there_from_the_start);
     ONCE("metrics", test_metrics_count_requests_and_keys);
     ONCE("options", test_wrong_usage_is_2_and_says_why);
+    ONCE("options", test_a_node_that_others_can_reach_needs_a_secret);
+    ONCE("options", test_what_every_user_can_read_is_told_at_start);
+    ONCE("options", test_the_log_is_never_written_through_a_link);
     ONCE("options", test_an_empty_folder_needs_bootstrap_or_join);
     ONCE("options", test_help_names_every_option);
     ONCE("options", test_options_can_come_from_the_environment);
@@ -2940,6 +3065,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_systemd_is_told_ready_and_stopping);
     ONCE("secret", test_a_secret_is_asked_of_nodes_and_not_of_clients);
     ONCE("secret", test_a_node_with_another_secret_stays_outside);
+    ONCE("secret", test_the_secret_is_never_sent);
     ONCE("secret", test_nodes_talk_tls);
     ONCE("clients", test_two_thousand_idle_connections_leave_the_others_served);
     EACH("clients", test_half_sent_requests_leave_the_others_served);

@@ -2382,7 +2382,7 @@ static void hand_mail(struct node *n, uint64_t from, const struct message *head,
     message_append(&mail, head, body);
     b = (struct batch *)mail.data;
     b->bytes = (uint32_t)mail.count;
-    b->check = XXH3_64bits(&b->cluster, b->bytes - 16);
+    b->check = batch_check(b);
     ck_assert(node_receive(n, mail.data, mail.count));
     bytes_free(&mail);
 }
