@@ -115,8 +115,10 @@ enum {
 #define RESERVE_ROOM       (64 << 10)    /* bytes on disk that even reserves leave alone */
 #define RESERVE_MARGIN     (300 * MS)    /* a disk may stall that long, and reads do not notice */
 #define CLOCK_AHEAD_MAX    (10 * SECOND) /* a message from further ahead is a clock fault */
-#define MEMORY_OF_ANSWERS  (60 * SECOND) /* how long a repeat finds its answer */
-#define MADE_AHEAD_MAX     (5 * SECOND)
+#define REPEAT_TIME        (60 * SECOND) /* how long a repeat surely finds its answer */
+#define MEMORY_OF_ANSWERS  (REPEAT_TIME + 5 * SECOND)
+#define KEY_TIME_SLACK     SECOND /* a client's clock may be off by so much, and it costs nothing */
+#define FIRST_TRY_LEAD     (100 * MS) /* no repeat is carried out so soon after its first try came */
 #define REQUEST_TIME       (2300 * MS) /* a request is answered within it */
 #define STEP_TIME          (100 * MS)  /* a step of a round, before it is sent again */
 #define FORWARD_TIME       SECOND
@@ -277,7 +279,7 @@ static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size
  *   48 version      64 bits that identify one client's write
  *   56 modified     microseconds; with version the ETag
  *   64 expiry       microseconds, 0: none
- *   72 dropped      newest `made` among the answers let go (request: its own `made`)
+ *   72 dropped      newest `recorded` among the answers let go (request: when it was made)
  *   80 number       of a counter; other types say at their handler what it is
  *   88 value_bytes  told even where the value itself is not there (FLAG_WHOLE not set)
  *   92 key_bytes, type_bytes, answers, status (u16 each)
@@ -303,9 +305,11 @@ struct message {
 _Static_assert(sizeof(struct message) == 104 && offsetof(struct message, bytes) == 16, "layout");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire and disk are little-endian");
 
-/* What the client of a write was, or would be, told. `number`: a counter's value, else modified. */
+/* What the client of a write was, or would be, told. `recorded`: the time of the ballot that put it
+ * into the record, or when the write was made, if that is later. `number`: a counter's value, else
+ * modified. */
 struct answer {
-    uint64_t version, made, number;
+    uint64_t version, recorded, number;
     uint32_t status, zero;
 };
 _Static_assert(sizeof(struct answer) == 32, "layout");
@@ -1239,7 +1243,10 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
         head.version = e->version;
         head.modified = e->modified;
         head.expiry = e->expiry;
-        head.dropped = RULE(11) ? e->accepted.time : 0;
+        /* Of a tombstone that was forgotten, the floor is all that is left. */
+        uint64_t lost =
+            e->flags & FLAG_RECORD ? e->accepted.time : n->partitions[m->partition].floor.time;
+        head.dropped = RULE(11) ? lost : 0;
         head.value_bytes = e->value_bytes;
         mail(n, to, gate, &head, NULL);
         return;
@@ -1868,7 +1875,8 @@ static void on_promise(struct node *n, struct peer *from, const struct message *
     struct round *r = round_by_op(n, m->op);
     if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r))
         return;
-    if (round_hear(n, r, from, m) && ballot_compare(m->ballot, round_record(r)->ballot) > 0)
+    if (round_hear(n, r, from, m) &&
+        (!r->record.count || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
         round_keep_record(r, m);
     if (round_has_quorum(n, r))
         round_decide(n, r);
@@ -1978,9 +1986,10 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
 static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
 {
     const struct message *m = q->m;
-    struct answer a = {.version = m->version, .made = m->dropped};
+    struct answer a = {.version = m->version, .recorded = max_u64(r->ballot.time, m->dropped)};
     /* By the clock as the promises raised it: who promised may have forgotten by its own. */
-    bool old = d->head.dropped >= a.made || a.made + MEMORY_OF_ANSWERS < n->clock;
+    bool old = d->head.dropped >= max_u64(m->dropped, 1) ||
+               (m->dropped && m->dropped + MEMORY_OF_ANSWERS < n->clock);
     size_t i = 0;
     while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
         i++;
@@ -2008,21 +2017,16 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
     q->answer = a;
 }
 
-static int answer_compare(const void *a, const void *b)
-{
-    uint64_t x = ((const struct answer *)a)->made, y = ((const struct answer *)b)->made;
-    return (x > y) - (x < y);
-}
-
-/* Lets go of answers that are too old or too many, the oldest first; `dropped` tells it (R11). */
+/* Lets go of answers that are too old or too many, in the order of the rounds that recorded them;
+ * `dropped` tells it (R11). */
 static void draft_trim(struct draft *d, const struct round *r)
 {
     size_t gone = 0;
-    qsort(d->answers, d->answers_count, sizeof *d->answers, answer_compare);
-    while (gone < d->answers_count && (d->answers[gone].made + MEMORY_OF_ANSWERS < r->ballot.time ||
-                                       d->answers_count - gone > ANSWERS_MAX)) {
+    while (gone < d->answers_count &&
+           (d->answers[gone].recorded + MEMORY_OF_ANSWERS < r->ballot.time ||
+            d->answers_count - gone > ANSWERS_MAX)) {
         if (RULE(11))
-            d->head.dropped = max_u64(d->head.dropped, d->answers[gone].made);
+            d->head.dropped = max_u64(d->head.dropped, d->answers[gone].recorded);
         gone++;
     }
     d->answers_count -= gone;
@@ -2376,6 +2380,39 @@ static struct request *request_make(struct node *n, const struct message *m,
     return q;
 }
 
+/* When a write was made, for R11. `key_time`: the Unix time that its Idempotency-Key begins with, by
+ * its client's clock; 0: none. What has to hold is that
+ *
+ *    a try of a write counts as made no later than the answer to an earlier try counts as recorded.
+ *
+ * For if the earlier try was applied, and its answer was let go, then `dropped` is at least the time
+ * when that was recorded, so at least the time when this one was made: unknown.
+ *
+ * - A first try that comes within KEY_TIME_SLACK of its key's time counts as made when it comes, which
+ *   is not before that time less the slack; and all its repeats count as made just then. So a
+ *   client's clock makes no new write unknown, and what is remembered goes by arrival. Its lead is for
+ *   writes before it, of which this node, whose clock may be a little behind, has not heard yet.
+ * - One that comes later may have been overtaken by its repeat, and counts as one.
+ * - One whose key is further ahead counts as made, and its answer as recorded, in the future. Its
+ *   repeat relies on that, if it comes within MEMORY_OF_ANSWERS of it: hence the factor.
+ * - Of a repeat without a time, or with an impossible one, nobody knows when its first try was: 0, and
+ *   the record must list its answer, or must never have let go of any.
+ *
+ * Not covered: the client's clock is ahead by more than the slack, and a write of consistency=one came
+ * between the first try and its repeat. */
+static void write_made(struct node *n, struct message *m, uint64_t key_time)
+{
+    bool repeat = m->flags & FLAG_REPEAT;
+    bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
+    bool ahead = key_time > n->wall + (repeat ? MEMORY_OF_ANSWERS : KEY_TIME_SLACK);
+    if (repeat && (ahead || !key_time))
+        m->dropped = 0;
+    else if (!repeat && !late && !ahead)
+        m->dropped = clock_tick(n) + FIRST_TRY_LEAD;
+    else
+        m->dropped = min_u64(key_time, n->wall + 2 * MEMORY_OF_ANSWERS) - KEY_TIME_SLACK;
+}
+
 /* A client's request. `m`: M_FORWARD, with key, function, condition, and for a write its version and
  * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
  * FLAG_WATCH, microseconds. */
@@ -2386,7 +2423,6 @@ static void node_request(struct node *n, void *client, const struct message *m,
     q->client = client;
     q->waits_until = n->now + wait;
     n->requests++;
-    clock_raise(n, m->dropped);
     if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
         q->m->flags &= (uint8_t)~FLAG_ALL;
     uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
@@ -2428,7 +2464,6 @@ static void on_forward(struct node *n, struct peer *from, const struct message *
 {
     if (m->function < DO_PUT || m->function > DO_ADD)
         return;
-    clock_raise(n, m->dropped);
     struct request *q = request_make(n, m, NULL);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
     q->origin = from;
@@ -4437,7 +4472,7 @@ static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
-enum { HEAD_BYTES_MAX = 32 << 10 };
+enum { HEAD_BYTES_MAX = 32 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
@@ -4462,8 +4497,9 @@ struct call {
     bool under_way;    /* it is in server->calls_count */
     struct bytes key;
     struct query query;
-    struct message m;        /* the request as the core takes it */
-    char retry_key[128 + 1]; /* Idempotency-Key: the client's, or one made here */
+    struct message m;                        /* the request as the core takes it */
+    char retry_key[RETRY_KEY_BYTES_MAX + 1]; /* Idempotency-Key: the client's, or one made here */
+    uint64_t key_time; /* microseconds since 1970, by the client's clock; 0: not told */
     int status;
     struct MHD_Response *response;
 };
@@ -4492,35 +4528,41 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
     MHD_add_response_header(c->response, name, value);
 }
 
-/* Answers with one line of text, mostly what is wrong and what to do. A repeat is never told that
- * nothing was changed: its first try may have been applied. Returns false. */
+/* Answers with one line of text, mostly what is wrong and what to do. Of a write it says what came of
+ * it: a repeat is never told that nothing was changed, as its first try may have been applied. Returns
+ * false. */
 __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int status,
                                                             const char *format, ...)
 {
-    bool unknown =
-        status == STATUS_UNKNOWN || ((status == 503 || status == 507) && c->m.flags & FLAG_REPEAT);
+    bool open = status == 503 || status == 507, found = *c->retry_key && !(c->m.flags & FLAG_ONE);
+    bool unknown = status == STATUS_UNKNOWN || (open && c->m.flags & FLAG_REPEAT);
     char text[512];
     va_list list;
     va_start(list, format);
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
-    if (unknown)
-        snprintf(text, sizeof text,
-                 "it may or may not have been applied: to find out, repeat it within a minute with "
-                 "Idempotency-Key: %s and Estoraje-Retry: 1; later, read the key",
-                 c->retry_key);
     c->body.count = 0;
-    bytes_print(&c->body, "%s\n", text);
+    bytes_print(&c->body, "%s", text);
+    if (unknown && found)
+        bytes_print(&c->body,
+                    "; it may or may not have been applied: to find out, repeat it within a minute "
+                    "with Idempotency-Key: %s and Estoraje-Retry: 1; later, read the key",
+                    c->retry_key);
+    else if (unknown)
+        bytes_print(&c->body, "; it may or may not have been applied: read the key");
+    else if (open && c->m.function != DO_READ)
+        bytes_print(&c->body, "; nothing was changed");
+    bytes_print(&c->body, "\n");
     call_respond(c, unknown ? 503 : status, "text/plain");
     c->close |= status == 401 || status == 411 || status == 413;
     if (status == 401)
         call_header(c, "WWW-Authenticate", "Bearer");
     if (c->status == 503 || c->status == 507)
         call_header(c, "Retry-After", "1");
-    if (unknown) {
+    if (unknown)
         call_header(c, "Estoraje-Outcome", "unknown");
+    if (unknown && found)
         call_header(c, "Idempotency-Key", "%s", c->retry_key);
-    }
     return false;
 }
 
@@ -4657,17 +4699,16 @@ static const char *parse_etag(const char *text, bool weak, struct ballot *etag)
     return end ? end + 1 : NULL;
 }
 
-/* <unix seconds, with fraction>-<anything>. It counts as the end of its millisecond, which is all that
- * nginx tells: what was done in that millisecond, before it was made, was not done later. */
-static bool parse_retry_key(const char *text, uint64_t *made)
+/* The Unix time that an Idempotency-Key begins with: ten digits, maybe a fraction, then `after`; in
+ * quotes or not. 0: it does not. (The first part of a UUID has eight digits, and is none.) */
+static uint64_t parse_unix_time(const char *text, char after)
 {
-    char *end;
-    double seconds = strtod(text, &end), now = (double)clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX;
-    if (!isdigit((unsigned char)*text) || end != text + strspn(text, "0123456789.") ||
-        *end != '-' || strlen(text) > 128 || seconds * 1e6 > now)
-        return false;
-    *made = ((uint64_t)(seconds * 1e3 + 1e-3) + 1) * MS - 1;
-    return true;
+    static const char digits[] = "0123456789";
+    const char *start = text + (*text == '"'), *end = start + strspn(start, digits);
+    if (end != start + 10)
+        return 0;
+    end += *end == '.' ? 1 + strspn(end + 1, digits) : 0;
+    return *end == after ? (uint64_t)(strtod(start, NULL) * 1e6) : 0;
 }
 
 /* Range: bytes=a-b, a- or -n; of another form: false, and it is ignored: `from` and `count` stay.
@@ -4825,7 +4866,7 @@ static bool call_condition(struct call *c, const char *header, bool none)
 static bool server_has_room(struct call *c, uint64_t bytes)
 {
     return c->server->body_bytes + bytes <= c->server->options.memory ||
-           call_tell(c, 503, "overloaded: too much is in flight; nothing was changed");
+           call_tell(c, 503, "overloaded: too much is in flight");
 }
 
 /* The same for what comes, which may be too much for a value, too. */
@@ -4851,15 +4892,24 @@ static bool call_write(struct call *c)
     const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type"),
                *retry = call_get(c, "Estoraje-Retry"), *key = call_get(c, "Idempotency-Key");
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
+    uint64_t wall = c->server->node->wall, tried = retry ? parse_unix_time(retry, 0) : 0;
+    bool repeat = tried || (retry && strcmp(retry, "1") == 0);
+    if (retry && !repeat && strcmp(retry, "0") != 0)
+        return call_tell(c, 400, "Estoraje-Retry is 0, 1, or the Unix time of the first try");
+    c->m.flags |= repeat ? FLAG_REPEAT : 0;
     if (key && !(c->m.flags & FLAG_ONE)) {
-        if (!parse_retry_key(key, &c->m.dropped))
-            return call_tell(c, 400,
-                             "Idempotency-Key must be <unix seconds>-<anything>, at most 128 "
-                             "bytes, and not of the future");
+        if (!*key || strlen(key) > RETRY_KEY_BYTES_MAX)
+            return call_tell(c, 400, "Idempotency-Key has 1 to %d bytes", RETRY_KEY_BYTES_MAX);
         memcpy(c->retry_key, key, strlen(key) + 1);
         /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
-        bool repeat = retry && strcmp(retry, "1") == 0, first = retry && strcmp(retry, "0") == 0;
-        c->m.flags |= repeat ? FLAG_REPEAT : first ? 0 : FLAG_KEYED;
+        c->m.flags |= retry ? 0 : FLAG_KEYED;
+        uint64_t time = parse_unix_time(key, '-');
+        c->key_time = time ? time : tried;
+        if (c->key_time && c->key_time + REPEAT_TIME < wall)
+            return call_tell(c, 503,
+                             "the time that the Idempotency-Key begins with is %" PRIu64
+                             " s behind this node's clock, more than 60 s",
+                             (wall - c->key_time) / SECOND);
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
         return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
@@ -4869,17 +4919,19 @@ static bool call_write(struct call *c)
 }
 
 /* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
- * of one made here if it has none. Called when the body is there. */
+ * of one made here if it has none. Called when the body is there: what came before it may have waited
+ * long for the rest. */
 static void call_version(struct call *c)
 {
     const char *type = call_get(c, "Content-Type");
     struct bytes all = {0};
     if (!*c->retry_key) {
         c->m.flags |= FLAG_FRESH;
-        c->m.dropped = clock_tick(c->server->node);
-        snprintf(c->retry_key, sizeof c->retry_key, "%.6f-%016" PRIx64, (double)c->m.dropped / 1e6,
+        c->key_time = c->server->node->wall;
+        snprintf(c->retry_key, sizeof c->retry_key, "%.6f-%016" PRIx64, (double)c->key_time / 1e6,
                  node_random(c->server->node));
     }
+    write_made(c->server->node, &c->m, c->key_time);
     bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", c->retry_key, methods[c->method],
                 c->uri, type ? type : "", c->m.condition, c->m.ballot.time, c->m.ballot.node);
     c->m.version =
@@ -5081,7 +5133,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->under_way = c->route != ROUTE_MAIL && !c->server->draining;
     c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MAIL)
-        call_tell(c, 503, "this node is stopping; nothing was changed");
+        call_tell(c, 503, "this node is stopping");
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
         call_tell(c, 503, "%s", unhealthy(c->server));
 }
@@ -5192,9 +5244,9 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     static const char *const refusals[CODES] = {
         [409] = "the value is no 64-bit integer, or the sum would overflow",
         [412] = "the condition is not met: read the key and decide again",
-        [503] = "no quorum in time; nothing was changed: try again",
-        [507] = "this node's disk is full; nothing was changed: ask another",
-        [STATUS_UNKNOWN] = "", /* call_tell says it */
+        [503] = "no quorum in time: try again",
+        [507] = "this node's disk is full: ask another",
+        [STATUS_UNKNOWN] = "no quorum in time, or an earlier try is no longer remembered",
     };
     struct call *c = client;
     char etag[40];

@@ -184,8 +184,9 @@ static void parsers_try(const char *text)
     for (uint64_t size = 0; size < 12; size += 5)
         if (parse_range(text, size, &from, &count) && count)
             assert(from < size && count <= size - from);
-    if (parse_retry_key(text, &value))
-        assert(value <= clock_us(CLOCK_REALTIME) + MADE_AHEAD_MAX + MS);
+    value = parse_unix_time(text, '-');
+    assert(value == 0 || value % SECOND == 0 || strchr(text, '.'));
+    assert(value < UINT64_C(10000000000) * SECOND);
     for (int kind = COUNT; kind <= SECONDS; kind++)
         parse_number(text, kind, &value);
     struct sockaddr_storage address;

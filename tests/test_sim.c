@@ -59,7 +59,9 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define RESERVE_MARGIN     (60 * MS)
 #define CLOCK_AHEAD_MAX    (10 * SECOND)
 #define MEMORY_OF_ANSWERS  sim_memory
-#define MADE_AHEAD_MAX     (5 * SECOND)
+#define KEY_TIME_SLACK     (100 * MS)
+#define FIRST_TRY_LEAD     0 /* a client may repeat at once */
+#define REPEAT_TIME        (60 * SECOND)
 #define REQUEST_TIME       (2300 * MS)
 #define STEP_TIME          (100 * MS)
 #define RESERVE_ROOM       (4 << 10)
@@ -819,9 +821,10 @@ struct op {
     char value[24];
     uint32_t value_bytes;
     uint64_t wait, ttl, tries;
-    struct try *try; /* the one that is listened to */
-    bool sent;       /* a try reached a node: the write is open unless an answer says no */
-    bool fresh;      /* no Idempotency-Key: it cannot be repeated */
+    uint64_t key_time; /* that its Idempotency-Key begins with; 0: none */
+    struct try *try;   /* the one that is listened to */
+    bool sent;         /* a try reached a node: the write is open unless an answer says no */
+    bool fresh;        /* no Idempotency-Key: it cannot be repeated */
     bool listing;
     struct bytes after, found; /* of a listing: where the next page begins; the keys */
 };
@@ -832,7 +835,7 @@ try {
     struct op *op;    /* null: nobody listens any more */
     struct message m;
     char key[24], value[24];
-    uint64_t deadline, paused_time, wait, limit;
+    uint64_t deadline, paused_time, wait, limit, key_time;
     struct bytes after;
 };
 
@@ -1089,8 +1092,8 @@ static void op_expires(struct op *op, uint64_t expiry)
 static void op_send(struct op *op)
 {
     struct host *h = random_host();
-    if (!h || (op_writes(op) && !op->fresh && op->m.dropped > host_wall(h) + MADE_AHEAD_MAX)) {
-        op_open(op); /* nobody is there, or it is told 400 */
+    if (!h) {
+        op_open(op); /* nobody is there */
         return;
     }
     struct try *t = op->try = allocate(sizeof *t);
@@ -1109,6 +1112,7 @@ static void op_send(struct op *op)
         t->m.flags |= FLAG_FRESH;
     else
         t->m.flags |= op->sent ? FLAG_REPEAT : chance(500) ? FLAG_KEYED : 0;
+    t->key_time = op->key_time;
     op->sent = true;
     op->tries++;
     uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
@@ -1136,10 +1140,8 @@ static void try_arrive(struct host *h, struct try *t)
         node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit);
         return;
     }
-    if (t->m.flags & FLAG_FRESH) {
-        t->m.version = node_random(n);
-        t->m.dropped = clock_tick(n);
-    }
+    if (t->m.function != DO_READ)
+        write_made(n, &t->m, t->key_time);
     char *value = allocate(t->m.value_bytes + 1);
     memset(value, ':', t->m.value_bytes);
     memcpy(value, t->value, min_u64(strlen(t->value), t->m.value_bytes));
@@ -1277,8 +1279,8 @@ static void client_begins(struct client *c)
     op->m.key_bytes = (uint16_t)strlen(op->key->name);
     op->m.partition = key_partition(op->key->name, op->m.key_bytes);
     op->m.version = chance_u64();
-    op->m.dropped = WALL_AT_START + w.now; /* its proxy's clock is right */
     op->fresh |= op->m.flags & FLAG_ONE;
+    op->key_time = op->fresh ? 0 : WALL_AT_START + w.now; /* its proxy's clock is right */
     op_send(op);
 }
 
