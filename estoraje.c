@@ -100,7 +100,9 @@ enum {
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
-    BYTES_KEPT = 4 << 20,         /* a buffer that grew larger is freed when it is empty */
+    BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
+    LARGE_BYTES_MAX = 8 << 20,    /* values of this node's large writes under way; others wait */
+    RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
@@ -545,6 +547,7 @@ struct request {
     struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
+    uint32_t large_bytes;    /* it counts for that in n->large_bytes */
     struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
 };
 
@@ -580,7 +583,7 @@ struct round {
     struct ballot lost;               /* highest that was told as damaged, */
     uint64_t lost_by;                 /* by these */
     struct bytes record;              /* message: as told at best; then the accept that is sent */
-    unsigned refusals;
+    unsigned refusals, sends;         /* sends: of the step under way */
     uint64_t due;
     uint16_t key_bytes;
     uint8_t key[];
@@ -677,6 +680,10 @@ struct node {
     size_t rounds_resting;
     STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
+    struct request
+        *large; /* writes of large values that wait for others to end, the oldest first */
+    uint64_t
+        large_bytes; /* of the values of those that do not wait, at most LARGE_BYTES_MAX or one */
     uint64_t repairs;
     uint64_t requests;
     struct counters counters;
@@ -1599,6 +1606,7 @@ static void round_rename(struct node *n, struct round *r)
     r->record.count = 0;
     LIST_INSERT_HEAD(&n->by_op[r->op % ROUND_BUCKETS], r, by_op);
     r->answered = r->same = r->refused = r->lost_by = 0;
+    r->sends = 0;
 }
 
 static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
@@ -1694,18 +1702,19 @@ static void round_mail(struct node *n, const struct round *r, uint64_t members, 
     mail_members(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
-/* Sends what the round asks to those owners that have not answered: first, and when they are late. */
+/* Sends what the round asks to those owners that have not answered: first, and when they are late.
+ * The time until it is sent again doubles: what is late because too much is under way must not make
+ * more of it. */
 static void round_send(struct node *n, struct round *r)
 {
-    uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
-    bool late = r->due;
-    r->due = n->now + STEP_TIME;
+    uint64_t missing = partition_owners(n, r->partition) & ~r->answered, time = STEP_TIME;
+    bool late = r->sends;
     if (r->state == ROUND_PREPARE) {
         round_mail(n, r, missing, M_PREPARE, 0);
     } else if (r->state == ROUND_ACCEPT) {
         const struct message *m = (const struct message *)r->record.data;
         mail_members(n, missing, 0, m, NULL);
-        r->due += m->value_bytes / BYTES_PER_US;
+        time += m->value_bytes / BYTES_PER_US;
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
         uint8_t flags = r->taken->m->flags;
@@ -1715,6 +1724,7 @@ static void round_send(struct node *n, struct round *r)
             round_mail(n, r, missing & ~nearest, M_READ,
                        (flags & FLAG_ONE ? FLAG_WHOLE : 0) | (flags & FLAG_WATCH));
     }
+    r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
 
 /* Hands the writes that wait to the partition's first live owner while nodes duel there. */
@@ -2054,6 +2064,7 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     r->state = ROUND_ACCEPT;
     r->lost = (struct ballot){0};
     r->answered = r->refused = 0;
+    r->sends = 0;
     round_send(n, r);
 }
 
@@ -2336,6 +2347,7 @@ static void request_answer(struct node *n, struct request *q, const struct messa
         bytes_clear(&n->scratch);
         n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
     }
+    n->large_bytes -= q->large_bytes;
     request_free(q);
 }
 
@@ -2365,6 +2377,19 @@ static void request_admit(struct node *n, struct request *q)
         round_decide(n, r);
     } else if (idle) {
         round_begin(n, r);
+    }
+}
+
+/* Lets in writes of large values while they are not too many at once: more than the links and the
+ * disks take within a step's time would all be sent again, and none of them be done. */
+static void larges_admit(struct node *n)
+{
+    while (n->large &&
+           (!n->large_bytes || n->large_bytes + n->large->m->value_bytes <= LARGE_BYTES_MAX)) {
+        struct request *q = requests_pop(&n->large);
+        q->large_bytes = q->m->value_bytes;
+        n->large_bytes += q->large_bytes;
+        request_admit(n, q);
     }
 }
 
@@ -2431,6 +2456,8 @@ static void node_request(struct node *n, void *client, const struct message *m,
     else if (is_write(q) && m->flags & FLAG_ALL &&
              partition_owners(n, m->partition) & ~live_members(n))
         request_fail(n, q, 503); /* it would be done, and could not be answered */
+    else if (m->value_bytes > PARCEL_BYTES)
+        requests_push(&n->large, q);
     else
         request_admit(n, q);
 }
@@ -3438,7 +3465,7 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
 static void node_run(struct node *n)
 {
     clock_reserve(n);
-    while (n->inbox.count) {
+    while (larges_admit(n), n->inbox.count) {
         uint64_t epoch = node_epoch(n);
         bytes_swap(&n->inbox, &n->handled);
         for (const struct waiting *w = NULL; (w = waiting_next(&n->handled, w));) {
@@ -3513,6 +3540,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     n->wall = wall;
     clock_reserve(n);
     n->rounds_resting = 0;
+    requests_expire(n, &n->large);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         for (struct round *r = LIST_FIRST(&n->by_op[i]), *next; r; r = next) {
             next = LIST_NEXT(r, by_op);

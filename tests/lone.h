@@ -76,6 +76,8 @@ static void lone_node_free(struct lone *l)
             round_free(r);
         }
     }
+    while (n->large)
+        request_free(requests_pop(&n->large));
     for (struct listing *left; (left = STAILQ_FIRST(&n->listings));) {
         left->failed = true;
         listing_end(n, left);

@@ -44,6 +44,8 @@ enum {
     OUTBOX_BYTES_MAX = 1 << 20,
     OUTBOX_BYTES_DEAD = 256 << 10,
     BYTES_KEPT = 64 << 10,
+    LARGE_BYTES_MAX = 6 << 10,
+    RESENDS_MAX = 4,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
     DISK_KEEP_BYTES = 32 << 10,
@@ -543,6 +545,8 @@ static void node_free(struct node *n)
             round_free(r);
         }
     }
+    while (n->large)
+        request_free(requests_pop(&n->large));
     for (struct listing *l; (l = STAILQ_FIRST(&n->listings));) {
         l->failed = true;
         listing_end(n, l);

@@ -2084,6 +2084,83 @@ START_TEST(test_a_large_value_has_time_to_be_stored)
 }
 END_TEST
 
+START_TEST(test_what_is_late_is_sent_again_each_time_after_twice_as_long)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = request_for(DO_PUT, "k", n->wall);
+    m.flags |= FLAG_FRESH;
+    uint64_t began = n->now, sent_ms[8];
+    unsigned sends = 0;
+    request(&m, "k");
+    for (unsigned replies = l.replies; l.replies == replies; ticks(1, 10 * MS))
+        if (told(M_PREPARE, 0, NULL) > 0)
+            sent_ms[sends++] = (n->now - began) / MS;
+    ck_assert_uint_eq(sends, 5);
+    for (unsigned i = 0; i < sends; i++)
+        ck_assert_uint_eq(sent_ms[i], ((1u << i) - 1) * 100);
+}
+END_TEST
+
+/* 20 clients, each with a megabyte; the peers answer all that they are asked. */
+START_TEST(test_large_writes_wait_for_one_another_and_all_are_done)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint32_t bytes = 1 << 20;
+    char *value = calloc(1, bytes), key[8];
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "big%d", i);
+        struct message m = request_for(DO_PUT, key, n->wall + (unsigned)i);
+        m.flags |= FLAG_FRESH;
+        m.version = 100 + (unsigned)i;
+        m.value_bytes = bytes;
+        request_with(&m, key, value, 0);
+    }
+    free(value);
+    ck_assert_uint_eq(rounds(), LARGE_BYTES_MAX / bytes);
+    struct message sent;
+    for (unsigned done = 0; done < 20; done++) {
+        ck_assert_uint_eq(l.replies, done);
+        ck_assert_uint_le(n->large_bytes, LARGE_BYTES_MAX);
+        const struct round *r = NULL;
+        for (int i = 0; i < ROUND_BUCKETS && !r; i++)
+            r = LIST_FIRST(&n->by_op[i]);
+        sent = (struct message){.op = r->op, .type = M_PROMISE};
+        peer_says(LONE_ID + 1, n->clock, &sent, NULL);
+        sent.type = M_ACCEPTED;
+        peer_says(LONE_ID + 1, n->clock, &sent, NULL);
+        ck_assert_uint_eq(((struct message *)l.reply.data)->status, 201);
+    }
+    ck_assert_uint_eq(l.replies, 20);
+    ck_assert_uint_eq(rounds(), 0);
+    ck_assert_uint_eq(n->large_bytes, 0);
+}
+END_TEST
+
+START_TEST(test_a_large_write_that_waits_too_long_is_told_that_nothing_was_changed)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint32_t bytes = LARGE_BYTES_MAX;
+    char *value = calloc(1, bytes);
+    for (unsigned i = 0; i < 2; i++) {
+        struct message m = request_for(DO_PUT, i ? "b" : "a", n->wall);
+        m.flags |= FLAG_FRESH;
+        m.version = 100 + i;
+        m.value_bytes = bytes;
+        request_with(&m, i ? "b" : "a", value, 0);
+        ticks(10, 20 * MS);
+    }
+    free(value);
+    while (l.replies < 2)
+        ticks(1, 20 * MS);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 503);
+    ck_assert_uint_eq(n->large_bytes, 0);
+    ck_assert_ptr_null(n->large);
+}
+END_TEST
+
 /* Told within the time of a request, not of the wait: also when the wait had begun. */
 START_TEST(test_a_wait_without_a_quorum_is_503_soon)
 {
@@ -2644,6 +2721,9 @@ int main(void)
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
         {"peers", test_a_large_value_has_time_to_be_stored, 1},
+        {"peers", test_what_is_late_is_sent_again_each_time_after_twice_as_long, 1},
+        {"peers", test_large_writes_wait_for_one_another_and_all_are_done, 1},
+        {"peers", test_a_large_write_that_waits_too_long_is_told_that_nothing_was_changed, 1},
         {"peers", test_a_wait_without_a_quorum_is_503_soon, 2},
         {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
         {"peers", test_who_lost_its_disk_is_told_once, 1},
