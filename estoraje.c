@@ -267,6 +267,18 @@ static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size
     return to;
 }
 
+/* Whether it can be an address, or a zone's name. Peers tell them too, and they are printed in JSON and
+ * in the log, and made a URL of. */
+static bool text_is_plain(const char *text, size_t bytes, bool address)
+{
+    bool plain = true;
+    for (size_t i = 0; i < bytes; i++) {
+        bool part = isalnum((unsigned char)text[i]) || (text[i] && strchr("-._:[]", text[i]));
+        plain &= address ? part : (uint8_t)text[i] >= ' ' && !strchr("\"\\\x7f", text[i]);
+    }
+    return plain;
+}
+
 /* === 3 Ballots and messages =====================================================================
  *
  * One format serves four ends: a message on the wire, an entry of the log, a request that waits, and
@@ -1039,15 +1051,17 @@ static int member_index(const struct view *view, uint64_t id)
 static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
 {
     struct peer *p = NULL;
+    bool member = member_index(n->view, id) >= 0; /* a quarter of the places is for these alone */
     for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *q = n->peers[i];
         if (q->id == id && (id || strcmp(q->address, address) == 0))
             return q;
-        if (q->id && q->id != n->id && member_index(n->view, q->id) < 0 &&
-            n->now > q->live_at + 60 * SECOND)
+        if (q->id == n->id || member_index(n->view, q->id) >= 0)
+            continue;
+        bool spare = member || (q->id && n->now > q->live_at + 60 * SECOND);
+        if (spare && (!p || q->live_at < p->live_at))
             p = q;
     }
-    bool member = member_index(n->view, id) >= 0; /* a quarter of the places is for these alone */
     if (n->peers_count < (member ? 4 * MEMBERS_MAX : 3 * MEMBERS_MAX))
         p = n->peers[n->peers_count++] = allocate(sizeof *p);
     if (!p)
@@ -1375,6 +1389,8 @@ static bool view_makes_sense(const struct view *v, size_t bytes)
         const struct member *m = &v->members[i];
         if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LEAVING ||
             !memchr(m->zone, 0, sizeof m->zone) || !memchr(m->address, 0, sizeof m->address) ||
+            !text_is_plain(m->zone, strlen(m->zone), false) ||
+            !text_is_plain(m->address, strlen(m->address), true) ||
             member_index(v, m->id) != (int)i)
             return false;
     }
@@ -2489,7 +2505,7 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
 
 static void on_forward(struct node *n, struct peer *from, const struct message *m)
 {
-    if (m->function < DO_PUT || m->function > DO_ADD)
+    if (m->function < DO_PUT || m->function > DO_ADD || m->partition >= PARTITIONS)
         return;
     struct request *q = request_make(n, m, NULL);
     q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
@@ -2605,7 +2621,8 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     bool member = member_index(n->view, from->id) >= 0;
     if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES ||
         m->type_bytes >= ZONE_BYTES || m->status == 0 || m->status > WEIGHT_MAX ||
-        from->clock < from->beat_clock)
+        !text_is_plain(body.key, m->key_bytes, true) ||
+        !text_is_plain(body.type, m->type_bytes, false) || from->clock < from->beat_clock)
         return;
     memcpy(&beat, body.value, sizeof beat);
     snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
@@ -2627,8 +2644,8 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     if (!member)
         from->joins_at = from->live_at = n->now;
     memcpy(from->complete, beat.complete, sizeof beat.complete);
-    n->leaves |= (beat.leave & self_bit(n)) != 0;
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+    n->leaves |= member && beat.leave & self_bit(n);
+    for (uint32_t i = 0; member && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat.leave >> i & 1;
 }
 
@@ -3455,6 +3472,8 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
     if (m->type >= M_TYPES || n->gone)
         return;
     const struct handler *h = &handlers[m->type];
+    if (!h->any_epoch && member_index(n->view, from->id) < 0)
+        return; /* who is no member asks for views, and to join */
     if ((epoch != node_epoch(n) && !h->any_epoch && RULE(6)) ||
         (h->owned && !partition_is_ours(n, m->partition)))
         return;
@@ -3510,6 +3529,11 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
+        /* No ballot, and no time in a record, is above the clock that its sender tells. (A client's
+         * If-Match, in a forward, may be anything, and so may a counter, in a result.) */
+        bool told = m->type != M_FORWARD && m->type != M_RESULT;
+        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
+            continue;
         /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
         message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
     }
@@ -5765,7 +5789,7 @@ static void options_check(struct options *o)
             o->advertise);
     if (o->join && (*o->join == ':' || !strchr(o->join, ':')))
         error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
-    if (strlen(o->zone) >= ZONE_BYTES || strpbrk(o->zone, "\"\\\n\t"))
+    if (strlen(o->zone) >= ZONE_BYTES || !text_is_plain(o->zone, strlen(o->zone), false))
         error(2, 0, "--zone has at most 15 bytes, without quotes");
     if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)
         error(2, 0, "--tls-cert, --tls-key and --tls-ca go together");

@@ -2383,7 +2383,7 @@ static void hand_mail(struct node *n, uint64_t from, const struct message *head,
     struct bytes mail = {0};
     struct batch *b = bytes_extend(&mail, sizeof *b);
     *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
-    b->clock = n->clock;
+    b->clock = max_u64(n->clock, head->ballot.time);
     b->epoch = node_epoch(n);
     message_append(&mail, head, body);
     b = (struct batch *)mail.data;

@@ -1267,6 +1267,10 @@ START_TEST(test_a_view_makes_sense_only_with_members_that_do)
     BAD(members[0].state = MEMBER_JOINING);
     BAD(members[0].zone[0] = memset(v.members[0].zone, 'z', ZONE_BYTES) ? 'z' : 0);
     BAD(members[0].address[0] = memset(v.members[0].address, '1', ADDRESS_BYTES) ? '1' : 0);
+    for (const char *bad = "/?#@ %\"\\\n\x7f"; *bad; bad++) {
+        BAD(members[1].address[0] = *bad);
+        BAD(members[1].zone[0] = strchr("\"\\\n\x7f", *bad) ? *bad : '\n');
+    }
 #undef BAD
 }
 END_TEST
@@ -2616,6 +2620,139 @@ START_TEST(test_a_heartbeat_older_than_the_last_one_is_not_heard)
 }
 END_TEST
 
+/* Whoever sends it: a ballot, a floor and a record's times are not above the clock that is told. */
+START_TEST(test_times_above_the_clock_of_their_batch_are_not_believed)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint64_t clock = n->clock, far = _i ? clock + 2 * SECOND : UINT64_MAX;
+    struct partition *p = &n->partitions[key_partition("k", 1)];
+    struct message m = {.type = M_DIGEST, .partition = key_partition("k", 1), .number = p->digest};
+    m.ballot = ballot_at(far);
+    peer_says(LONE_ID + 1, clock, &m, NULL);
+    ck_assert_uint_eq(p->floor.time, 0);
+    m.type = M_PREPARE;
+    m.key_bytes = 1;
+    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    m.type = M_ACCEPT;
+    m.flags = FLAG_RECORD | FLAG_WHOLE;
+    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    m.ballot = ballot_at(clock);
+    m.modified = far;
+    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    m.modified = 0;
+    m.dropped = far;
+    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    ck_assert_uint_eq(p->count, 0);
+    m.dropped = 0;
+    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    ck_assert_uint_eq(p->count, 1);
+}
+END_TEST
+
+START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
+{
+    static const uint8_t types[] = {M_PREPARE, M_ACCEPT, M_READ,   M_FORWARD,
+                                    M_LIST,    M_PULL,   M_DIGEST, M_HEARTBEAT};
+    struct heartbeat beat = {.leave = ~UINT64_C(0), .heard = {LONE_ID}};
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct partition *p = &n->partitions[key_partition("k", 1)];
+    for (int member = 0; member < 2; member++) {
+        bool leaves = false;
+        for (size_t i = 0; i < sizeof types; i++) {
+            struct message m = {.type = types[i], .flags = FLAG_RECORD | FLAG_WHOLE, .op = 5};
+            m.partition = key_partition("k", 1);
+            m.key_bytes = m.status = 1;
+            m.function = DO_PUT;
+            m.ballot = ballot_at(m.type == M_DIGEST ? n->clock : n->clock + 1);
+            m.value_bytes = m.type == M_HEARTBEAT ? sizeof beat : 0;
+            peer_says(member ? LONE_ID + 1 : 99, n->clock + 2, &m,
+                      &(struct body){.key = "k", .value = &beat});
+        }
+        for (unsigned i = 0; i < 3; i++)
+            leaves |= n->member_peer[i]->leave;
+        ck_assert_int_eq(leaves && n->leaves, member);
+        ck_assert_int_eq(p->count && p->floor.time, member);
+        ck_assert_int_eq(!LIST_EMPTY(&n->by_key[key_partition("k", 1)]), member);
+    }
+}
+END_TEST
+
+/* A view is written by a round of the node itself. */
+START_TEST(test_nobody_forwards_a_write_of_a_view)
+{
+    peers_begin(2, 3);
+    struct message m = {.type = M_FORWARD, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
+    m.function = DO_PUT;
+    m.key_bytes = 6;
+    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "view/2"});
+    ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 0);
+}
+END_TEST
+
+START_TEST(test_an_address_or_a_zone_that_no_option_takes_is_not_heard)
+{
+    static const char *const bad[] = {"a/b:1", "a\"b:1", "a\nb:1", "a\\b:1", "u@b:1",
+                                      "a b:1", "a?b:1",  "a#b:1",  "a%b:1",  "\x7f:1"};
+    struct heartbeat beat = {.heard = {LONE_ID}};
+    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+    peers_begin(2, 3);
+    const struct peer *p = l.node->member_peer[1];
+    m.status = 1;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        bool zone = strpbrk(bad[i], "\"\\\n\x7f");
+        struct body body = {.key = bad[i], .type = "", .value = &beat};
+        m.key_bytes = (uint16_t)strlen(bad[i]);
+        m.type_bytes = 0;
+        peer_says(p->id, l.node->clock, &m, &body);
+        body.key = "b:2";
+        body.type = bad[i];
+        m.key_bytes = 3;
+        m.type_bytes = (uint16_t)strlen(bad[i]);
+        if (zone)
+            peer_says(p->id, l.node->clock, &m, &body);
+        ck_assert_str_eq(p->address, "127.0.0.1:2");
+    }
+    m.type_bytes = 7;
+    peer_says(p->id, l.node->clock, &m,
+              &(struct body){.key = "b:2", .type = "aisle 7", .value = &beat});
+    ck_assert_str_eq(p->zone, "aisle 7");
+    ck_assert_str_eq(p->address, "b:2");
+}
+END_TEST
+
+/* A place for each member, whoever else has told of himself. */
+START_TEST(test_strangers_leave_a_place_for_every_member)
+{
+    struct heartbeat beat = {.heard = {LONE_ID}};
+    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+    struct {
+        struct view view;
+        struct member members[MEMBERS_MAX];
+    } v = {{1, LONE_CLUSTER, 3, MEMBERS_MAX}, {{0}}};
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    m.key_bytes = m.status = 1;
+    for (uint64_t id = 1000; id < 1300; id++)
+        peer_says(id, n->clock, &m, &(struct body){.key = "a", .value = &beat});
+    for (uint64_t epoch = 2; epoch < 8; epoch++) {
+        v.view.epoch = epoch;
+        for (unsigned i = 0; i < MEMBERS_MAX; i++) {
+            v.members[i] = (struct member){.id = 2000 + epoch * MEMBERS_MAX + i, .weight = 1};
+            v.members[i].state = MEMBER_UP;
+            v.members[i].address[0] = 'a';
+        }
+        v.members[0].id = LONE_ID;
+        view_adopt(n, &v.view);
+        for (unsigned i = 0; i < MEMBERS_MAX; i++)
+            ck_assert_uint_eq(n->member_peer[i]->id, v.members[i].id);
+        lone_settle(&l);
+        told(M_VIEW, 0, NULL);
+    }
+}
+END_TEST
+
 /* A hybrid clock is raised by others': it says nothing of whose clock is wrong. */
 START_TEST(test_the_clock_offset_is_of_wall_clocks)
 {
@@ -2742,6 +2879,11 @@ int main(void)
         {"peers", test_a_joiner_that_is_not_complete_does_not_answer_consistency_one, 1},
         {"peers", test_a_heartbeat_older_than_the_last_one_is_not_heard, 1},
         {"peers", test_the_clock_offset_is_of_wall_clocks, 1},
+        {"peers", test_times_above_the_clock_of_their_batch_are_not_believed, 2},
+        {"peers", test_who_is_no_member_is_heard_only_as_one_who_asks_to_join, 1},
+        {"peers", test_nobody_forwards_a_write_of_a_view, 1},
+        {"peers", test_an_address_or_a_zone_that_no_option_takes_is_not_heard, 1},
+        {"peers", test_strangers_leave_a_place_for_every_member, 1},
     };
     Suite *suite = suite_create("unit");
     TCase *chapter = NULL;
