@@ -1733,12 +1733,11 @@ static void round_send(struct node *n, struct round *r)
         time += m->value_bytes / BYTES_PER_US;
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
-        uint8_t flags = r->taken->m->flags;
-        missing &= flags & FLAG_ONE ? complete_owners(n, r->partition) : missing;
-        round_mail(n, r, nearest, M_READ, FLAG_WHOLE | (flags & FLAG_WATCH));
-        if (late || !(flags & FLAG_ONE))
-            round_mail(n, r, missing & ~nearest, M_READ,
-                       (flags & FLAG_ONE ? FLAG_WHOLE : 0) | (flags & FLAG_WATCH));
+        bool one = r->taken->m->flags & FLAG_ONE;
+        missing &= one ? complete_owners(n, r->partition) : missing;
+        round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
+        if (late || !one)
+            round_mail(n, r, missing & ~nearest, M_READ, one ? FLAG_WHOLE : 0);
     }
     r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
@@ -2235,6 +2234,10 @@ static void read_finish(struct node *n, struct round *r)
         q->tries = READ_TRIES - 1;
         read_again(n, r);
     } else if (read_waits(n, q, m)) {
+        /* Only now are the owners asked to tell of a change: each does so once, and while they did
+         * not agree yet, that once could go to the same record being accepted again. What they
+         * answer now shows what changed meanwhile. */
+        round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WATCH);
         q->tries = 0;
         r->state = ROUND_WATCH;
         r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, date));
