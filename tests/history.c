@@ -1381,3 +1381,18 @@ enum history_verdict history_check(const struct history_op *ops, size_t count, c
     free(known.etags);
     return verdict;
 }
+
+enum history_verdict history_check_names(const struct history_op *ops, size_t count, char *why,
+                                         size_t why_bytes)
+{
+    assert(count <= HISTORY_OPS_MAX);
+    struct text text = {.bytes = why, .size = why_bytes};
+    if (why_bytes > 0)
+        why[0] = '\0';
+    struct knowledge known;
+    knowledge_gather(&known, ops, count);
+    bool faulty = fault_in_reads(&known, &text) || fault_in_names(&known, &text);
+    free(known.values);
+    free(known.etags);
+    return faulty ? HISTORY_VIOLATED : HISTORY_LINEARIZABLE;
+}

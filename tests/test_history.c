@@ -433,6 +433,23 @@ START_TEST(test_giving_up_is_neither_pass_nor_violation)
 }
 END_TEST
 
+START_TEST(test_names_alone_are_checked_where_the_order_may_be_any)
+{
+    const struct history_op stale[] = {told(put(0, 1, 1), 10), told(put(2, 3, 2), 20),
+                                       told(get(4, 5, 1), 10)};
+    expect_violated(stale, COUNT(stale), "H3");
+    ck_assert_int_eq(history_check_names(stale, COUNT(stale), why, sizeof why),
+                     HISTORY_LINEARIZABLE);
+    const struct history_op twice[] = {told(put(0, 1, 1), 10), put(2, 3, 2),
+                                       told(get(4, 5, 1), 20)};
+    ck_assert_int_eq(history_check_names(twice, COUNT(twice), why, sizeof why), HISTORY_VIOLATED);
+    ck_assert_ptr_nonnull(strstr(why, "H2: a value has two ETags"));
+    const struct history_op nobodys[] = {put(0, 1, 1), get(2, 3, 2)};
+    ck_assert_int_eq(history_check_names(nobodys, COUNT(nobodys), why, sizeof why),
+                     HISTORY_VIOLATED);
+}
+END_TEST
+
 START_TEST(test_a_message_is_cut_where_there_is_no_room)
 {
     struct history_op bad[] = {put(1, 2, 11), get_nothing(5, 6)};
@@ -1060,6 +1077,7 @@ int main(void)
     tcase_add_test(hand, test_a_value_expires_within_its_time);
     tcase_add_test(hand, test_a_write_applied_after_its_expiry_is_never_seen);
     tcase_add_test(hand, test_giving_up_is_neither_pass_nor_violation);
+    tcase_add_test(hand, test_names_alone_are_checked_where_the_order_may_be_any);
     tcase_add_test(hand, test_a_message_is_cut_where_there_is_no_room);
     tcase_set_timeout(hand, 60);
     suite_add_tcase(suite, hand);

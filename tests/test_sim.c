@@ -99,6 +99,7 @@ enum {
     OPS_MAX = 9000, /* in the history of one key */
     TICK = 10000,   /* microseconds, on average */
 };
+#define VALUE_OF_ONE  (UINT64_C(1) << 40) /* a write of consistency=one has one above it */
 #define WALL_AT_START (UINT64_C(1763712000) * SECOND)
 
 /* The ring of a view is the same for all nodes, and is made once. */
@@ -135,6 +136,19 @@ struct event {
     int from;
 };
 
+/* What a node had on disk, so that it must know it after a restart. */
+struct memory {
+    uint64_t epoch, reserve;
+    struct ballot floors[PARTITIONS];
+    struct bytes records; /* struct record_kept */
+};
+
+struct record_kept {
+    uint16_t partition, key_bytes;
+    char key[24];
+    struct ballot accepted;
+};
+
 /* A machine: one address, at most one node at a time. */
 struct host {
     int index;
@@ -157,7 +171,8 @@ struct host {
     uint64_t disk_taken; /* LSN up to which there is space */
     uint64_t disk_size;  /* all that there is, while it is full */
     bool disk_full, disk_flipped;
-    struct try *tries; /* requests that it has not answered */
+    struct try *tries;  /* requests that it has not answered */
+    struct memory kept; /* what its disk held for sure when it went down */
 };
 
 enum fault {
@@ -193,13 +208,17 @@ struct plan {
     uint64_t think;       /* of a client, between operations */
     uint64_t late_repeat; /* a repeat may come that late */
     unsigned large;       /* values above PARCEL_BYTES */
-    unsigned one_keys;    /* keys of consistency=one */
+    unsigned echo;        /* writes that are sent again, though they were answered */
     uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
+    bool mortal;  /* keys may have a time to live: clocks are right, more or less */
     bool crowded; /* all keys in one partition; in the end only the first is written, for long */
     bool heaped;  /* listed keys are in few partitions: a page of a listing has not all of one */
 };
 
+/* MORTAL has times to live. LISTED is also read by listings, and may have them. ONE is written and read
+ * with consistency=one, and not: that is not linearizable, and less is asked of it. (Where clocks differ
+ * more than KEY_TIME_SLACK only so: a repeat may not notice a write of consistency=one before it.) */
 enum key_kind { REGISTER, COUNTER, MORTAL, ONE, LISTED };
 
 struct key {
@@ -207,13 +226,13 @@ struct key {
     char name[24];
     struct history_op *ops;
     size_t ops_count, ops_capacity;
-    uint64_t etag[2]; /* the last that anyone saw */
-    uint64_t acked;   /* ONE: the highest `modified` that was acknowledged */
-    bool acked_put;   /* and it was a PUT */
-    /* LISTED: it is made once, then deleted once. Since when it surely is there, since when it may be
-     * gone, and since when it surely is; 0: not yet. */
-    uint64_t made_at, going_at, gone_at;
-    bool touched; /* a write was tried */
+    uint64_t etag[2];    /* the last that anyone saw */
+    struct ballot acked; /* ONE: the highest that was acknowledged */
+    bool acked_put;      /* and it was a PUT */
+    struct fact {        /* what was told of a record with that ETag */
+        uint64_t etag[2], expiry;
+        uint32_t value_bytes;
+    } facts[64];
 };
 
 struct world {
@@ -243,6 +262,7 @@ struct world {
 };
 static struct world w;
 static int tracing;
+static const char mix_calm[] = "calm";
 static bool quiet_failures; /* a mutant is to fail */
 
 static uint64_t chance_u64(void)
@@ -440,6 +460,8 @@ static void drive_clear(struct host *h)
     h->disk = NULL;
     h->disk_bytes = h->disk_start = h->disk_synced = h->disk_taken = 0;
     h->disk_flipped = false;
+    bytes_free(&h->kept.records);
+    h->kept = (struct memory){0};
 }
 
 /* Takes space behind `end`, which a batch is to reach, as disk_extend does. */
@@ -649,11 +671,56 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
     if (damaged || below(2))
         drive_trim(h, lsn);
     h->disk_flipped &= !damaged;
+    bytes_free(&h->kept.records);
+    h->kept = (struct memory){0};
     node_free(before);
     node_free(h->node);
     h->node = NULL;
     trace(h, "begins anew with id %016" PRIx64, h->id);
     host_start(h);
+}
+
+/* Notes what is on disk for sure, though not what a batch holds that was being written. */
+static void host_notes(struct host *h)
+{
+    const struct node *n = h->node;
+    struct memory *k = &h->kept;
+    k->records.count = 0;
+    k->epoch = n->log.durable >= n->view_lsn ? node_epoch(n) : 0;
+    k->reserve = n->reserve_durable;
+    for (uint16_t p = 0; p < PARTITIONS; p++) {
+        const struct partition *q = &n->partitions[p];
+        bool durable = q->floor.time && q->floor_lsn < n->log.durable;
+        k->floors[p] = durable ? q->floor : (struct ballot){0};
+        for (uint32_t i = 0; i < q->count; i++) {
+            const struct entry *e = q->entries[i];
+            struct record_kept r = {p, e->key_bytes, {0}, e->accepted};
+            memcpy(r.key, e->key, min_u64(e->key_bytes, sizeof r.key));
+            if (e->flags & FLAG_RECORD && e->lsn + e->record_bytes <= n->log.durable)
+                bytes_append(&k->records, &r, sizeof r);
+        }
+    }
+}
+
+/* A restart forgets nothing that was on disk, wherever cleaning has moved it. */
+static void host_remembers(const struct host *h)
+{
+    const struct node *n = h->node;
+    const struct memory *k = &h->kept;
+    if (n->reserve < k->reserve || node_epoch(n) < k->epoch)
+        violation("h%d: a restart forgot the reserve, or a view", h->index);
+    if (node_epoch(n) > k->epoch)
+        return; /* a view adopted in the batch that was being written may drop what was there */
+    for (uint16_t p = 0; p < PARTITIONS; p++)
+        if (ballot_compare(n->partitions[p].floor, k->floors[p]) < 0)
+            violation("h%d: a restart forgot the floor of partition %u", h->index, p);
+    const struct record_kept *r = (const struct record_kept *)k->records.data;
+    for (size_t i = 0; i < k->records.count / sizeof *r; i++) {
+        const struct entry *e =
+            entry_find(&n->partitions[r[i].partition], r[i].key, r[i].key_bytes);
+        if (!e || !(e->flags & FLAG_RECORD) || ballot_compare(e->accepted, r[i].accepted) < 0)
+            violation("h%d: a restart forgot a record of %.*s", h->index, r[i].key_bytes, r[i].key);
+    }
 }
 
 static void host_start(struct host *h)
@@ -677,6 +744,7 @@ static void host_start(struct host *h)
         host_begin_anew(h, before, !whole);
         return;
     }
+    host_remembers(h);
     host_seeds(h);
     if (h->node->log.flight.count) {
         h->serves = false; /* until its last batch is written again */
@@ -699,6 +767,8 @@ static void host_crash(struct host *h)
     if (!h->node)
         return;
     trace(h, "crashes");
+    if (h->serves) /* else it knows no more than before */
+        host_notes(h);
     drive_tear(h);
     struct node *n = h->node;
     h->node = NULL; /* so that no reply is heard */
@@ -825,12 +895,25 @@ struct op {
     char value[24];
     uint32_t value_bytes;
     uint64_t wait, ttl, tries;
-    uint64_t key_time; /* that its Idempotency-Key begins with; 0: none */
-    struct try *try;   /* the one that is listened to */
-    bool sent;         /* a try reached a node: the write is open unless an answer says no */
-    bool fresh;        /* no Idempotency-Key: it cannot be repeated */
+    uint64_t key_time;                    /* that its Idempotency-Key begins with; 0: none */
+    uint64_t expiry;                      /* as its last try had it */
+    uint64_t arrived, gone_from, gone_by; /* tries that came, and when what they wrote ends */
+    struct try *try;                      /* the one that is listened to */
+    bool sent;     /* a try reached a node: the write is open unless an answer says no */
+    bool fresh;    /* no Idempotency-Key: it cannot be repeated before a node has told one */
+    bool echo;     /* it was answered, `first`, and is sent once more nevertheless */
+    bool recorded; /* if it was refused, that is remembered */
     bool listing;
-    struct bytes after, found; /* of a listing: where the next page begins; the keys */
+    struct message first;
+    uint64_t changed_at;       /* of a wait: when somebody was told of a change; 0: nobody was */
+    uint64_t page_start;       /* of a listing's page */
+    struct bytes after, found; /* of that page: the key it comes after; struct told_key */
+};
+
+struct told_key {
+    char name[24];
+    uint64_t modified, version, expiry;
+    uint32_t value_bytes;
 };
 
 struct
@@ -839,7 +922,7 @@ try {
     struct op *op;    /* null: nobody listens any more */
     struct message m;
     char key[24], value[24];
-    uint64_t deadline, paused_time, wait, limit, key_time;
+    uint64_t deadline, paused_time, wait, ttl, limit, key_time;
     struct bytes after;
 };
 
@@ -876,7 +959,7 @@ static void op_free(struct op *op)
 static void op_end(struct op *op, bool known)
 {
     struct client *c = op->client;
-    if (known && op->key->kind != ONE && op->key->kind != LISTED) {
+    if (known) {
         op->told.end = w.now;
         *history_add(op->key) = op->told;
     }
@@ -895,9 +978,7 @@ static void op_give_up(struct op *op)
 {
     op->told.outcome = op->sent ? HISTORY_UNKNOWN : HISTORY_FAILED;
     w.unknown += op->sent;
-    if (op->sent && op->key && op->key->kind == LISTED)
-        op->key->touched = true;
-    op_end(op, op_writes(op));
+    op_end(op, op_writes(op) && !op->echo);
 }
 
 /* No answer, or that nobody knows. */
@@ -906,7 +987,7 @@ static void op_open(struct op *op)
     if (op->try)
         op->try->op = NULL;
     op->try = NULL;
-    if (!op_writes(op) || op->fresh || w.over || op->tries > 4 || chance(200)) {
+    if (!op_writes(op) || op->fresh || op->echo || w.over || op->tries > 4 || chance(200)) {
         op_give_up(op);
         return;
     }
@@ -929,12 +1010,55 @@ static uint64_t value_parse(const struct op *op, const struct message *m, const 
     return (uint64_t)strtoll(text, NULL, 10);
 }
 
+/* What is told of a record is the same whoever tells it, in whatever way. 0: nothing is known. */
+static void key_learns(struct key *k, uint64_t modified, uint64_t version, uint32_t value_bytes,
+                       uint64_t expiry)
+{
+    struct fact *f = &k->facts[version % (sizeof k->facts / sizeof *k->facts)];
+    if (f->etag[0] != modified || f->etag[1] != version)
+        *f = (struct fact){{modified, version}, expiry, value_bytes};
+    if (f->value_bytes != value_bytes || f->expiry != expiry)
+        violation("%s: two sizes, or ends, of one record are told: %u and %u bytes, %" PRIu64
+                  " and %" PRIu64,
+                  k->name, f->value_bytes, value_bytes, f->expiry, expiry);
+}
+
 static void op_told_etag(struct op *op, const struct message *m)
 {
+    bool one = op->m.flags & FLAG_ONE;
+    if (op->told.value > VALUE_OF_ONE || (one && op->m.function == DO_READ))
+        return; /* it may be put in place twice, as it knows nothing of what was there before */
     op->told.etag[0] = m->modified;
     op->told.etag[1] = m->version;
     if (m->modified > op->key->etag[0])
         memcpy(op->key->etag, op->told.etag, sizeof op->told.etag);
+}
+
+/* A wait ends with a change, soon after it, or when its time is over: then it tells how things are
+ * then, not how they were when it came. (A read takes a while where something goes wrong.) */
+static void wait_answered(struct op *op, bool same)
+{
+    bool calm = w.mix == mix_calm;
+    uint64_t read = calm ? 200 * MS : REQUEST_TIME, end = op->told.start + op->wait;
+    if (same && w.now < end)
+        violation("a wait on %s ended without a change", op->key->name);
+    if (same)
+        op->told.start = max_u64(op->told.start, end - min_u64(end, read));
+    if (calm && op->changed_at && w.now > op->changed_at + 300 * MS)
+        violation("a wait on %s was told %.3f s after it changed", op->key->name,
+                  (double)(w.now - op->changed_at) / 1e6);
+}
+
+/* Who waits for the key to change has something to be told. */
+static void waits_note(const struct op *by, const struct message *m)
+{
+    for (unsigned i = 0; i < w.plan.clients; i++) {
+        struct op *op = w.clients[i].op;
+        if (op && op->wait && op->key == by->key && op->m.condition == IF_MATCH &&
+            op->told.start + MS < by->told.start && m->modified > op->m.ballot.time &&
+            !op->changed_at)
+            op->changed_at = w.now;
+    }
 }
 
 static void op_read_answered(struct op *op, const struct message *m)
@@ -948,14 +1072,25 @@ static void op_read_answered(struct op *op, const struct message *m)
     bool same = is ? op->m.condition == IF_MATCH && m->modified == op->m.ballot.time &&
                          m->version == op->m.ballot.node
                    : op->m.condition == IF_ABSENT;
-    if (op->wait && same && w.now < op->told.start + op->wait)
-        violation("a wait on %s ended without a change", op->key->name);
+    if (op->wait)
+        wait_answered(op, same);
     op->told.outcome = is ? HISTORY_OK : HISTORY_REFUSED;
     if (is) {
         op->told.value = value_parse(op, m, &body);
         op_told_etag(op, m);
+        key_learns(op->key, m->modified, m->version, m->value_bytes, m->expiry);
     }
     op_end(op, true);
+}
+
+/* Its history has it; and it is sent once more, as by a proxy that did not hear the answer. */
+static void op_echoes(struct op *op, const struct message *m, uint64_t at)
+{
+    op->told.end = w.now;
+    *history_add(op->key) = op->told;
+    op->echo = true;
+    op->first = *m;
+    client_wakes(op->client, at, RETRY);
 }
 
 static void op_write_answered(struct op *op, const struct message *m)
@@ -972,26 +1107,40 @@ static void op_write_answered(struct op *op, const struct message *m)
             op->told.value = m->number;
         else if (op->m.function == DO_PUT)
             op_told_etag(op, m);
-        if (k->kind == ONE && m->modified > k->acked) {
-            k->acked = m->modified;
-            k->acked_put = op->m.function == DO_PUT;
-        }
-        if (k->kind == LISTED)
-            *(op->m.function == DO_PUT ? &k->made_at : &k->gone_at) = w.now;
+        if (op->m.function == DO_PUT)
+            waits_note(op, m);
+        if (op->m.function == DO_PUT && op->tries == 1)
+            key_learns(k, m->modified, m->version, op->m.value_bytes, op->expiry);
         break;
     case 404:
     case 409:
     case 412:
         op->told.outcome = HISTORY_REFUSED;
-        if (k->kind == LISTED)
-            violation("%s is deleted once, and was not there", k->name);
         if (m->status == 412 && op->m.condition != IF_EXISTS && m->modified)
             op_told_etag(op, m);
         break;
     default:
         violation("a write was answered %u", m->status);
     }
-    op_end(op, true);
+    bool echoes = op->told.outcome == HISTORY_OK || op->recorded;
+    uint64_t later = below(chance(700) ? 300 * MS : sim_memory + w.plan.late_repeat);
+    if (w.now + later < w.faults_until && !op->fresh && echoes && chance(w.plan.echo))
+        op_echoes(op, m, w.now + 1 + later);
+    else
+        op_end(op, true);
+}
+
+/* A repeat of what was answered: it is told the same, or that nobody knows any more. */
+static void echo_answered(struct op *op, const struct message *m)
+{
+    const struct message *first = &op->first;
+    bool etag = m->status != 412; /* that is of the moment */
+    if (m->status != STATUS_UNKNOWN &&
+        (m->status != first->status || (etag && m->number != first->number)))
+        violation("a write to %s was answered %u and number %" PRIu64
+                  ", its repeat %u and %" PRIu64,
+                  op->key->name, first->status, first->number, m->status, m->number);
+    op_end(op, false);
 }
 
 static void listing_heard(struct op *op, const struct message *m);
@@ -1006,6 +1155,8 @@ static void op_answered(struct op *op, const struct message *m, bool repeat)
         listing_answered(op, m);
     } else if (!op_writes(op)) {
         op_read_answered(op, m);
+    } else if (op->echo && m->status != 503 && m->status != 507) {
+        echo_answered(op, m);
     } else if (m->status == STATUS_UNKNOWN) {
         op_open(op);
     } else if (m->status == 503 || m->status == 507) {
@@ -1016,6 +1167,64 @@ static void op_answered(struct op *op, const struct message *m, bool repeat)
     } else {
         op_write_answered(op, m);
     }
+}
+
+static struct host *host_of(uint64_t id)
+{
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].id == id && w.hosts[i].node && !w.hosts[i].deaf)
+            return &w.hosts[i];
+    return NULL;
+}
+
+/* A write of consistency=all is acknowledged: every owner that is up has it, or a later one. */
+static void judge_all(const struct host *h, const struct try *t, const struct message *m)
+{
+    const struct node *n = h->node;
+    bool etag = t->m.function != DO_ADD;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        const struct host *o = host_of(n->view->members[i].id);
+        if (!o || !(partition_owners(n, t->m.partition) >> i & 1) ||
+            node_epoch(o->node) != node_epoch(n))
+            continue;
+        const struct entry *e =
+            entry_find(&o->node->partitions[t->m.partition], t->key, strlen(t->key));
+        if (!e || (etag && e->modified < m->modified))
+            violation("a write of consistency=all to %s was acknowledged, and h%d has it not",
+                      t->key, o->index);
+    }
+}
+
+/* Whether disks were lost, or partitions moved: what one owner alone had may be gone. */
+static bool owners_changed(void)
+{
+    const unsigned *weight = w.plan.weight;
+    return w.views_count > 1 || weight[WIPE] || weight[FLIP] || weight[FAR_CLOCK];
+}
+
+/* One of consistency=one: some owner has it on disk, or a later one. It may be down by now. */
+static void judge_one(const struct try *t, const struct message *m)
+{
+    bool found = owners_changed();
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct host *h = &w.hosts[i];
+        const struct entry *e =
+            h->node ? entry_find(&h->node->partitions[t->m.partition], t->key, strlen(t->key))
+                    : NULL;
+        found |= h->used && !h->node;
+        if (!e || e->accepted.time < m->modified ||
+            (e->accepted.time == m->modified && e->version == m->version &&
+             e->lsn + e->record_bytes > h->node->log.durable))
+            continue;
+        found = true;
+        struct key *k = t->op ? t->op->key : NULL;
+        if (k && e->version == m->version && ballot_compare(e->accepted, k->acked) > 0) {
+            k->acked = e->accepted;
+            k->acked_put = t->m.function == DO_PUT;
+        }
+    }
+    if (!found)
+        violation("a write of consistency=one to %s was acknowledged, and is on no disk", t->key);
 }
 
 static void hook_reply(struct node *n, void *client, const struct message *m)
@@ -1039,12 +1248,21 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
     if (w.now > t->deadline + paused)
         violation("h%d answered a request %.3f s late", h->index,
                   (double)(w.now - paused - t->deadline) / 1e6);
+    if (t->m.flags & FLAG_ALL && m->status < 300)
+        judge_all(h, t, m);
+    if (t->m.flags & FLAG_ONE && t->m.function != DO_READ && m->status < 300)
+        judge_one(t, m);
     trace(h, "answers %u to client %" PRIu64 " value=%u etag=%.6f-%04" PRIx64, m->status,
           t->op ? t->op->client->name : 99, m->value_bytes,
           (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->version >> 48);
     if (t->op) {
         struct op *op = t->op;
         op->try = NULL;
+        if (m->status == STATUS_UNKNOWN && op->fresh && !(op->m.flags & FLAG_ONE)) {
+            op->key_time = t->key_time; /* told the key that it was given, it may be repeated */
+            op->fresh = false;
+        }
+        op->expiry = t->m.expiry;
         op_answered(op, m, t->m.flags & FLAG_REPEAT);
     }
     try_free(t);
@@ -1082,14 +1300,26 @@ static struct host *random_host(void)
     return NULL;
 }
 
-/* A key with a time to live: when it may be, and must be, gone. */
+/* A key with a time to live: when it may be, and must be, gone. The time runs from when a try comes
+ * to a node, by the latest date that is known there; one that has not come may come whenever. */
+static void op_may_expire(struct op *op)
+{
+    uint64_t due = w.now + op->ttl, error = 2 * w.clock_error_max; /* of who says it, who judges */
+    uint64_t from = max_u64(due, error + 1) - error;
+    op->told.gone_from = op->told.gone_from ? min_u64(op->told.gone_from, from) : from;
+    op->told.gone_by = UINT64_MAX;
+}
+
 static void op_expires(struct op *op, uint64_t expiry)
 {
-    int64_t due = (int64_t)(expiry - WALL_AT_START), error = (int64_t)w.clock_error_max + 1000;
-    uint64_t from = due > error ? (uint64_t)(due - error) : 1;
-    if (!op->told.gone_from || from < op->told.gone_from)
-        op->told.gone_from = from;
-    op->told.gone_by = max_u64(op->told.gone_by, max_u64(from, (uint64_t)(due + error)));
+    uint64_t error = w.clock_error_max, due = max_u64(expiry, WALL_AT_START) - WALL_AT_START;
+    uint64_t from = max_u64(due, error + 1) - error;
+    op->gone_from = op->gone_from ? min_u64(op->gone_from, from) : from;
+    op->gone_by = max_u64(op->gone_by, due + error);
+    if (++op->arrived < op->tries)
+        return;
+    op->told.gone_from = op->gone_from;
+    op->told.gone_by = op->gone_by;
 }
 
 /* Sends it to a random host, where it arrives a little later, or when that is no longer paused. */
@@ -1108,17 +1338,19 @@ static void op_send(struct op *op)
     bytes_append(&t->after, op->after.data, op->after.count);
     memcpy(t->key, op->key->name, sizeof t->key);
     memcpy(t->value, op->value, sizeof t->value);
-    if (op->ttl) {
-        t->m.expiry = host_wall(h) + op->ttl;
-        op_expires(op, t->m.expiry);
-    }
+    t->ttl = op->ttl;
     if (op->fresh)
         t->m.flags |= FLAG_FRESH;
     else
         t->m.flags |= op->sent ? FLAG_REPEAT : chance(500) ? FLAG_KEYED : 0;
     t->key_time = op->key_time;
+    op->recorded = t->m.flags & (FLAG_REPEAT | FLAG_KEYED);
     op->sent = true;
+    op->page_start = w.now;
+    op->found.count = 0;
     op->tries++;
+    if (op->ttl)
+        op_may_expire(op);
     uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
     event_at(w.now + 20 + below(200), ARRIVE, h, t, 0);
     client_wakes(op->client,
@@ -1144,6 +1376,11 @@ static void try_arrive(struct host *h, struct try *t)
         node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit);
         return;
     }
+    t->m.expiry = t->ttl ? node_date(n) + t->ttl : 0;
+    if (t->ttl && t->op)
+        op_expires(t->op, t->m.expiry);
+    if (t->m.flags & FLAG_FRESH) /* its key is made here, and told if the outcome is unknown */
+        t->key_time = n->wall;
     if (t->m.function != DO_READ)
         write_made(n, &t->m, t->key_time);
     char *value = allocate(t->m.value_bytes + 1);
@@ -1177,7 +1414,10 @@ static void op_etag(struct op *op)
 static void op_value(struct op *op, bool number)
 {
     uint64_t value = number ? below(1000) : ++w.next_value;
-    snprintf(op->value, sizeof op->value, "%" PRIu64, value);
+    value += op->m.flags & FLAG_ONE ? VALUE_OF_ONE : 0;
+    if (number && chance(50)) /* to be added to in vain */
+        value = (uint64_t)(chance(500) ? INT64_MAX - (int64_t)value : INT64_MIN + (int64_t)value);
+    snprintf(op->value, sizeof op->value, "%" PRId64, (int64_t)value);
     op->m.value_bytes = (uint32_t)strlen(op->value);
     if (!number)
         op->m.value_bytes += (uint32_t)(chance(w.plan.large) ? below(3 * PARCEL_BYTES) : below(30));
@@ -1211,14 +1451,15 @@ static void op_choose_write(struct op *op)
         op->told.number = true;
         return;
     }
-    if (op->m.function == DO_PUT)
-        op_value(op, kind == COUNTER);
-    if (kind == MORTAL && !deletes)
+    bool mortal = kind == MORTAL || (kind == LISTED && w.plan.mortal && chance(500));
+    if (mortal && !deletes)
         op->ttl = between(200 * MS, 4 * SECOND);
-    if (kind == ONE)
+    if (kind == ONE && (chance(600) || w.plan.skew > KEY_TIME_SLACK))
         op->m.flags |= FLAG_ONE;
     else
         op_choose_condition(op);
+    if (op->m.function == DO_PUT)
+        op_value(op, kind == COUNTER);
     if (chance(100) && kind != ONE)
         op->m.flags |= FLAG_ALL;
 }
@@ -1228,7 +1469,7 @@ static void op_choose_read(struct op *op)
     op->m.function = DO_READ;
     op->told.kind = HISTORY_GET;
     op->told.number = op->key->kind == COUNTER;
-    if (op->key->kind == ONE) {
+    if (op->key->kind == ONE && chance(600)) {
         op->m.flags |= FLAG_ONE;
     } else if (op->key->kind == REGISTER && chance(60)) {
         op->wait = between(1, 3 * SECOND);
@@ -1259,18 +1500,9 @@ static void client_begins(struct client *c)
     op->told.client = c->name;
     op->m.type = M_FORWARD;
     op->fresh = chance(200);
-    if (op->key->kind == LISTED && op->key->made_at && !op->key->going_at && chance(50)) {
-        op->key->going_at = w.now;
-        op->told.kind = HISTORY_DELETE;
-        op->m.function = DO_DELETE;
-    } else if (op->key->kind == LISTED && (op->key->touched || w.over || w.now < SECOND)) {
+    if (op->key->kind == LISTED && chance(400)) {
         op->listing = true;
         op->m.type = M_LIST;
-    } else if (op->key->kind == LISTED) {
-        op->key->touched = true;
-        op->told.kind = HISTORY_PUT;
-        op->m.function = DO_PUT;
-        op_value(op, false);
     } else if (w.over && op->key->kind == REGISTER && chance(400)) {
         op->m.function = DO_PUT;
         op->told.kind = HISTORY_PUT;
@@ -1283,7 +1515,7 @@ static void client_begins(struct client *c)
     op->m.key_bytes = (uint16_t)strlen(op->key->name);
     op->m.partition = key_partition(op->key->name, op->m.key_bytes);
     op->m.version = chance_u64();
-    op->fresh |= op->m.flags & FLAG_ONE;
+    op->fresh |= (op->m.flags & FLAG_ONE) != 0;
     op->key_time = op->fresh ? 0 : WALL_AT_START + w.now; /* its proxy's clock is right */
     op_send(op);
 }
@@ -1294,17 +1526,38 @@ static void listing_heard(struct op *op, const struct message *m)
     struct bytes list = message_value(m);
     const struct listed *l;
     for (size_t at = 0; (l = list_next(&list, &at));) {
-        char name[24] = "";
-        memcpy(name, l->key, min_u64(l->key_bytes, sizeof name - 1));
-        if (op->found.count &&
-            strcmp((char *)op->found.data + op->found.count - sizeof name, name) >= 0)
-            violation("a listing told %s out of order", name);
-        bytes_append(&op->found, name, sizeof name);
+        struct told_key t = {{0}, l->modified, l->version, l->expiry, l->value_bytes};
+        memcpy(t.name, l->key, min_u64(l->key_bytes, sizeof t.name - 1));
+        const struct told_key *told = (const struct told_key *)op->found.data;
+        size_t count = op->found.count / sizeof t;
+        const void *before = count ? (const void *)told[count - 1].name : op->after.data;
+        size_t before_bytes = count ? strlen(before) : op->after.count;
+        if (key_compare(before, before_bytes, l->key, l->key_bytes) >= 0)
+            violation("a listing told %s out of order", t.name);
+        bytes_append(&op->found, &t, sizeof t);
     }
 }
 
-/* Pages until there are no more; then all keys that were there the whole time must be there once, and
- * those that were gone may not. */
+/* What a page tells of one key: that it was not there at some moment of the page, or that it was,
+ * with that ETag: the same as if a DELETE had been refused as it was to be made if it is absent. */
+static void listing_tells(const struct op *op, struct key *k, const struct told_key *t)
+{
+    struct history_op told = {.kind = HISTORY_GET, .outcome = HISTORY_REFUSED};
+    told.start = op->page_start;
+    told.end = w.now;
+    told.client = op->client->name;
+    if (t) {
+        told.kind = HISTORY_DELETE;
+        told.condition = HISTORY_IF_ABSENT;
+        told.etag[0] = t->modified;
+        told.etag[1] = t->version;
+        key_learns(k, t->modified, t->version, t->value_bytes, t->expiry);
+    }
+    if (k->ops_count < OPS_MAX + CLIENTS_MAX)
+        *history_add(k) = told;
+}
+
+/* Every key between the page's ends was told, or was not there. Then comes the next page. */
 static void listing_answered(struct op *op, const struct message *m)
 {
     if (m->status != 200) {
@@ -1312,26 +1565,29 @@ static void listing_answered(struct op *op, const struct message *m)
         return;
     }
     listing_heard(op, m);
-    if (m->flags & FLAG_WATCH) {
-        const char *last = (char *)op->found.data + op->found.count - 24;
-        bytes_set(&op->after, last, strlen(last));
-        op_send(op);
+    const struct told_key *found = (const struct told_key *)op->found.data;
+    size_t count = op->found.count / sizeof *found;
+    bool more = m->flags & FLAG_WATCH;
+    if (more && !count)
+        violation("a listing's page was empty, and not the last");
+    for (unsigned i = 0; i < w.keys_count; i++) {
+        struct key *k = &w.keys[i];
+        const struct told_key *t = NULL;
+        for (size_t j = 0; j < count && !t; j++)
+            t = strcmp(found[j].name, k->name) == 0 ? &found[j] : NULL;
+        bool within = key_compare(k->name, strlen(k->name), op->after.data, op->after.count) > 0 &&
+                      (!more || strcmp(k->name, found[count - 1].name) <= 0);
+        if (k->kind == LISTED && within)
+            listing_tells(op, k, t);
+        else if (t)
+            violation("a listing told %s, which it was not to tell", k->name);
+    }
+    if (!more) {
+        op_end(op, false);
         return;
     }
-    for (unsigned i = 0; i < w.keys_count; i++) {
-        const struct key *k = &w.keys[i];
-        bool listed = false;
-        for (size_t at = 0; at < op->found.count; at += 24)
-            listed |= strcmp((char *)op->found.data + at, k->name) == 0;
-        if (k->kind == LISTED && !listed && k->made_at && k->made_at < op->told.start &&
-            !k->going_at)
-            violation("a listing did not tell %s, which is there since %.6f", k->name,
-                      (double)k->made_at / 1e6);
-        if (k->kind == LISTED && listed && k->gone_at && k->gone_at < op->told.start)
-            violation("a listing told %s, which is gone since %.6f", k->name,
-                      (double)k->gone_at / 1e6);
-    }
-    op_end(op, false);
+    bytes_set(&op->after, found[count - 1].name, strlen(found[count - 1].name));
+    op_send(op);
 }
 
 static void client_event(const struct event *e)
@@ -1679,14 +1935,6 @@ static const char *unsettled_host(const struct host *h, char why[200])
     return why;
 }
 
-static struct host *host_of(uint64_t id)
-{
-    for (unsigned i = 0; i < w.hosts_count; i++)
-        if (w.hosts[i].id == id && w.hosts[i].node && !w.hosts[i].deaf)
-            return &w.hosts[i];
-    return NULL;
-}
-
 /* The next live entry of a partition. */
 static const struct entry *live_entry(const struct partition *p, uint32_t *i)
 {
@@ -1799,23 +2047,23 @@ static void judge_digests(const struct host *h)
         violation("h%d counts %" PRIu64 " keys, and has %" PRIu64, h->index, h->node->keys, keys);
 }
 
-/* A key of consistency=one: nothing acknowledged may be lost while nothing goes wrong. (Else a repair
- * by a quorum that never saw the write may overwrite it.) */
-static void judge_one(const struct key *k)
+/* A key of consistency=one: what was acknowledged, or something later, is at some owner, and live
+ * records are equal at all; or it was deleted and forgotten. (Where disks are lost or partitions move,
+ * a repair by a quorum that never saw the write may be all that is left.) */
+static void judge_one_at_end(const struct key *k)
 {
-    if (!k->acked || w.views_count > 1 || strcmp(w.mix, "calm") != 0)
-        return;
     const struct view *v = newest_view();
     uint16_t partition = key_partition(k->name, strlen(k->name));
+    bool found = !k->acked.time || owners_changed();
     for (uint32_t i = 0; i < v->members_count; i++) {
-        const struct node *n = host_of(v->members[i].id)->node;
-        if (!(partition_owners(n, partition) >> i & 1))
-            continue;
-        const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
-        if (k->acked_put ? !e || e->modified < k->acked
-                         : e && is_live(e->flags) && e->modified < k->acked)
-            violation("%s: a write of consistency=one was acknowledged and is lost", k->name);
+        const struct partition *p = &host_of(v->members[i].id)->node->partitions[partition];
+        const struct entry *e = entry_find(p, k->name, strlen(k->name));
+        bool forgotten = ballot_compare(p->floor, k->acked) >= 0 || !k->acked_put;
+        found |=
+            e && e->flags & FLAG_RECORD ? ballot_compare(e->accepted, k->acked) >= 0 : forgotten;
     }
+    if (!found)
+        violation("%s: a write of consistency=one was acknowledged and is lost", k->name);
 }
 
 static void judge(void)
@@ -1828,8 +2076,9 @@ static void judge(void)
     for (unsigned i = 0; i < w.keys_count; i++) {
         struct key *k = &w.keys[i];
         if (k->kind == ONE)
-            judge_one(k);
-        enum history_verdict verdict = history_check(k->ops, k->ops_count, why, sizeof why);
+            judge_one_at_end(k);
+        enum history_verdict verdict = (k->kind == ONE ? history_check_names : history_check)(
+            k->ops, k->ops_count, why, sizeof why);
         if (verdict == HISTORY_VIOLATED)
             violation("the history of %s is not linearizable\n%s", k->name, why);
         w.histories++;
@@ -1896,7 +2145,6 @@ static void shape_epochs(struct plan *p)
     p->evict_after = 4 * p->lease;
     p->loss = 100 + (unsigned)below(200);
     p->fault_pause = between(30, 150) * MS;
-    p->one_keys = 0;
 }
 
 /* One host is deaf for good: it must be evicted. */
@@ -1914,7 +2162,6 @@ static void shape_restarts(struct plan *p)
 {
     p->hosts = p->replicas = 3;
     p->keys = 1;
-    p->one_keys = 0;
     p->delay = 30 * MS;
     p->loss = 0;
     p->lease = SECOND;
@@ -1944,7 +2191,7 @@ static void shape_full(struct plan *p)
 }
 
 static const struct mix mixes[] = {
-    {"calm", {0}, NULL},
+    {mix_calm, {0}, NULL},
     {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}, NULL},
     {"network", {[CUT] = 5, [DEAF] = 1, [SLOW] = 2, [PAUSE] = 1, [CRASH] = 1}, NULL},
     {"moves", {[JOIN] = 3, [DRAIN] = 3, [CRASH] = 2, [CUT] = 2, [PAUSE] = 1, [STALL] = 1}, NULL},
@@ -1993,7 +2240,7 @@ static void plan_make(const struct mix *mix)
     p->replicas = chance(800) ? 3 : chance(500) ? 5 : (unsigned)between(1, 2);
     p->clients = (unsigned)between(3, CLIENTS_MAX);
     p->keys = (unsigned)between(2, chance(300) ? 16 : 6);
-    p->one_keys = (unsigned)below(3);
+    p->echo = (unsigned)below(200);
     p->fault_time = between(3, 10) * SECOND;
     p->fault_pause = between(50, 600) * MS;
     p->loss = calm || chance(400) ? 0 : (unsigned)below(80);
@@ -2016,10 +2263,12 @@ static void plan_make(const struct mix *mix)
     sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
     if (mix->shape)
         mix->shape(p);
+    p->mortal = !p->weight[FAR_CLOCK] && !p->restart_at_once;
     sim_memory = max_u64(sim_memory, p->skew + SECOND); /* or a right clock is always too late */
     p->think =
         max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
-    w.clock_error_max = p->skew + MS + p->fault_time;
+    /* They drift, too, until the last reads: at most 0.1 ms in a second. */
+    w.clock_error_max = p->skew + MS + (p->fault_time + 200 * SECOND) / 10000;
 }
 
 static void keys_make(void)
@@ -2033,7 +2282,7 @@ static void keys_make(void)
                   : letter == 'o' ? ONE
                   : letter == 't' ? MORTAL
                                   : LISTED;
-        if (k->kind == MORTAL && (w.plan.weight[FAR_CLOCK] || w.plan.restart_at_once))
+        if (k->kind == MORTAL && !w.plan.mortal)
             k->kind = REGISTER;
         if (i == 0 && w.plan.crowded)
             k->kind = REGISTER;
@@ -2224,6 +2473,7 @@ static void world_free(void)
             node_free(n);
         tries_broken(&w.hosts[i]);
         free(w.hosts[i].disk);
+        bytes_free(&w.hosts[i].kept.records);
     }
     for (unsigned i = 0; i < w.keys_count; i++)
         free(w.keys[i].ops);
@@ -2254,6 +2504,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
         w.hosts[i].clock_error = (int64_t)below(2 * w.plan.skew + 1) - (int64_t)w.plan.skew;
         w.hosts[i].clock_drift = (double)below(200) / 1e6 - 1e-4;
     }
+    w.clients = clients;
     for (unsigned i = 0; i < w.plan.clients; i++)
         clients[i].name = i;
     w.faults_until = w.plan.fault_time;
