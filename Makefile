@@ -37,6 +37,7 @@ $(BUILD)/test_%: test_%.c $(CODE) $(HELPERS)
 $(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
 	$(LINK_TEST) -DMUTANTS
 $(BUILD)/test_page: | packages-page
+$(BUILD)/test_clients: | packages-clients
 $(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
 	clang $(CFLAGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -o $@ $< ring.c $(BUILD)/page.o $(LIBS)
 
@@ -67,8 +68,9 @@ install: $(BIN) ; @tests/install.sh help2man
 uninstall:
 	cd $(TO) && rm -rf bin/estoraje share/man/man1/estoraje.1 share/doc/estoraje lib/systemd/system/estoraje.service
 packages:       ; @tests/install.sh gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev
-packages-test: packages ; @tests/install.sh check nginx curl restic ccache prometheus systemd help2man
+packages-test: packages ; @tests/install.sh check nginx curl prometheus systemd help2man
+packages-clients: ; @tests/install.sh restic ccache git nix-bin qemu-utils qemu-block-extra aria2 wget
 packages-page:  ; @tests/install.sh chromium && (command -v npm >/dev/null || tests/install.sh nodejs npm)
 	@[ -d build/node_modules ] || npm install --silent --no-save --prefix build playwright-core
 packages-fuzz:  ; @tests/install.sh clang libclang-rt-14-dev
-.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean install uninstall packages packages-test packages-page packages-fuzz
+.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean install uninstall packages packages-test packages-clients packages-page packages-fuzz

@@ -106,10 +106,134 @@ START_TEST(test_ccache_finds_what_it_stored_with_a_node_killed)
 }
 END_TEST
 
+/* A file of bytes that nothing can compress, and the same in the store. */
+static char *put_random(const struct cluster *c, const char *name, int mebibytes)
+{
+    char *file = in_folder(c->folder, "%s", name);
+    do_command(60, text("head -c %dM /dev/urandom >%s && curl -sSf -T %s %s/%s", mebibytes, file,
+                        file, c->nginx_url, name));
+    return file;
+}
+
+static double ranges_asked(const struct cluster *c)
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++)
+        if (c->nodes[i].pid)
+            sum += node_metric(&c->nodes[i],
+                               "estoraje_http_requests_total{method=\"GET\",code=\"206\"}");
+    return sum;
+}
+
+static off_t size_of(const char *path)
+{
+    struct stat found;
+    return stat(path, &found) == 0 ? found.st_size : 0;
+}
+
+START_TEST(test_nix_copies_there_and_back_with_a_node_killed)
+{
+    if (!installed("nix"))
+        return;
+    struct cluster *c = behind_nginx();
+    setenv("HOME", c->folder, 1);
+    setenv("NIX_CONFIG", "experimental-features = nix-command", 1);
+    char *here = in_folder(c->folder, "here"), *there = in_folder(c->folder, "there");
+    do_command(60, text("mkdir %s/tree && cd %s/tree && for i in $(seq 40); do "
+                        "head -c 100K /dev/urandom >$i; done && for i in $(seq 40); do "
+                        "nix-store --store %s --add $i; done >../paths",
+                        c->folder, c->folder, here));
+    struct command copy =
+        command_start(text("nix copy --no-check-sigs --store %s --to %s/nix?compression=none "
+                           "$(cat %s/paths)",
+                           here, c->nginx_url, c->folder));
+    AWAIT(node_metric(&c->nodes[0], "estoraje_keys") > 10, 60);
+    ck_assert_int_eq(process_wait(copy.pid, 0), -1);
+    node_kill(c, 1);
+    command_end(&copy, 120, "nix copy --to");
+    node_start(c, 1);
+    node_kill(c, 2);
+    do_command(120, text("nix copy --no-check-sigs --from %s/nix --to %s $(cat %s/paths) && "
+                         "cd %s && diff -r here/nix/store there/nix/store -x .links",
+                         c->nginx_url, there, c->folder, c->folder));
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_qemu_converts_an_image_by_ranges_with_a_node_killed)
+{
+    if (!installed("qemu-img"))
+        return;
+    struct cluster *c = behind_nginx();
+    do_command(60, text("cd %s && head -c 16M /dev/urandom >raw && truncate -s 80M raw && "
+                        "qemu-img convert -O qcow2 raw image.qcow2 && "
+                        "curl -sSf -T image.qcow2 %s/image.qcow2",
+                        c->folder, c->nginx_url));
+    struct command convert = command_start(
+        text("cd %s && qemu-img convert -m 1 -r 8M -f qcow2 -O raw %s/image.qcow2 copy", c->folder,
+             c->nginx_url));
+    AWAIT(ranges_asked(c) > 5, 60);
+    ck_assert_int_eq(process_wait(convert.pid, 0), -1);
+    node_kill(c, 1);
+    command_end(&convert, 25, "qemu-img convert");
+    do_command(20, text("cmp %s/raw %s/copy", c->folder, c->folder));
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_aria2c_fetches_over_four_connections_with_a_node_killed)
+{
+    if (!installed("aria2c"))
+        return;
+    struct cluster *c = behind_nginx();
+    char *file = put_random(c, "large", 40), *copy = in_folder(c->folder, "copy");
+    struct command fetch =
+        command_start(text("aria2c -q -x 4 -s 4 -k 1M --max-overall-download-limit=20M "
+                           "--retry-wait=1 -d %s -o copy %s/large",
+                           c->folder, c->nginx_url));
+    AWAIT(ranges_asked(c) >= 3 && size_of(copy) > 0, 60);
+    ck_assert_int_eq(process_wait(fetch.pid, 0), -1);
+    node_kill(c, 1);
+    command_end(&fetch, 120, "aria2c");
+    do_command(20, text("cmp %s %s", file, copy));
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_wget_resumes_with_a_node_killed)
+{
+    if (!installed("wget"))
+        return;
+    struct cluster *c = behind_nginx();
+    char *file = put_random(c, "large", 40), *copy = in_folder(c->folder, "copy");
+    char *line = text("wget -q -c --limit-rate=20m -O %s %s/large", copy, c->nginx_url);
+    struct command fetch = command_start(text("exec %s", line));
+    AWAIT(size_of(copy) > 1 << 20, 60);
+    kill(fetch.pid, SIGKILL);
+    ck_assert_int_eq(process_wait(fetch.pid, 10), 1000 + SIGKILL);
+    off_t had = size_of(copy);
+    fetch = command_start(line);
+    AWAIT(size_of(copy) > had + (1 << 20), 60);
+    ck_assert_int_eq(process_wait(fetch.pid, 0), -1);
+    node_kill(c, 1);
+    command_end(&fetch, 120, "wget -c");
+    ck_assert_double_ge(ranges_asked(c), 1);
+    do_command(20, text("cmp %s %s", file, copy));
+    cluster_stop(c);
+}
+END_TEST
+
 int main(void)
 {
-    const TTest *tests[] = {test_restic_backs_up_and_restores_with_a_node_killed,
-                            test_ccache_finds_what_it_stored_with_a_node_killed};
+    const TTest *tests[] = {
+        test_restic_backs_up_and_restores_with_a_node_killed,
+        test_ccache_finds_what_it_stored_with_a_node_killed,
+
+        test_nix_copies_there_and_back_with_a_node_killed,
+        test_qemu_converts_an_image_by_ranges_with_a_node_killed,
+        test_aria2c_fetches_over_four_connections_with_a_node_killed,
+        test_wget_resumes_with_a_node_killed,
+    };
     harness_begin("clients");
     Suite *suite = suite_create("clients");
     TCase *kind = tcase_create("clients");
