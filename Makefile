@@ -1,7 +1,7 @@
 # make        builds ./estoraje                         make test   runs all tests
 # make run    three nodes behind nginx, on port 8000    make sim    SEEDS=n, or SEED=n TRACE=1
 # make install   PREFIX=/usr/local DESTDIR=         make uninstall takes it away again
-# make asan tsan fuzz mutants bench fmt loc clean       Debian packages that are missing get installed.
+# make asan tsan fuzz mutants bench fmt fixture loc clean   Debian packages that are missing get installed.
 CC = gcc
 CFLAGS = -O2 -g -std=gnu11 -Wall -Wextra -Werror -Wshadow -D_GNU_SOURCE $(SANITIZE)
 LIBS = -lmicrohttpd -lgnutls -lcurl -lxxhash -lpthread
@@ -55,6 +55,7 @@ fuzz: $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 run: $(BIN)     ; @tests/install.sh nginx curl && tests/run.sh
 bench: $(BIN)   ; @tests/install.sh wrk etcd-server && tests/bench.sh
 fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests/*.[ch]
+fixture: $(BUILD)/test_fixture ; FIXTURE=1 $<
 loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \
 	    awk -F, '$$2 == "SUM" { print $$5 " lines of code, of 5100"; exit $$5 > 5100 }'
 clean:          ; rm -rf build estoraje
@@ -73,4 +74,4 @@ packages-clients: ; @tests/install.sh restic ccache git nix-bin qemu-utils qemu-
 packages-page:  ; @tests/install.sh chromium && (command -v npm >/dev/null || tests/install.sh nodejs npm)
 	@[ -d build/node_modules ] || npm install --silent --no-save --prefix build playwright-core
 packages-fuzz:  ; @tests/install.sh clang libclang-rt-14-dev
-.PHONY: all test sim mutants asan tsan fuzz run bench fmt loc clean install uninstall packages packages-test packages-clients packages-page packages-fuzz
+.PHONY: all test sim mutants asan tsan fuzz run bench fmt fixture loc clean install uninstall packages packages-test packages-clients packages-page packages-fuzz
