@@ -1,0 +1,312 @@
+/*
+ * test_crowd.c - 2,000 clients that come, send a half, stall, leave and come back, at three nodes: no
+ * leak of memory, files or bytes in flight, leases are kept, and a well-behaved client beside them is
+ * served as if they were not there. CROWD_SECONDS=300 for the long run.
+ */
+#include "cluster.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { CROWD = 2000, NODES = 3, LARGE = 64 << 10, BODY = 32 << 10, ANSWERS = 1 << 20 };
+
+/* What one of them does with a request: how much of it is sent before a pause, and whether the rest
+ * follows it. Then the answer is read, all of it or a little; then it leaves. */
+struct visitor {
+    int fd;       /* -1: away */
+    double until; /* now() at which the pause ends */
+    const char *request;
+    size_t bytes, part, sent; /* of the request; part: up to the pause */
+    bool rest, patient;       /* patient: reads as fast as it can */
+    size_t got;
+    char status[13]; /* "HTTP/1.1 200" */
+};
+
+struct crowd {
+    struct cluster *cluster;
+    struct visitor all[CROWD];
+    unsigned seed;
+    long visits, answers, refused; /* refused: 503 */
+    char wrong[128];               /* the first answer that is none of those that may be */
+};
+
+static int chance(struct crowd *c, int below)
+{
+    return (int)((unsigned)rand_r(&c->seed) % (unsigned)below);
+}
+
+static char body[BODY];
+
+/* Requests of all kinds; a body is not text. */
+static const char *request_make(struct crowd *c, size_t *bytes)
+{
+    static __thread char made[BODY + 512];
+    int key = chance(c, 500), count = 0;
+    switch (chance(c, 6)) {
+    case 0:
+        count = sprintf(made, "GET /crowd/large HTTP/1.1\r\nHost: x\r\n\r\n");
+        break;
+    case 1:
+        count = sprintf(made, "GET /crowd/%d?wait=20s HTTP/1.1\r\nHost: x\r\n\r\n", 1000 + key);
+        break;
+    case 2:
+        count = sprintf(made, "GET /?prefix=crowd&limit=100 HTTP/1.1\r\nHost: x\r\n\r\n");
+        break;
+    case 3:
+        count = sprintf(made, "DELETE /crowd/%d HTTP/1.1\r\nHost: x\r\n\r\n", key);
+        break;
+    default:
+        count = sprintf(made, "PUT /crowd/%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n",
+                        key, BODY);
+        memcpy(made + count, body, BODY);
+        count += BODY;
+    }
+    *bytes = (size_t)count;
+    return made;
+}
+
+static void visitor_comes(struct crowd *c, struct visitor *v)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    to.sin_port = htons((uint16_t)c->cluster->nodes[chance(c, NODES)].port);
+    v->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    REQUIRE(v->fd >= 0, "socket: %s", strerror(errno));
+    REQUIRE(connect(v->fd, (struct sockaddr *)&to, sizeof to) == 0 || errno == EINPROGRESS,
+            "connect: %s", strerror(errno));
+    size_t bytes;
+    const char *made = request_make(c, &bytes);
+    v->request = memcpy(malloc(bytes), made, bytes);
+    v->bytes = bytes;
+    v->part = chance(c, 3) ? (size_t)chance(c, (int)bytes) : bytes;
+    v->rest = chance(c, 2);
+    v->patient = chance(c, 2);
+    v->sent = v->got = 0;
+    v->until = now() + 0.001 * chance(c, 4000);
+    c->visits++;
+}
+
+/* Half of them do not say goodbye: what they have not read is answered with a reset. */
+static void visitor_leaves(struct crowd *c, struct visitor *v)
+{
+    struct linger at_once = {1, 0};
+    if (chance(c, 2))
+        setsockopt(v->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(v->fd);
+    free((char *)v->request);
+    v->fd = -1;
+    v->until = now() + 0.001 * chance(c, 1000);
+}
+
+static void visitor_sends(struct crowd *c, struct visitor *v)
+{
+    bool paused = v->sent == v->part && now() < v->until;
+    if (v->sent == v->bytes || paused)
+        return;
+    if (v->sent == v->part) {
+        if (!v->rest) {
+            visitor_leaves(c, v);
+            return;
+        }
+        v->part = v->bytes;
+    }
+    ssize_t n = send(v->fd, v->request + v->sent, v->part - v->sent, MSG_NOSIGNAL);
+    if (n > 0)
+        v->sent += (size_t)n;
+    else if (errno != EAGAIN && errno != ENOTCONN)
+        visitor_leaves(c, v); /* a node may close what is too slow */
+    if (v->fd >= 0 && v->sent == v->bytes)
+        v->until = now() + 0.001 * chance(c, 3000); /* so long it stays for the answer */
+}
+
+static void answer_count(struct crowd *c, const struct visitor *v)
+{
+    static const char *const good[] = {"200", "201", "204", "404", "408", "503"};
+    bool known = false;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        known |= strcmp(v->status + strlen("HTTP/1.1 "), good[i]) == 0;
+    if (!known && !*c->wrong)
+        snprintf(c->wrong, sizeof c->wrong, "'%s' for %.40s", v->status, v->request);
+    c->answers++;
+    c->refused += strstr(v->status, "503") != NULL;
+}
+
+static void visitor_reads(struct crowd *c, struct visitor *v)
+{
+    static char sink[LARGE];
+    ssize_t n = recv(v->fd, sink, v->patient ? sizeof sink : 100, 0);
+    if (n > 0) {
+        for (ssize_t i = 0; i < n && v->got < sizeof v->status - 1; i++, v->got++) {
+            v->status[v->got] = sink[i];
+            v->status[v->got + 1] = 0;
+            if (v->got == sizeof v->status - 2)
+                answer_count(c, v);
+        }
+    } else if (n == 0 || (errno != EAGAIN && errno != ENOTCONN)) {
+        visitor_leaves(c, v);
+    }
+}
+
+static void crowd_turn(struct crowd *c)
+{
+    struct pollfd polled[CROWD];
+    for (int i = 0; i < CROWD; i++) {
+        struct visitor *v = &c->all[i];
+        if (v->fd < 0 && now() >= v->until)
+            visitor_comes(c, v);
+        polled[i] = (struct pollfd){v->fd, POLLIN, 0};
+    }
+    poll(polled, CROWD, 5);
+    for (int i = 0; i < CROWD; i++) {
+        struct visitor *v = &c->all[i];
+        if (v->fd >= 0)
+            visitor_sends(c, v);
+        if (v->fd >= 0 && polled[i].revents)
+            visitor_reads(c, v);
+        if (v->fd >= 0 && v->sent == v->bytes && now() >= v->until)
+            visitor_leaves(c, v);
+    }
+}
+
+static void crowd_runs(struct crowd *c, double seconds)
+{
+    for (double end = now() + seconds; now() < end;)
+        crowd_turn(c);
+    for (int i = 0; i < CROWD; i++)
+        if (c->all[i].fd >= 0)
+            visitor_leaves(c, &c->all[i]);
+}
+
+/* One that behaves: writes and reads, in turn, and knows what it must read. */
+struct regular {
+    pthread_t thread;
+    const char *url;
+    bool stop;
+    double *seconds; /* of each request */
+    int count;
+    char failure[256];
+};
+
+static void *regular_run(void *context)
+{
+    struct regular *r = context;
+    r->seconds = calloc(ANSWERS, sizeof *r->seconds);
+    for (int i = 0; !__atomic_load_n(&r->stop, __ATOMIC_SEQ_CST) && r->count < ANSWERS - 1; i++) {
+        const char *path = text("/regular/%d", i % 50), *value = text("%d", i);
+        struct response wrote = put(r->url, path, value), read = get(r->url, path);
+        r->seconds[r->count++] = wrote.seconds;
+        r->seconds[r->count++] = read.seconds;
+        bool well = (wrote.status == 201 || wrote.status == 204) && read.status == 200 &&
+                    strcmp(read.body, value) == 0;
+        if (!well && !*r->failure)
+            snprintf(r->failure, sizeof r->failure, "PUT %d %.100s, GET %d %.100s", wrote.status,
+                     wrote.error, read.status, read.status ? read.body : read.error);
+        response_free(&wrote);
+        response_free(&read);
+        pause_ms(5);
+    }
+    return NULL;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double metric_sum(const struct cluster *c, const char *name)
+{
+    double sum = 0;
+    for (int i = 0; i < NODES; i++)
+        sum += node_metric(&c->nodes[i], name);
+    return sum;
+}
+
+static int sockets_of(const struct cluster *c)
+{
+    int sum = 0;
+    for (int i = 0; i < NODES; i++)
+        sum += atoi(run(10, "ls -l /proc/%d/fd | grep -c socket:", (int)c->nodes[i].pid).text);
+    return sum;
+}
+
+static double seconds_to_run(void)
+{
+    const char *told = getenv("CROWD_SECONDS");
+    return told ? atof(told) : 16;
+}
+
+START_TEST(test_a_crowd_of_bad_clients_costs_nothing_that_stays)
+{
+    struct rlimit files = {3 * CROWD, 3 * CROWD};
+    setrlimit(RLIMIT_NOFILE, &files);
+    for (int i = 0; i < BODY; i++)
+        body[i] = (char)(i * 7);
+    struct cluster *cluster = cluster_start(NODES, (const char *const[]){"--memory", "96M", NULL});
+    static struct crowd c;
+    c.cluster = cluster;
+    c.seed = 1;
+    for (int i = 0; i < CROWD; i++)
+        c.all[i].fd = -1;
+    char *large = calloc(1, LARGE + 1);
+    memset(large, 'l', LARGE);
+    ck_assert_int_eq(put(cluster->nodes[0].url, "/crowd/large", large).status, 201);
+    double leases = metric_sum(cluster, "estoraje_lease_expirations_total");
+    int sockets = sockets_of(cluster);
+    struct regular r = {.url = cluster->nodes[0].url};
+    pthread_create(&r.thread, NULL, regular_run, &r);
+
+    crowd_runs(&c, seconds_to_run() / 2); /* afterwards all is as large as it becomes */
+    double memory = metric_sum(cluster, "process_resident_memory_bytes");
+    crowd_runs(&c, seconds_to_run() / 2);
+    __atomic_store_n(&r.stop, true, __ATOMIC_SEQ_CST);
+    pthread_join(r.thread, NULL);
+    double grown = metric_sum(cluster, "process_resident_memory_bytes") - memory;
+
+    qsort(r.seconds, (size_t)r.count, sizeof *r.seconds, by_size);
+    double p99 = r.seconds[r.count * 99 / 100], slowest = r.seconds[r.count - 1];
+    char *seen = text("%ld visits, %ld answers (%ld 503); beside them %d requests, p50 %.1f ms, "
+                      "p99 %.1f ms, slowest %.0f ms; memory %.0f MB, then %+.1f MB",
+                      c.visits, c.answers, c.refused, r.count, r.seconds[r.count / 2] * 1e3,
+                      p99 * 1e3, slowest * 1e3, memory / 1e6, grown / 1e6);
+    if (getenv("CROWD_SECONDS"))
+        printf("%s\n", seen);
+    ck_assert_msg(!*r.failure, "%s; %s", r.failure, seen);
+    ck_assert_msg(!*c.wrong, "%s", c.wrong);
+    ck_assert_msg(c.answers > CROWD, "%s", seen);
+    ck_assert_msg(p99 < 1 * slowness(), "%s", seen);
+    ck_assert_msg(grown < 32e6, "%s", seen);
+    ck_assert_double_eq(metric_sum(cluster, "estoraje_lease_expirations_total"), leases);
+    AWAIT(metric_sum(cluster, "estoraje_http_requests_in_flight") == NODES, 100);
+    AWAIT(sockets_of(cluster) <= sockets + 2 * NODES, 10); /* our own connections are kept */
+    /* What nobody has in flight any more is not counted: there is room for a large value. */
+    char *largest = calloc(1, 60 << 20);
+    for (int i = 0; i < NODES; i++)
+        ck_assert_int_eq(
+            http(cluster->nodes[i].url, "PUT", "/room", NULL, largest, 60 << 20).status,
+            i ? 204 : 201);
+    cluster_stop(cluster);
+}
+END_TEST
+
+int main(void)
+{
+    harness_begin("crowd");
+    Suite *suite = suite_create("crowd");
+    TCase *kind = tcase_create("crowd");
+    tcase_set_timeout(kind, 600);
+    suite_add_tcase(suite, kind);
+    tcase_add_test(kind, test_a_crowd_of_bad_clients_costs_nothing_that_stays);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    return harness_end(runner);
+}
