@@ -5466,6 +5466,14 @@ static void disk_events(struct server *s)
     struct disk_job done;
     if (recv(s->disk.ends[0], &done, sizeof done, MSG_DONTWAIT) != sizeof done)
         return;
+    for (int i = 0; i < HOT_SEGMENTS;
+         i++) { /* a file that was removed takes space while it is open */
+        struct segment *hot = &s->disk.hot[i];
+        if (hot->file <= 0 || (hot->number + 1) * SEGMENT_BYTES > done.first)
+            continue;
+        close(hot->file);
+        hot->file = 0;
+    }
     histogram_add(&s->fsync_seconds, done.seconds);
     s->node->log.full = done.full;
     node_durable(s->node, done.room);

@@ -1097,6 +1097,57 @@ START_TEST(test_a_full_disk_refuses_writes_and_recovers)
 }
 END_TEST
 
+static void disk_fill_and_empty(int disk_mib)
+{
+    enum { SIZE = 1 << 20, TIMES = 5 };
+    struct cluster *c = cluster_new(NULL, false);
+    cluster_add(c);
+    const struct node *n = &c->nodes[0];
+    if (!small_disk(n, disk_mib)) {
+        printf("left out: only root can mount a small disk\n");
+        return;
+    }
+    node_start(c, 0);
+    AWAIT(node_healthy(n), 20);
+    char *value = calloc(SIZE, 1);
+    for (int i = 0; i < TIMES; i++) {
+        int status = 0, stored = 0;
+        for (double last = now(); now() < last + 2;) { /* full for good, whatever can be cleaned */
+            status = http(n->url, "PUT", text("/k%d", stored), NULL, value, SIZE).status;
+            last = status / 100 == 2 ? now() : last;
+            stored += status / 100 == 2;
+        }
+        ck_assert_int_eq(status, 507);
+        ck_assert_int_ge(stored, disk_mib / 4);
+        for (int k = 0; k < stored; k++) { /* its files are open then */
+            struct response r = get(n->url, text("/k%d", k));
+            ck_assert_uint_eq(r.body_bytes, SIZE);
+            response_free(&r);
+        }
+        for (int k = 0; k < stored; k++)
+            ck_assert_int_eq(status_of(n->url, "DELETE", text("/k%d", k), NULL, NULL), 200);
+        double begun = now();
+        for (int k = 0; k < disk_mib / 8; k++)
+            AWAIT(http(n->url, "PUT", text("/k%d", k), NULL, value, SIZE).status / 100 == 2,
+                  begun + 10 - now());
+        printf("%d values in %d MiB deleted: %d are stored after %.1f s\n", stored, disk_mib,
+               disk_mib / 8, now() - begun);
+    }
+    cluster_stop(c);
+}
+
+START_TEST(test_a_small_disk_that_is_filled_and_emptied_takes_writes_again)
+{
+    disk_fill_and_empty(150);
+}
+END_TEST
+
+START_TEST(test_a_larger_disk_that_is_filled_and_emptied_takes_writes_again)
+{
+    disk_fill_and_empty(400);
+}
+END_TEST
+
 START_TEST(test_a_full_disk_of_one_node_stops_nobody)
 {
     enum { SIZE = 1 << 20, DISK_MIB = 160, COUNT = 150 };
@@ -1524,6 +1575,8 @@ int main(void)
         {"disks", test_a_lone_node_with_a_damaged_log_says_so_and_stops},
         {"disks", test_a_torn_tail_is_dropped},
         {"disks", test_a_full_disk_refuses_writes_and_recovers},
+        {"disks", test_a_small_disk_that_is_filled_and_emptied_takes_writes_again},
+        {"disks", test_a_larger_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_full_disk_of_one_node_stops_nobody},
         {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
         {"disks", test_the_log_does_not_grow_without_bound},
