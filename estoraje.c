@@ -516,8 +516,10 @@ struct partition {
     uint64_t floor_lsn;      /* of the log's newest entry that tells the floor */
     struct ballot forgotten; /* no owner needs a tombstone up to it */
     uint64_t agreed;         /* members whose digest was seen to be as ours at this floor */
-    uint64_t differs; /* members to sync with: whose digest differs, or, while data moves, the old
+    uint64_t differs;  /* members to sync with: whose digest differs, or, while data moves, the old
                          owners whose list has not been pulled yet */
+    uint64_t compared; /* members all of whose records were seen to be here, in this view */
+    bool caught_up;    /* all that was acknowledged is here; each lease begins without */
     uint64_t contended_until; /* forward writes to the first live owner until then */
     uint64_t contended_time;  /* how long that was, microseconds */
     uint64_t changed_at;      /* when a record was last accepted */
@@ -676,8 +678,9 @@ struct node {
     size_t peers_count;
     struct peer *self_peer;
     bool has_lease;
-    uint64_t lease_at; /* when it was gained or lost */
-    uint64_t next_heartbeat, catch_up_until;
+    uint64_t lease_at;    /* when it was gained or lost */
+    uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
+    uint64_t next_heartbeat;
     uint64_t next_fault; /* until then no clock fault is logged again */
     uint16_t digest_next, walk_next;
     uint64_t walked_at;
@@ -1425,12 +1428,33 @@ static void view_apply(struct node *n)
         struct partition *q = &n->partitions[p];
         bool comes = n->owners[1][p] & self_bit(n) && n->owners[0][p] != n->owners[1][p];
         q->differs = comes ? n->owners[0][p] & ~self_bit(n) : 0; /* R14 */
-        q->agreed = 0;
+        q->agreed = q->compared = 0;
         q->forgotten = (struct ballot){0};
     }
 }
 
 static void sync_reset(struct node *n);
+static uint64_t live_members(const struct node *n);
+
+/* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30): it
+ * was at a majority of the owners, so at one of any majority whose records are seen to be here since.
+ * Each live owner is waited for, too: a write of consistency=one may be at that one alone. */
+static bool partition_is_caught_up(const struct node *n, unsigned partition)
+{
+    uint64_t owners = n->owners[0][partition];
+    uint64_t same = n->partitions[partition].compared | self_bit(n);
+    return n->partitions[partition].caught_up || !RULE(30) ||
+           (majority(same, owners) && !(owners & live_members(n) & ~same));
+}
+
+/* Partitions that this node is to hold, and has not all of. */
+static unsigned partitions_behind(const struct node *n)
+{
+    unsigned behind = 0;
+    for (unsigned p = 0; n->self >= 0 && p < PARTITIONS; p++)
+        behind += n->owners[1][p] & self_bit(n) && !partition_is_caught_up(n, p);
+    return behind;
+}
 
 /* Drops what the settled view does not give to this node. */
 static void view_drop(struct node *n)
@@ -1495,6 +1519,8 @@ static void view_adopt(struct node *n, const struct view *v)
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
         if (n->view->members[i].state == MEMBER_LEAVING)
             n->member_peer[i]->leave = false;
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        n->partitions[p].caught_up = partition_is_caught_up(n, p);
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
     sync_reset(n);
@@ -2802,7 +2828,10 @@ static void lease_tick(struct node *n)
     n->has_lease = !n->has_lease;
     n->lease_at = n->now;
     if (n->has_lease) {
-        n->catch_up_until = n->now + 10 * n->lease;
+        n->lease_clock = clock_tick(n);
+        sync_reset(n); /* what was listed before is older */
+        for (unsigned p = 0; p < PARTITIONS; p++)
+            n->partitions[p].compared = n->partitions[p].caught_up = false;
         say(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
     } else {
         n->counters.lease_expirations++;
@@ -2946,6 +2975,15 @@ static bool sync_wants(const struct node *n, const struct sync *s, const struct 
     return !(n->settled && l->flags & FLAG_TOMBSTONE && ballot_compare(l->ballot, p->floor) <= 0);
 }
 
+/* All that this member has of the partition, at this moment, is here. */
+static void partition_compared(struct node *n, unsigned partition, uint64_t member)
+{
+    struct partition *p = &n->partitions[partition];
+    p->differs &= ~member;
+    p->compared |= member;
+    p->caught_up = partition_is_caught_up(n, partition);
+}
+
 /* Pulls what is wanted of the page, some at a time, then goes on to the next page. What is refused
  * here, or not to be had there, ends the sync when it is due; it begins again when its turn comes. */
 static void sync_pull(struct node *n, struct sync *s)
@@ -2956,7 +2994,7 @@ static void sync_pull(struct node *n, struct sync *s)
     if (!l && s->more) {
         sync_ask(n, s);
     } else if (!l) {
-        n->partitions[s->partition].differs &= ~(UINT64_C(1) << s->source);
+        partition_compared(n, s->partition, UINT64_C(1) << s->source);
         sync_end(s);
     } else if (s->here >= s->under_way) {
         uint64_t pulled_bytes = 0;
@@ -3038,18 +3076,27 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
     repair_key(n, partition, e->key, e->key_bytes); /* what they have may be older, or nothing */
 }
 
-/* Tells the other owners the digests and floors of some partitions; of all while catching up. */
+/* Tells a partition's digest and floor to some of its owners. Until it has caught up, it asks for
+ * theirs; `answers`: what one of them asked by, or 0. */
+static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_t answers)
+{
+    const struct partition *p = &n->partitions[partition];
+    struct message m = {.type = M_DIGEST, .partition = partition, .ballot = p->floor};
+    m.number = p->digest;
+    m.version = answers;
+    m.op = answers || p->caught_up ? 0 : n->lease_clock;
+    to &= partition_owners(n, partition) & ~self_bit(n);
+    mail_members(n, to, log_end(n), &m, NULL);
+}
+
+/* Of some partitions in turn, and of all that have not caught up. */
 static void digests_send(struct node *n)
 {
-    unsigned count = n->catch_up_until > n->now ? PARTITIONS : PARTITIONS / 16;
-    for (unsigned i = 0; i < count; i++) {
-        uint16_t p = n->digest_next++ % PARTITIONS;
-        if (!(partition_owners(n, p) & self_bit(n)))
-            continue;
-        struct message m = {.type = M_DIGEST, .partition = p, .ballot = n->partitions[p].floor};
-        m.number = n->partitions[p].digest;
-        mail_members(n, partition_owners(n, p) & ~self_bit(n), log_end(n), &m, NULL);
-    }
+    for (uint16_t p = 0; p < PARTITIONS; p++)
+        if (partition_is_ours(n, p) &&
+            (p % 16 == n->digest_next % 16 || !n->partitions[p].caught_up))
+            digest_send(n, p, ~UINT64_C(0), 0);
+    n->digest_next++;
 }
 
 /* Forgetting tombstones: an owner whose digest is ours, at a floor not below ours, has no live record
@@ -3066,14 +3113,17 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
     struct partition *p = &n->partitions[m->partition];
     uint64_t bit = UINT64_C(1) << index;
     floor_raise(n, m->partition, m->ballot);
+    if (m->op)
+        digest_send(n, m->partition, bit, m->op);
     if (m->number == p->digest) {
         p->differs &= ~bit;
+        if (m->version == n->lease_clock) /* else it may be of before this node was away */
+            partition_compared(n, m->partition, bit);
         if (ballot_compare(m->ballot, p->floor) >= 0 || !RULE(19))
             p->agreed |= bit;
         return;
     }
-    if (p->changed_at + 2 * SECOND < n->now || n->catch_up_until > n->now ||
-        node_random(n) % 8 == 0)
+    if (p->changed_at + 2 * SECOND < n->now || !p->caught_up || node_random(n) % 8 == 0)
         p->differs |= bit; /* a partition that is being written always differs: not each time */
 }
 
@@ -4058,6 +4108,7 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
+    bool told_ready;         /* to the service manager */
     char *secret;            /* null: none */
     LIST_HEAD(, call) calls; /* suspended ones */
     uint64_t calls_count, body_bytes;
@@ -4453,13 +4504,11 @@ static void print_metrics(struct bytes *out, const struct server *s)
 {
     const struct node *n = s->node;
     const struct counters *k = &n->counters;
-    unsigned owned = 0, incomplete = 0;
+    unsigned owned = 0;
     double memory, files, log_bytes = (double)(log_end(n) - n->log.first);
     process_measure(&memory, &files);
-    for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++) {
+    for (uint16_t p = 0; n->self >= 0 && p < PARTITIONS; p++)
         owned += (partition_owners(n, p) & self_bit(n)) != 0;
-        incomplete += (n->owners[1][p] & self_bit(n)) && !partition_is_complete(n, p);
-    }
     const struct {
         const char *name, *labels, *help;
         double value;
@@ -4472,7 +4521,8 @@ static void print_metrics(struct bytes *out, const struct server *s)
         {"estoraje_lease_expirations_total", "", "Leases that ran out.", k->lease_expirations},
         {"estoraje_epoch", "", "Of the membership.", node_epoch(n)},
         {"estoraje_partitions_owned", "", "Partitions held here.", owned},
-        {"estoraje_partitions_incomplete", "", "Those on their way here.", incomplete},
+        {"estoraje_partitions_incomplete", "", "Those that are not all here.",
+         partitions_behind(n)},
         {"estoraje_proposals_total", "{outcome=\"ok\"}", "Writes.", k->proposals_ok},
         {"estoraje_proposals_total", "{outcome=\"unknown\"}", NULL, k->proposals_unknown},
         {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_refused},
@@ -4509,6 +4559,18 @@ static const char *unhealthy(const struct server *s)
     if (s->node->log.full && s->node->log.room < 2 * DISK_KEEP_BYTES)
         return "the disk is full";
     return NULL;
+}
+
+/* Why others may not be stopped yet as if this node had all its data, or null. */
+static const char *unready(const struct server *s, char text[128])
+{
+    const struct node *n = s->node;
+    const char *reason = unhealthy(s);
+    unsigned behind = partitions_behind(n);
+    snprintf(text, 128, "data of %u partitions is still to be brought in or compared", behind);
+    if (!reason && n->view->members[n->self].state != MEMBER_UP)
+        reason = "this node is about to join or to leave: see /_status";
+    return reason || !behind ? reason : text;
 }
 
 /* === 21 HTTP ====================================================================================
@@ -5064,7 +5126,9 @@ static void answer_list(struct call *c)
 
 static void answer_health(struct call *c)
 {
-    const char *reason = unhealthy(c->server);
+    char text[128];
+    bool ready = c->key.count == strlen("_ready");
+    const char *reason = ready ? unready(c->server, text) : unhealthy(c->server);
     call_tell(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
     call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
@@ -5112,6 +5176,7 @@ static const struct route {
     [ROUTE_CREATE] = {.methods = "POST"}, /* restic makes a repository: nothing is to be done */
     [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
     {.path = "_health", reading, answer_health},
+    {.path = "_ready", reading, answer_health},
     {.path = "_nodes[/]*", "GET, HEAD, DELETE", answer_node},
     {.path = "_status", reading, .print = print_status, "application/json"},
     {.path = "_nodes", reading, .print = print_nodes, "text/plain"},
@@ -5149,7 +5214,7 @@ static bool call_route(struct call *c, char *path, bool queried)
             c->route++;
     }
     if (c->route == ROUTES)
-        return call_tell(c, 404, "there are _health, _status, _nodes, _ring and _metrics");
+        return call_tell(c, 404, "there are _health, _ready, _status, _nodes, _ring and _metrics");
     if (bytes > KEY_BYTES_MAX + reserved * (int)strlen("_nodes/"))
         return call_tell(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
     const char *possible = routes[c->route].methods;
@@ -5693,6 +5758,8 @@ static void server_turn(struct server *s)
         s->ticked_at = s->node->now;
         node_tick(s->node, s->node->now, s->node->wall);
         channels_check(s);
+        if (!s->told_ready && !unready(s, (char[128]){""}))
+            notify("READY=1"), s->told_ready = true;
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
@@ -5865,7 +5932,6 @@ int main(int count, char **arguments)
     server_listen(&s);
     say(LEVEL_INFO, "serving", "version=" VERSION " node=%016" PRIx64 " listen=%s keys=%" PRIu64,
         s.node->id, s.options.listen, s.node->keys);
-    notify("READY=1");
     while (!stop_asked)
         server_turn(&s);
     server_stop(&s);

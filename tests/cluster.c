@@ -1055,13 +1055,23 @@ int node_stop(struct cluster *c, int i)
     return status;
 }
 
-bool node_healthy(const struct node *n)
+static bool node_is_ok(const struct node *n, const char *path)
 {
     double timeout = http_timeout_s;
     http_timeout_s = 5;
-    bool healthy = status_of(n->url, "GET", "/_health", NULL, NULL) == 200;
+    bool ok = status_of(n->url, "GET", path, NULL, NULL) == 200;
     http_timeout_s = timeout;
-    return healthy;
+    return ok;
+}
+
+bool node_healthy(const struct node *n)
+{
+    return node_is_ok(n, "/_health");
+}
+
+bool node_ready(const struct node *n)
+{
+    return node_is_ok(n, "/_ready");
 }
 
 char *node_id(const struct node *n)

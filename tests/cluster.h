@@ -169,6 +169,7 @@ void node_signal(struct cluster *c, int i, int signal);
 void node_kill(struct cluster *c, int i); /* -9 */
 int node_stop(struct cluster *c, int i);  /* SIGTERM; its exit status */
 bool node_healthy(const struct node *n);
+bool node_ready(const struct node *n);
 char *node_id(const struct node *n); /* from _status */
 double node_metric(const struct node *n,
                    const char *name); /* with its labels, if it has some; NAN: none */

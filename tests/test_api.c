@@ -1727,13 +1727,10 @@ END_TEST
 START_TEST(test_other_methods_are_405_with_allow)
 {
     static const struct row rows[] = {
-        {"PATCH", "k", NULL, "v", 405, 0},
-        {"OPTIONS", "k", NULL, NULL, 405, 0},
-        {"BREW", "k", NULL, NULL, 405, 0},
-        {"TRACE", "k", NULL, NULL, 405, 405},
-        {"PUT", "/_health", NULL, "v", 405, 403},
-        {"POST", "/_status", NULL, "v", 405, 403},
-        {"DELETE", "/_metrics", NULL, NULL, 405, 403},
+        {"PATCH", "k", NULL, "v", 405, 0},         {"OPTIONS", "k", NULL, NULL, 405, 0},
+        {"BREW", "k", NULL, NULL, 405, 0},         {"TRACE", "k", NULL, NULL, 405, 405},
+        {"PUT", "/_health", NULL, "v", 405, 403},  {"POST", "/_ready", NULL, "v", 405, 403},
+        {"POST", "/_status", NULL, "v", 405, 403}, {"DELETE", "/_metrics", NULL, NULL, 405, 403},
         {"GET", "/_mail", NULL, NULL, 405, 403},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -2062,6 +2059,16 @@ START_TEST(test_health_is_ok)
 {
     struct response r = ask(_i, 200, "GET", "/_health", NULL, NULL);
     ck_assert_msg(!strncmp(r.body, "ok", 2), "%s", r.body);
+}
+END_TEST
+
+/* It does not matter to nginx, and is none of its clients' business. */
+START_TEST(test_ready_is_ok_at_a_node_that_has_all_its_data)
+{
+    if (_i != NGINX)
+        AWAIT(status_of(at(_i), "GET", "/_ready", NULL, NULL) == 200, 20);
+    struct response r = ask(_i, _i == NGINX ? 403 : 200, "GET", "/_ready", NULL, NULL);
+    ck_assert(_i == NGINX || !strcmp(r.body, "ok\n"));
 }
 END_TEST
 
@@ -3050,6 +3057,7 @@ static const struct entry *entries(size_t *count)
     EACH("wire", test_a_connection_serves_many_requests);
     EACH("wire", test_noise_is_answered_or_closed_and_hurts_nobody);
     EACH("reserved", test_health_is_ok);
+    EACH("reserved", test_ready_is_ok_at_a_node_that_has_all_its_data);
     EACH("reserved", test_status_tells_the_cluster);
     EACH("reserved", test_nodes_are_told_one_a_line);
     EACH("reserved", test_the_owners_of_a_key_are_told);

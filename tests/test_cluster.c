@@ -547,7 +547,7 @@ START_TEST(test_a_rolling_restart_costs_no_request)
         int status = node_stop(c, i);
         ck_assert_int_eq(status, 0);
         node_start(c, i);
-        cluster_await(c, 3, 40);
+        AWAIT(node_ready(&c->nodes[i]), 40);
         nginx_asks_again(c, i);
     }
     load_end_without_failure(l, "restarted in turn");
@@ -578,6 +578,60 @@ START_TEST(test_a_node_that_was_away_catches_up)
     for (int i = 0; i < 10; i++)
         ck_assert_int_eq(status_of(c->nodes[2].url, "GET", text("/deleted/%d", i), NULL, NULL),
                          404);
+    cluster_stop(c);
+}
+END_TEST
+
+/* The others are killed the moment it says so: what it has then is all that there is. */
+START_TEST(test_a_node_is_ready_when_what_it_missed_is_there)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", count / 2, c->nodes[0].url);
+    for (int how = 0; how < 2; how++) { /* down; then frozen, so that it misses the rest */
+        if (how)
+            node_signal(c, 2, SIGSTOP);
+        else
+            node_kill(c, 2);
+        AWAIT(node_metric(&c->nodes[0],
+                          text("estoraje_peer_up{peer=\"%s\"}", c->nodes[2].address)) == 0,
+              20);
+        keys_on("PUT", how ? count : count * 3 / 4, c->nodes[0].url);
+        if (how)
+            node_signal(c, 2, SIGCONT);
+        else
+            node_start(c, 2);
+        AWAIT(!node_ready(&c->nodes[2]), 20);
+        AWAIT(node_ready(&c->nodes[2]), 40);
+    }
+    node_kill(c, 0);
+    node_kill(c, 1);
+    for (int i = 0; i < count; i++)
+        ck_assert_int_eq(
+            status_of(c->nodes[2].url, "GET", text("%s?consistency=one", key_of(i)), NULL, NULL),
+            200);
+    AWAIT(!node_ready(&c->nodes[2]), 10);
+    struct response r = get(c->nodes[2].url, "/_ready");
+    ck_assert_msg(r.status == 503 && strstr(r.body, "lease"), "%d %s", r.status, r.body);
+    cluster_stop(c);
+}
+END_TEST
+
+/* A joiner is healthy long before it has any data. */
+START_TEST(test_a_joiner_is_ready_when_it_is_up_and_has_its_share)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 2000);
+    struct cluster *c = cluster_start(1, NULL);
+    keys_on("PUT", count, c->nodes[0].url);
+    cluster_add(c);
+    node_start(c, 1);
+    AWAIT(node_ready(&c->nodes[1]), 60);
+    ck_assert_str_eq(member_state(&c->nodes[1], node_id(&c->nodes[1])), "up");
+    node_kill(c, 0);
+    for (int i = 0; i < count; i++)
+        ck_assert_int_eq(
+            status_of(c->nodes[1].url, "GET", text("%s?consistency=one", key_of(i)), NULL, NULL),
+            200);
     cluster_stop(c);
 }
 END_TEST
@@ -1559,9 +1613,11 @@ int main(void)
         {"failures", test_a_minority_says_503_at_once_and_keeps_what_it_has},
         {"failures", test_a_rolling_restart_costs_no_request},
         {"failures", test_a_node_that_was_away_catches_up},
+        {"failures", test_a_node_is_ready_when_what_it_missed_is_there},
         {"failures", test_deleted_keys_stay_deleted_whoever_was_away},
         {"moves", test_a_joiner_takes_its_share_while_clients_run},
         {"moves", test_two_can_join_at_once},
+        {"moves", test_a_joiner_is_ready_when_it_is_up_and_has_its_share},
         {"moves", test_a_drained_member_leaves_and_its_data_stays},
         {"moves", test_a_dead_member_is_evicted_and_joins_anew},
         {"moves", test_nobody_is_evicted_when_too_few_would_remain},

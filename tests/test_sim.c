@@ -171,8 +171,11 @@ struct host {
     uint64_t disk_taken; /* LSN up to which there is space */
     uint64_t disk_size;  /* all that there is, while it is full */
     bool disk_full, disk_flipped;
-    struct try *tries;  /* requests that it has not answered */
-    struct memory kept; /* what its disk held for sure when it went down */
+    struct try *tries;            /* requests that it has not answered */
+    struct memory kept;           /* what its disk held for sure when it went down */
+    uint64_t lease_clock;         /* of the lease for which `must` was taken */
+    struct ballot must[KEYS_MAX]; /* what a majority of a key's owners had when its lease began */
+    bool ready;
 };
 
 enum fault {
@@ -839,6 +842,77 @@ static void mail_send(struct host *h, const struct peer *p, const struct bytes *
     }
 }
 
+static struct host *host_of(uint64_t id);
+
+static const struct entry *owner_entry(const struct node *n, uint32_t member, const struct key *k)
+{
+    uint16_t partition = key_partition(k->name, strlen(k->name));
+    const struct host *h =
+        n->owners[0][partition] >> member & 1 ? host_of(n->view->members[member].id) : NULL;
+    const struct entry *e =
+        h ? entry_find(&h->node->partitions[partition], k->name, strlen(k->name)) : NULL;
+    return e && e->flags & FLAG_RECORD ? e : NULL;
+}
+
+/* The highest ballot that so many of a key's owners have reached, in the old ring of n's view.
+ * `live`: whether one of them holds a live record at it. */
+static struct ballot key_reached(const struct node *n, const struct key *k, unsigned owners,
+                                 bool *live)
+{
+    struct ballot reached[MEMBERS_MAX] = {{0}}, most;
+    const struct entry *e;
+    unsigned count = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        if (!(e = owner_entry(n, i, k)))
+            continue;
+        unsigned at = count++;
+        for (; at && ballot_compare(reached[at - 1], e->accepted) < 0; at--)
+            reached[at] = reached[at - 1];
+        reached[at] = e->accepted;
+    }
+    most = reached[owners - 1]; /* zero if fewer have any */
+    *live = false;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if ((e = owner_entry(n, i, k)))
+            *live |= is_live(e->flags) && ballot_equal(e->accepted, most);
+    return most;
+}
+
+static unsigned key_majority(const struct node *n, const struct key *k)
+{
+    uint64_t owners = n->owners[0][key_partition(k->name, strlen(k->name))];
+    return (unsigned)__builtin_popcountll(owners) / 2 + 1;
+}
+
+/* A node that says it is ready has all that was acknowledged before its lease began: judged by the
+ * live records that are the newest of their key still. */
+static void judge_ready(struct host *h)
+{
+    const struct node *n = h->node;
+    bool live;
+    if (!n->has_lease || n->self < 0)
+        return;
+    if (h->lease_clock != n->lease_clock) {
+        h->lease_clock = n->lease_clock;
+        h->ready = false;
+        for (unsigned i = 0; i < w.keys_count; i++)
+            h->must[i] = key_reached(n, &w.keys[i], key_majority(n, &w.keys[i]), &live);
+    }
+    if (h->ready || !n->settled || partitions_behind(n))
+        return;
+    h->ready = true;
+    trace(h, "is ready");
+    for (unsigned i = 0; i < w.keys_count; i++) {
+        const struct key *k = &w.keys[i];
+        uint16_t partition = key_partition(k->name, strlen(k->name));
+        const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
+        struct ballot newest = key_reached(n, k, 1, &live);
+        if (n->owners[1][partition] & self_bit(n) && live && ballot_equal(newest, h->must[i]) &&
+            !(e && ballot_equal(e->accepted, newest)))
+            violation("h%d is ready, and has not %s of before its lease", h->index, k->name);
+    }
+}
+
 /* What the program does after each event of a node: write, send, see whether it is gone. */
 static void host_settle(struct host *h)
 {
@@ -846,6 +920,7 @@ static void host_settle(struct host *h)
     struct bytes batch = {0};
     node_run(n);
     views_check(h);
+    judge_ready(h);
     if (n->gone && !n->log.flight.count) {
         trace(h, "is gone from the view");
         h->node = NULL;
@@ -2801,6 +2876,7 @@ static const struct mutant mutants[] = {
     {20, "forget", NULL},
     {21, "deaf", NULL},
     {22, "skew", NULL},
+    {30, "crashes", NULL},
 };
 enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 3000 };
 
