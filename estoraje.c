@@ -118,8 +118,9 @@ enum {
 #define RESERVE_MARGIN     (300 * MS)    /* a disk may stall that long, and reads do not notice */
 #define CLOCK_AHEAD_MAX    (10 * SECOND) /* a message from further ahead is a clock fault */
 #define REPEAT_TIME        (60 * SECOND) /* how long a repeat surely finds its answer */
-#define MEMORY_OF_ANSWERS  (REPEAT_TIME + 5 * SECOND)
-#define KEY_TIME_SLACK     SECOND /* a client's clock may be off by so much, and it costs nothing */
+#define KEY_TIME_SLACK     SECOND /* a first try that comes so near its key's time is in time */
+#define KEY_TIME_MARGIN    (5 * SECOND) /* clients' clocks may be ahead by so much */
+#define MEMORY_OF_ANSWERS  (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
 #define FIRST_TRY_LEAD     (100 * MS) /* no repeat is carried out so soon after its first try came */
 #define REQUEST_TIME       (2300 * MS) /* a request is answered within it */
 #define STEP_TIME          (100 * MS)  /* a step of a round, before it is sent again */
@@ -320,8 +321,7 @@ _Static_assert(sizeof(struct message) == 104 && offsetof(struct message, bytes) 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire and disk are little-endian");
 
 /* What the client of a write was, or would be, told. `recorded`: the time of the ballot that put it
- * into the record, or when the write was made, if that is later. `number`: a counter's value, else
- * modified. */
+ * into the record. `number`: a counter's value, else modified. */
 struct answer {
     uint64_t version, recorded, number;
     uint32_t status, zero;
@@ -367,6 +367,7 @@ enum {
     FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
     FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
     FLAG_KEYED = 1,     /* request only: its client may repeat it; refusals are remembered, too */
+    FLAG_FIRST = 2,     /* request only: its first try, and nothing of it was sent */
 };
 
 /* A write is a function of the current record. */
@@ -1607,6 +1608,12 @@ static bool is_write(const struct request *q)
     return q->m->function != DO_READ && q->m->function != DO_REPAIR;
 }
 
+/* From now on an earlier try of it may be under way. */
+static void request_sent(struct request *q)
+{
+    q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
+}
+
 /* Ends a request without having carried it out: "no" if that is sure, else "unknown". */
 static void request_fail(struct node *n, struct request *q, uint16_t status)
 {
@@ -1790,7 +1797,7 @@ static void round_forward(struct node *n, struct round *r)
         q->m->op = f->op;
         /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
          * be recorded, or the double could be applied after its client was told no (R12). */
-        q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
+        request_sent(q);
         mail(n, q->sent_to, 0, q->m, NULL);
         n->counters.forwards++;
     }
@@ -2037,9 +2044,10 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
 static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
 {
     const struct message *m = q->m;
-    struct answer a = {.version = m->version, .recorded = max_u64(r->ballot.time, m->dropped)};
+    struct answer a = {.version = m->version, .recorded = r->ballot.time};
     /* By the clock as the promises raised it: who promised may have forgotten by its own. */
-    bool old = d->head.dropped >= max_u64(m->dropped, 1) ||
+    uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
+    bool old = d->head.dropped >= max_u64(m->dropped + lead, 1) ||
                (m->dropped && m->dropped + MEMORY_OF_ANSWERS < n->clock);
     size_t i = 0;
     while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
@@ -2101,7 +2109,7 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     message_append(&n->scratch, &d->head, &d->body);
     bytes_swap(&n->scratch, &r->record);
     for (struct request *q = r->taken; q; q = q->next)
-        q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~FLAG_FRESH);
+        request_sent(q);
     r->state = ROUND_ACCEPT;
     r->lost = (struct ballot){0};
     r->answered = r->refused = 0;
@@ -2458,29 +2466,26 @@ static struct request *request_make(struct node *n, const struct message *m,
  * For if the earlier try was applied, and its answer was let go, then `dropped` is at least the time
  * when that was recorded, so at least the time when this one was made: unknown.
  *
- * - A first try that comes within KEY_TIME_SLACK of its key's time counts as made when it comes, which
- *   is not before that time less the slack; and all its repeats count as made just then. So a
- *   client's clock makes no new write unknown, and what is remembered goes by arrival. Its lead is for
- *   writes before it, of which this node, whose clock may be a little behind, has not heard yet.
+ * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as made when it
+ *   comes: no clock of a client makes a new write unknown, and what is remembered goes by arrival.
+ *   (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock may be a
+ *   little behind. It counts until something of this try was sent.)
  * - One that comes later may have been overtaken by its repeat, and counts as one.
- * - One whose key is further ahead counts as made, and its answer as recorded, in the future. Its
- *   repeat relies on that, if it comes within MEMORY_OF_ANSWERS of it: hence the factor.
- * - Of a repeat without a time, or with an impossible one, nobody knows when its first try was: 0, and
- *   the record must list its answer, or must never have let go of any.
- *
- * Not covered: the client's clock is ahead by more than the slack, and a write of consistency=one came
- * between the first try and its repeat. */
+ * - A repeat counts as made KEY_TIME_MARGIN before its key's time: the first try did not come earlier
+ *   than that, as long as its client's clock is not ahead by more than the margin.
+ * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try was: 0,
+ *   and the record must list its answer, or must never have let go of any. */
 static void write_made(struct node *n, struct message *m, uint64_t key_time)
 {
     bool repeat = m->flags & FLAG_REPEAT;
     bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
-    bool ahead = key_time > n->wall + (repeat ? MEMORY_OF_ANSWERS : KEY_TIME_SLACK);
-    if (repeat && (ahead || !key_time))
+    m->flags |= repeat || late ? 0 : FLAG_FIRST;
+    if (m->flags & FLAG_FIRST)
+        m->dropped = clock_tick(n);
+    else if (!key_time || key_time > n->wall + KEY_TIME_MARGIN)
         m->dropped = 0;
-    else if (!repeat && !late && !ahead)
-        m->dropped = clock_tick(n) + FIRST_TRY_LEAD;
     else
-        m->dropped = min_u64(key_time, n->wall + 2 * MEMORY_OF_ANSWERS) - KEY_TIME_SLACK;
+        m->dropped = key_time - KEY_TIME_MARGIN;
 }
 
 /* A client's request. `m`: M_FORWARD, with key, function, condition, and for a write its version and

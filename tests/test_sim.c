@@ -62,8 +62,9 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define CLOCK_AHEAD_MAX    (10 * SECOND)
 #define MEMORY_OF_ANSWERS  sim_memory
 #define KEY_TIME_SLACK     (100 * MS)
+#define KEY_TIME_MARGIN    (200 * MS)
 #define FIRST_TRY_LEAD     0 /* a client may repeat at once */
-#define REPEAT_TIME        (60 * SECOND)
+#define REPEAT_TIME        (MEMORY_OF_ANSWERS - 2 * KEY_TIME_MARGIN)
 #define REQUEST_TIME       (2300 * MS)
 #define STEP_TIME          (100 * MS)
 #define RESERVE_ROOM       (4 << 10)
@@ -953,7 +954,8 @@ static void mail_deliver(struct host *h, const struct event *e)
 /* === 7 Clients ================================================================================
  *
  * A client does one operation after the other. It goes to a random host; unanswered for too long, or
- * "unknown", a write may be sent again through another with the same version, as nginx does.
+ * "unknown", a write may be sent again through another with the same Idempotency-Key, as nginx does:
+ * the client's own, or the one that it was told.
  */
 
 struct client {
@@ -970,12 +972,12 @@ struct op {
     char value[24];
     uint32_t value_bytes;
     uint64_t wait, ttl, tries;
-    uint64_t key_time;                    /* that its Idempotency-Key begins with; 0: none */
-    uint64_t expiry;                      /* as its last try had it */
+    char retry_key[40]; /* Idempotency-Key; none: the node makes one */
+    uint64_t first_try; /* by its proxy's clock, told with a repeat; 0: it is not */
+    uint64_t expiry;    /* as its last try had it */
     uint64_t arrived, gone_from, gone_by; /* tries that came, and when what they wrote ends */
     struct try *try;                      /* the one that is listened to */
     bool sent;     /* a try reached a node: the write is open unless an answer says no */
-    bool fresh;    /* no Idempotency-Key: it cannot be repeated before a node has told one */
     bool echo;     /* it was answered, `first`, and is sent once more nevertheless */
     bool recorded; /* if it was refused, that is remembered */
     bool listing;
@@ -997,7 +999,8 @@ try {
     struct op *op;    /* null: nobody listens any more */
     struct message m;
     char key[24], value[24];
-    uint64_t deadline, paused_time, wait, ttl, limit, key_time;
+    uint64_t deadline, paused_time, wait, ttl, limit, first_try;
+    char retry_key[40];
     struct bytes after;
 };
 
@@ -1062,7 +1065,7 @@ static void op_open(struct op *op)
     if (op->try)
         op->try->op = NULL;
     op->try = NULL;
-    if (!op_writes(op) || op->fresh || op->echo || w.over || op->tries > 4 || chance(200)) {
+    if (!op_writes(op) || !*op->retry_key || op->echo || w.over || op->tries > 4 || chance(200)) {
         op_give_up(op);
         return;
     }
@@ -1199,7 +1202,7 @@ static void op_write_answered(struct op *op, const struct message *m)
     }
     bool echoes = op->told.outcome == HISTORY_OK || op->recorded;
     uint64_t later = below(chance(700) ? 300 * MS : sim_memory + w.plan.late_repeat);
-    if (w.now + later < w.faults_until && !op->fresh && echoes && chance(w.plan.echo))
+    if (w.now + later < w.faults_until && *op->retry_key && echoes && chance(w.plan.echo))
         op_echoes(op, m, w.now + 1 + later);
     else
         op_end(op, true);
@@ -1221,7 +1224,27 @@ static void echo_answered(struct op *op, const struct message *m)
 static void listing_heard(struct op *op, const struct message *m);
 static void listing_answered(struct op *op, const struct message *m);
 
-static void op_answered(struct op *op, const struct message *m, bool repeat)
+/* What HTTP tells of it: that nothing was changed, or the key to repeat it with. */
+static void op_failed(struct op *op, const struct try *t, uint16_t status)
+{
+    struct call c = {.method = PUT, .m = t->m};
+    memcpy(c.retry_key, t->retry_key, sizeof t->retry_key);
+    call_tell(&c, status, "failed");
+    const char *outcome = MHD_get_response_header(c.response, "Estoraje-Outcome"),
+               *key = MHD_get_response_header(c.response, "Idempotency-Key");
+    if (outcome && key && chance(800))
+        snprintf(op->retry_key, sizeof op->retry_key, "%s", key);
+    op->sent &= outcome != NULL;
+    if (!outcome && t->m.flags & FLAG_REPEAT)
+        violation("a repeat was told that nothing was changed");
+    MHD_destroy_response(c.response);
+    if (outcome)
+        op_open(op);
+    else
+        op_give_up(op);
+}
+
+static void op_answered(struct op *op, const struct message *m, const struct try *t)
 {
     w.answered_ok += m->status < 500;
     if (w.last_phase && (m->status == 503 || (m->status > 503 && !w.clocks_ran_ahead)))
@@ -1232,13 +1255,8 @@ static void op_answered(struct op *op, const struct message *m, bool repeat)
         op_read_answered(op, m);
     } else if (op->echo && m->status != 503 && m->status != 507) {
         echo_answered(op, m);
-    } else if (m->status == STATUS_UNKNOWN) {
-        op_open(op);
-    } else if (m->status == 503 || m->status == 507) {
-        if (repeat)
-            violation("a repeat was told %u", m->status);
-        op->sent = false;
-        op_give_up(op);
+    } else if (m->status >= 500) {
+        op_failed(op, t, m->status);
     } else {
         op_write_answered(op, m);
     }
@@ -1333,12 +1351,8 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
     if (t->op) {
         struct op *op = t->op;
         op->try = NULL;
-        if (m->status == STATUS_UNKNOWN && op->fresh && !(op->m.flags & FLAG_ONE)) {
-            op->key_time = t->key_time; /* told the key that it was given, it may be repeated */
-            op->fresh = false;
-        }
         op->expiry = t->m.expiry;
-        op_answered(op, m, t->m.flags & FLAG_REPEAT);
+        op_answered(op, m, t);
     }
     try_free(t);
 }
@@ -1414,11 +1428,9 @@ static void op_send(struct op *op)
     memcpy(t->key, op->key->name, sizeof t->key);
     memcpy(t->value, op->value, sizeof t->value);
     t->ttl = op->ttl;
-    if (op->fresh)
-        t->m.flags |= FLAG_FRESH;
-    else
-        t->m.flags |= op->sent ? FLAG_REPEAT : chance(500) ? FLAG_KEYED : 0;
-    t->key_time = op->key_time;
+    memcpy(t->retry_key, op->retry_key, sizeof t->retry_key);
+    t->m.flags |= op->sent ? FLAG_REPEAT : *op->retry_key && chance(500) ? FLAG_KEYED : 0;
+    t->first_try = op->sent ? op->first_try : 0;
     op->recorded = t->m.flags & (FLAG_REPEAT | FLAG_KEYED);
     op->sent = true;
     op->page_start = w.now;
@@ -1431,6 +1443,27 @@ static void op_send(struct op *op)
     client_wakes(op->client,
                  w.now + patience + op->wait + op->listing * (LISTING_WAIT + LISTING_TIME),
                  TIMEOUT);
+}
+
+/* What HTTP does with a write before the core gets it: it makes a key, if there is none, tells by
+ * the key which write it is, and refuses one that is too old; or any, if too much is in flight. */
+static bool try_versioned(struct host *h, struct try *t, const char *value, struct message *m)
+{
+    static struct server s;
+    s.node = h->node;
+    struct call c = {.server = &s, .method = PUT, .uri = t->key, .m = *m};
+    c.body = (struct bytes){(uint8_t *)value, m->value_bytes, 0};
+    memcpy(c.retry_key, t->retry_key, sizeof t->retry_key);
+    uint64_t time = parse_unix_time(c.retry_key, '-');
+    c.key_time = time ? time : t->first_try;
+    if ((c.key_time && c.key_time + REPEAT_TIME < h->node->wall) || chance(w.healed ? 0 : 2)) {
+        hook_reply(h->node, t, &(struct message){.status = 503});
+        return false;
+    }
+    call_version(&c);
+    memcpy(t->retry_key, c.retry_key, sizeof t->retry_key);
+    *m = c.m;
+    return true;
 }
 
 /* The request is there. */
@@ -1454,15 +1487,12 @@ static void try_arrive(struct host *h, struct try *t)
     t->m.expiry = t->ttl ? node_date(n) + t->ttl : 0;
     if (t->ttl && t->op)
         op_expires(t->op, t->m.expiry);
-    if (t->m.flags & FLAG_FRESH) /* its key is made here, and told if the outcome is unknown */
-        t->key_time = n->wall;
-    if (t->m.function != DO_READ)
-        write_made(n, &t->m, t->key_time);
     char *value = allocate(t->m.value_bytes + 1);
     memset(value, ':', t->m.value_bytes);
     memcpy(value, t->value, min_u64(strlen(t->value), t->m.value_bytes));
     struct message m = t->m;
-    node_request(n, t, &m, &(struct body){.key = t->key, .value = value}, t->wait);
+    if (m.function == DO_READ || try_versioned(h, t, value, &m))
+        node_request(n, t, &m, &(struct body){.key = t->key, .value = value}, t->wait);
     free(value);
 }
 
@@ -1558,6 +1588,26 @@ static void op_choose_read(struct op *op)
     }
 }
 
+/* None, one without a time, or one whose time is right, behind, or ahead. */
+static void op_choose_retry_key(struct op *op)
+{
+    uint64_t time = WALL_AT_START + w.now, dice = w.over ? 900 : below(1000);
+    unsigned serial = (unsigned)chance_u64();
+    if (dice < 150)
+        return;
+    if (dice < 200)
+        time -= below(sim_memory);
+    else if (dice < 300)
+        time += below(KEY_TIME_MARGIN);
+    else if (dice < 400)
+        op->first_try = time;
+    if (dice >= 300 && dice < 500)
+        snprintf(op->retry_key, sizeof op->retry_key, "%08x-7dec-11d0", serial);
+    else
+        snprintf(op->retry_key, sizeof op->retry_key, "%" PRIu64 ".%03" PRIu64 "-%08x",
+                 time / SECOND, time % SECOND / MS, serial);
+}
+
 static void client_begins(struct client *c)
 {
     if (w.over && !w.last_reads) {
@@ -1574,7 +1624,6 @@ static void client_begins(struct client *c)
     op->told.start = w.now;
     op->told.client = c->name;
     op->m.type = M_FORWARD;
-    op->fresh = chance(200);
     if (op->key->kind == LISTED && chance(400)) {
         op->listing = true;
         op->m.type = M_LIST;
@@ -1589,9 +1638,8 @@ static void client_begins(struct client *c)
     }
     op->m.key_bytes = (uint16_t)strlen(op->key->name);
     op->m.partition = key_partition(op->key->name, op->m.key_bytes);
-    op->m.version = chance_u64();
-    op->fresh |= (op->m.flags & FLAG_ONE) != 0;
-    op->key_time = op->fresh ? 0 : WALL_AT_START + w.now; /* its proxy's clock is right */
+    if (!(op->m.flags & FLAG_ONE))
+        op_choose_retry_key(op);
     op_send(op);
 }
 

@@ -1943,7 +1943,7 @@ START_TEST(test_a_tombstone_is_forgotten_while_other_keys_change)
     accept_at(first, neighbour("gone", busy), "v");
     accept_at(clock_tick(n), "gone", NULL);
     struct ballot deleted = entry_of("gone")->accepted;
-    ticks(70, SECOND);
+    ticks(MEMORY_OF_ANSWERS / SECOND + 10, SECOND);
     for (int i = 0; i < 3; i++) {
         peers_agree(at);
         accept_at(clock_tick(n), busy, "changed");
@@ -1963,7 +1963,7 @@ START_TEST(test_what_is_stored_below_the_floor_undoes_an_agreement)
     uint64_t first = clock_tick(n), middle = clock_tick(n);
     accept_at(first, neighbour("gone", late), "v");
     accept_at(clock_tick(n), "gone", NULL);
-    ticks(70, SECOND);
+    ticks(MEMORY_OF_ANSWERS / SECOND + 10, SECOND);
     for (int i = 0; i < 3; i++) {
         peers_agree(at);
         partition_walk(n, at);
@@ -1995,7 +1995,7 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
         m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
         peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
         ticks(9, SECOND);
-        entry_of("none")->promised->time -= 70 * SECOND;
+        entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
         partition_walk(n, at);
         raised += ballot_compare(p->floor, before) > 0;
     }
@@ -2369,7 +2369,7 @@ START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
     uint16_t at = m.partition = key_partition("none", 4);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
     peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
-    entry_of("none")->promised->time -= 70 * SECOND;
+    entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
     n->log.full = true;
     n->log.room = DISK_KEEP_BYTES / 4;
     uint64_t end = log_end(n);
