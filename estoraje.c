@@ -224,9 +224,12 @@ __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, c
     va_list list, again;
     va_start(list, format);
     va_copy(again, list);
-    size_t room = (size_t)vsnprintf(NULL, 0, format, list) + 1; /* a zero, which is not kept */
-    vsnprintf(bytes_extend(b, room), room, format, again);
-    b->count--;
+    size_t start = b->count, room = 256; /* mostly enough, so that it is not printed twice */
+    size_t count = (size_t)vsnprintf(bytes_extend(b, room), room, format, list);
+    b->count = start;
+    if (count >= room)
+        vsnprintf(bytes_extend(b, count + 1), count + 1, format, again);
+    b->count = start + count; /* without the zero behind it */
     va_end(again);
     va_end(list);
 }
@@ -903,8 +906,9 @@ static struct entry *message_entry(const struct node *n, const struct message *m
 
 static struct entry *entry_make(struct partition *p, const void *key, size_t bytes)
 {
-    struct entry *e = entry_find(p, key, bytes);
-    if (e)
+    uint32_t at = partition_seek(p, key, bytes);
+    struct entry *e = at < p->count ? p->entries[at] : NULL;
+    if (e && key_compare(e->key, e->key_bytes, key, bytes) == 0)
         return e;
     if (p->count == p->capacity) {
         p->capacity = p->capacity ? p->capacity + p->capacity / 4 + 8 : 8;
@@ -915,7 +919,6 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
     e = allocate(sizeof *e + bytes);
     e->key_bytes = (uint16_t)bytes;
     memcpy(e->key, key, bytes);
-    uint32_t at = partition_seek(p, key, bytes);
     memmove(p->entries + at + 1, p->entries + at, (p->count - at) * sizeof *p->entries);
     p->entries[at] = e;
     p->count++;
@@ -1252,9 +1255,10 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
 
 /* Sends what the acceptor holds for a key: with its value, without, or, if no answer that it lists
  * can matter any more, from the index alone. Cold bytes: `m` comes again when they are in memory. */
-static void tell(struct node *n, struct peer *to, const struct message *m, uint8_t type, bool whole)
+static void tell(struct node *n, struct peer *to, const struct message *m, struct entry *found,
+                 uint8_t type, bool whole)
 {
-    struct entry nothing = {0}, *found = message_entry(n, m), *e = found ? found : &nothing;
+    struct entry nothing = {0}, *e = found ? found : &nothing;
     struct message head = {.type = type, .op = m->op, .partition = m->partition};
     uint64_t gate = e->lsn + e->record_bytes;
     bool damaged = e->flags & FLAG_DAMAGED;
@@ -1298,16 +1302,18 @@ static void tell(struct node *n, struct peer *to, const struct message *m, uint8
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
 {
-    struct ballot promised = register_promised(n, m->partition, message_entry(n, m));
+    struct entry *e = message_entry(n, m);
+    struct ballot promised = register_promised(n, m->partition, e);
     if (!ballot_allowed(n, m->ballot, promised)) {
         refuse(n, from, m, promised);
         return;
     }
-    struct entry *e = entry_make(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
+    if (!e)
+        e = entry_make(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
     if (!e->promised)
         e->promised = allocate(sizeof *e->promised);
     *e->promised = m->ballot;
-    tell(n, from, m, M_PROMISE, false);
+    tell(n, from, m, e, M_PROMISE, false);
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
@@ -1334,7 +1340,8 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     if (!again) {
         if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
             return;
-        e = entry_make(p, key, m->key_bytes);
+        if (!e)
+            e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
         watches_tell(n, e, m->partition);
@@ -1350,14 +1357,14 @@ static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     if (m->flags & FLAG_WATCH)
         watch_add(n, from, m);
-    tell(n, from, m, M_ANSWER, m->flags & FLAG_WHOLE);
+    tell(n, from, m, message_entry(n, m), M_ANSWER, m->flags & FLAG_WHOLE);
 }
 
 static void on_pull(struct node *n, struct peer *from, const struct message *m)
 {
-    const struct entry *e = message_entry(n, m);
+    struct entry *e = message_entry(n, m);
     if (e && e->flags & FLAG_RECORD)
-        tell(n, from, m, M_ACCEPT, true);
+        tell(n, from, m, e, M_ACCEPT, true);
 }
 
 /* === 10 Views ===================================================================================
@@ -2358,7 +2365,7 @@ static void watches_tell(struct node *n, const struct entry *e, uint16_t partiti
         if (w->until <= n->now)
             continue;
         if (e && key_compare(e->key, e->key_bytes, body.key, m->key_bytes) == 0)
-            tell(n, w->from, m, M_ANSWER, false);
+            tell(n, w->from, m, message_entry(n, m), M_ANSWER, false);
         else
             bytes_append(&left, w, bytes);
     }
@@ -5050,8 +5057,8 @@ static void call_version(struct call *c)
     if (!*c->retry_key) {
         c->m.flags |= FLAG_FRESH;
         c->key_time = c->server->node->wall;
-        snprintf(c->retry_key, sizeof c->retry_key, "%.6f-%016" PRIx64, (double)c->key_time / 1e6,
-                 node_random(c->server->node));
+        snprintf(c->retry_key, sizeof c->retry_key, "%" PRIu64 ".%06" PRIu64 "-%016" PRIx64,
+                 c->key_time / SECOND, c->key_time % SECOND, node_random(c->server->node));
     }
     write_made(c->server->node, &c->m, c->key_time);
     bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", c->retry_key, methods[c->method],
@@ -5272,7 +5279,7 @@ static void call_date(struct call *c, const char *name, uint64_t us)
     char text[64];
     gmtime_r(&seconds, &utc);
     strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &utc);
-    call_header(c, name, "%s", text);
+    MHD_add_response_header(c->response, name, text);
 }
 
 static void reply_value(struct call *c, const struct message *m, const char *etag)
@@ -5299,8 +5306,8 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
                         from + count - 1, m->value_bytes);
     }
     call_date(c, "Last-Modified", m->modified);
-    call_header(c, "Accept-Ranges", "bytes");
-    call_header(c, "X-Content-Type-Options", "nosniff");
+    MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
+    MHD_add_response_header(c->response, "X-Content-Type-Options", "nosniff");
     if (m->expiry)
         call_date(c, "Estoraje-Expires", m->expiry);
 }
@@ -5391,7 +5398,7 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         reply_value(c, m, etag);
     if (m->modified && c->status != 503 &&
         (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
-        call_header(c, "ETag", "%s", etag);
+        MHD_add_response_header(c->response, "ETag", etag);
     if (m->status != 100) /* else a part of a listing */
         call_resume(c);
 }
@@ -5481,7 +5488,8 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
     struct call *c = allocate(sizeof *c);
     (void)connection;
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
-    sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
+    if (*uri != '/')
+        sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
     uri += skipped;
     *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = strdup(uri), .text = strdup(uri)};
     return c;
