@@ -694,6 +694,7 @@ struct node {
     struct log log;
     struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
     struct bytes gated, cold;    /* what waits for the log: to be durable, or to be in memory */
+    struct bytes ungated;        /* what waits no more, while it is sent */
     LIST_HEAD(rounds, round) by_op[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     size_t rounds_resting;
@@ -1129,13 +1130,12 @@ static void mail_members(struct node *n, uint64_t members, uint64_t gate,
 /* What waited for the log, and need not any more. */
 static void mail_ungate(struct node *n)
 {
-    struct bytes gated = n->gated;
-    n->gated = (struct bytes){0};
-    for (const struct waiting *w = NULL; (w = waiting_next(&gated, w));) {
+    bytes_swap(&n->gated, &n->ungated);
+    for (const struct waiting *w = NULL; (w = waiting_next(&n->ungated, w));) {
         if (w->peer->id == w->id)
             mail(n, w->peer, w->gate, &w->message, NULL);
     }
-    bytes_free(&gated);
+    bytes_clear(&n->ungated);
 }
 
 /* No mail leaves before the view and the clock that it is sent with are durable. */
@@ -3845,8 +3845,10 @@ struct disk {
     uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
     struct segment {
         uint64_t number;
-        int file;        /* 0: none */
-    } hot[HOT_SEGMENTS]; /* the loop's: those that were read last, by number modulo HOT_SEGMENTS */
+        int file; /* 0: none */
+    } written;    /* what was written to last, kept open */
+    struct segment hot
+        [HOT_SEGMENTS]; /* the loop's: those that were read last, by number modulo HOT_SEGMENTS */
 };
 
 struct disk_job {
@@ -3893,16 +3895,15 @@ static int segment_open(const struct disk *d, uint64_t lsn, int flags)
     return openat(d->dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
 }
 
-/* The same to read it, and kept open. */
-static int segment_find(struct disk *d, uint64_t lsn)
+/* The same, and kept open at `s`. */
+static int segment_find(const struct disk *d, struct segment *s, uint64_t lsn, int flags)
 {
     uint64_t number = lsn / SEGMENT_BYTES;
-    struct segment *s = &d->hot[number % HOT_SEGMENTS];
     if (s->file > 0 && s->number == number)
         return s->file;
     if (s->file > 0)
         close(s->file);
-    *s = (struct segment){number, segment_open(d, lsn, O_RDONLY)};
+    *s = (struct segment){number, segment_open(d, lsn, flags)};
     return s->file;
 }
 
@@ -3914,7 +3915,8 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
     uint8_t *at = to, *end = at + bytes;
     for (size_t part; at < end; at += part, lsn += part) {
         part = segment_part(lsn, (size_t)(end - at));
-        int file = segment_find(d, lsn);
+        struct segment *hot = &d->hot[lsn / SEGMENT_BYTES % HOT_SEGMENTS];
+        int file = segment_find(d, hot, lsn, O_RDONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
         if (count < 0 && errno == EOPNOTSUPP) /* it cannot be told */
@@ -3934,13 +3936,12 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
 static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size_t bytes, bool sync)
 {
     for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
-        int file = segment_open(d, lsn, O_WRONLY);
+        int file = segment_find(d, &d->written, lsn, O_WRONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = file < 0 ? -1 : pwrite(file, from, segment_part(lsn, bytes), offset);
         if (count <= 0 || (sync && fdatasync(file) < 0))
             die("the disk failed");
         part = (size_t)count;
-        close(file);
     }
 }
 
