@@ -4100,6 +4100,7 @@ enum {
     TICK_MS = 20,
     METHODS = 6,
     CODES = 600,
+    MHD_RUNS_MAX = 3,   /* in a turn: until what was answered is sent, but not without end */
     DAMAGED_TRIES = 10, /* leases to wait for a healthy node when the log is damaged */
     BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
     SECRET_BYTES_MIN = 16,
@@ -5765,9 +5766,12 @@ static void server_turn(struct server *s)
     curl_multi_poll(s->multi, files, 2, ready ? 0 : tick_ms, NULL);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
-    s->resumed = false;
     disk_events(s);
-    MHD_run(s->daemon);
+    for (int runs = 0; runs == 0 || (runs < MHD_RUNS_MAX && s->resumed); runs++) {
+        s->resumed = false;
+        MHD_run(s->daemon);
+        node_run(s->node);
+    }
     if (s->ticked_at + (uint64_t)tick_ms * MS <= s->node->now) {
         s->ticked_at = s->node->now;
         node_tick(s->node, s->node->now, s->node->wall);
