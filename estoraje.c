@@ -4603,7 +4603,7 @@ static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
-enum { HEAD_BYTES_MAX = 32 << 10, RETRY_KEY_BYTES_MAX = 255 };
+enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
