@@ -4128,7 +4128,8 @@ struct server {
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
-    uint64_t ticked_at;
+    uint64_t ticked_at,
+        held_at;         /* held_at: log and mail are held back since then; 0: they are not */
     uint64_t next_fault; /* until then no fault of a peer's mail is logged again */
 };
 
@@ -4604,6 +4605,7 @@ enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
+#define HOLD_TIME   MS             /* mail and the log's batch wait so long for more */
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 
 /* What a query says; 0: nothing. */
@@ -5753,7 +5755,8 @@ static void notify(const char *state)
     close(file);
 }
 
-/* One turn of the loop: wait, take what came, and let out what came of it. */
+/* One turn of the loop: wait, take what came, and let out what came of it: when nothing more comes at
+ * once, so that a batch is as large as it can be, but soon. */
 static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
@@ -5763,7 +5766,8 @@ static void server_turn(struct server *s)
     MHD_UNSIGNED_LONG_LONG ready_ms;
     bool ready = s->resumed || (MHD_get_timeout(s->daemon, &ready_ms) == MHD_YES && !ready_ms);
     int tick_ms = node_is_restless(s->node) ? 1 : TICK_MS; /* not each turn: a tick looks at much */
-    curl_multi_poll(s->multi, files, 2, ready ? 0 : tick_ms, NULL);
+    int events = 0;
+    curl_multi_poll(s->multi, files, 2, ready || s->held_at ? 0 : tick_ms, &events);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
     disk_events(s);
@@ -5782,8 +5786,13 @@ static void server_turn(struct server *s)
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
         server_rebirth(s, false); /* when the log's thread is at rest */
-    log_submit(s);
-    channels_turn(s);
+    if (!s->held_at)
+        s->held_at = s->node->now;
+    if (!(events || ready) || s->held_at + HOLD_TIME <= s->node->now) {
+        log_submit(s);
+        channels_turn(s);
+        s->held_at = 0;
+    }
     int running;
     curl_multi_perform(s->multi, &running);
 }

@@ -586,8 +586,8 @@ static void node_free(struct node *n)
         free(n->views[i]);
     sync_reset(n);
     free(n->views);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox, &n->handled,
-                           &n->gated,       &n->scratch,    &n->cold,  &n->log.marks};
+    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox, &n->handled,  &n->gated,
+                           &n->ungated,     &n->scratch,    &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n);
