@@ -115,13 +115,15 @@ static char *put_random(const struct cluster *c, const char *name, int mebibytes
     return file;
 }
 
+/* As far as the nodes that run have answered them. */
 static double ranges_asked(const struct cluster *c)
 {
     double sum = 0;
-    for (int i = 0; i < c->count; i++)
-        if (c->nodes[i].pid)
-            sum += node_metric(&c->nodes[i],
-                               "estoraje_http_requests_total{method=\"GET\",code=\"206\"}");
+    for (int i = 0; i < c->count; i++) {
+        double count =
+            node_metric(&c->nodes[i], "estoraje_http_requests_total{method=\"GET\",code=\"206\"}");
+        sum += count > 0 ? count : 0; /* it is NAN where there was none, or no answer */
+    }
     return sum;
 }
 
