@@ -3317,11 +3317,15 @@ static void listing_go_on(struct node *n, struct listing *l)
     }
 }
 
-/* One key of the page: told as the owners agree on it, or read first. `same`: those that do. */
+/* One key of the page: told as a quorum lists it at one ballot, if it has not expired, else read (R23).
+ * The highest of a majority's records will not do: if a minority holds it, later reads may not find it.
+ * A delete of that kind would leave out a key that is there all the time. `same`: members that list
+ * what `e` is. */
 static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    if (quorum(n, partition, same) && !(e->expiry && e->expiry <= node_date(n))) {
+    bool agreed = quorum(n, partition, same) || !RULE(23);
+    if (agreed && !(e->expiry && e->expiry <= node_date(n))) {
         bool live = !(e->flags & FLAG_TOMBSTONE);
         if (live)
             listed_append(&l->page, e, e->key);

@@ -2924,6 +2924,7 @@ static const struct mutant mutants[] = {
     {20, "forget", NULL},
     {21, "deaf", NULL},
     {22, "skew", NULL},
+    {23, "restarts", NULL},
     {30, "crashes", NULL},
 };
 enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 3000 };
