@@ -983,6 +983,7 @@ struct op {
     bool listing;
     struct message first;
     uint64_t changed_at;       /* of a wait: when somebody was told of a change; 0: nobody was */
+    uint64_t held;             /* of a read of consistency=one: key_held when it was sent */
     uint64_t page_start;       /* of a listing's page */
     struct bytes after, found; /* of that page: the key it comes after; struct told_key */
 };
@@ -1139,9 +1140,33 @@ static void waits_note(const struct op *by, const struct message *m)
     }
 }
 
+/* If all owners have a record of the key that never expires, but for those that still pull: a number
+ * that stays the same while nothing changes. Else 0. */
+static uint64_t key_held(const struct key *k)
+{
+    uint64_t mark = w.views_count;
+    uint16_t partition = key_partition(k->name, strlen(k->name));
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct node *n = w.hosts[i].node;
+        if (!n || n->self < 0 || node_epoch(n) != w.views_count)
+            return 0;
+        const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
+        if (n->owners[0][partition] & self_bit(n)) {
+            if (!e || !is_live(e->flags) || e->expiry)
+                return 0;
+            mark = XXH3_64bits_withSeed(&e->accepted, sizeof e->accepted, mark);
+        }
+        mark = 31 * mark + w.hosts[i].boot;
+    }
+    return mark;
+}
+
 static void op_read_answered(struct op *op, const struct message *m)
 {
     struct body body = message_body(m);
+    if (op->m.flags & FLAG_ONE && m->status == 404 && op->held && op->held == key_held(op->key))
+        violation("%s: consistency=one found nothing, and all complete owners have it",
+                  op->key->name);
     if (m->status != 200 && m->status != 404) {
         op_end(op, false);
         return;
@@ -1434,6 +1459,7 @@ static void op_send(struct op *op)
     op->recorded = t->m.flags & (FLAG_REPEAT | FLAG_KEYED);
     op->sent = true;
     op->page_start = w.now;
+    op->held = key_held(op->key);
     op->found.count = 0;
     op->tries++;
     if (op->ttl)
