@@ -1649,6 +1649,69 @@ START_TEST(test_a_write_follows_one_of_consistency_one)
 }
 END_TEST
 
+/* Proxies count, each request with a key of its own; every other one's clock is half a second behind. */
+static void race_add_keyed(void *context, int index)
+{
+    struct race *r = context;
+    const char *url = r->target == THREE ? three->nodes[index % 3].url : at(r->target);
+    for (int i = 0; i < 250; i++) {
+        char *key = idempotency(index % 2 * 0.5, text("%d-%d", index, i), false);
+        struct response got = http(url, "POST", r->path, text("%s\nEstoraje-Retry: 0", key), "", 0);
+        if (got.status != 200)
+            r->bad = text("%d %s", got.status, got.body);
+        __atomic_add_fetch(got.status == 200 ? &r->won : &r->other, 1, __ATOMIC_SEQ_CST);
+        response_free(&got);
+    }
+}
+
+START_TEST(test_a_proxy_whose_clock_is_behind_is_told_unknown_no_more_often)
+{
+    struct race r = {.target = _i, .path = text("%s?op=add", own("n"))};
+    crowd(8, race_add_keyed, &r);
+    ck_assert_msg(r.other <= (_i == ALONE ? 0 : 20), "%d of 2000: %s", r.other, r.bad);
+    int sum = add(_i, own("n"), "0");
+    ck_assert_msg(r.won <= sum && sum <= r.won + r.other, "%d of %d", sum, r.won);
+}
+END_TEST
+
+/* With a UUID, too, what a repeat is told is never a guess. */
+START_TEST(test_a_repeat_whose_answer_was_let_go_is_unknown_and_an_unmarked_one_is_a_new_write)
+{
+    char *path = own("n"), *by = text("%s?op=add", path), *uuid = "Idempotency-Key: 4-e5f6";
+    char *timed = idempotency(0, "t", false);
+    ask(_i, 200, "POST", by, uuid, "");
+    ask(_i, 200, "POST", by, timed, "");
+    for (int i = 0; i < 257; i++)
+        ck_assert_int_eq(add(_i, path, "1"), i + 3);
+    char *const keys[] = {uuid, timed};
+    for (int i = 0; i < 2; i++) {
+        struct response r = ask(_i, 503, "POST", by, as_retry(keys[i]), "");
+        header_is(&r, "Estoraje-Outcome", "unknown");
+        header_is(&r, "Idempotency-Key", keys[i] + strlen("Idempotency-Key: "));
+        tells_in_one_line(&r);
+    }
+    ck_assert_int_eq(add(_i, path, "0"), 259);
+    ask(_i, 200, "POST", by, uuid, "");
+    ck_assert_int_eq(add(_i, path, "0"), 260);
+}
+END_TEST
+
+START_TEST(test_a_mark_is_0_or_1_or_the_time_of_the_first_try)
+{
+    const struct row rows[] = {
+        {"PUT", "bad", "Estoraje-Retry: yes", "v", 400, 0},
+        {"PUT", "bad", "Estoraje-Retry: 2\nIdempotency-Key: a", "v", 400, 0},
+        {"PUT", "k", "Estoraje-Retry: 1\nIdempotency-Key: a", "v", 201, 0},
+        {"PUT", "k", text("Estoraje-Retry: %.3f\nIdempotency-Key: a", unix_time()), "v", 201, 0},
+        {"PUT", "k", "Estoraje-Retry: 1\nIdempotency-Key: b", "v", 204, 0},
+        {"PUT", "one?consistency=one", "Estoraje-Retry: 1", "v", 200, 0},
+        {"PUT", "none", "Estoraje-Retry: 1", "v", 201, 0},
+    };
+    rows_ask(_i, rows, sizeof rows / sizeof *rows);
+    has_none(_i, own("bad"));
+}
+END_TEST
+
 START_TEST(test_answers_unknown_put_no_node_aside)
 {
     put_etag(_i, own("k"), "v");
@@ -2542,6 +2605,12 @@ START_TEST(test_a_node_without_a_cluster_says_so_at_once)
                                            ? "not a member of a cluster yet; nothing was changed\n"
                                            : "not a member of a cluster yet\n");
     }
+    static const char *const paths[] = {"/k", "/k?consistency=one", "/k?consistency=all"};
+    for (int i = 0; i < 3; i++) {
+        struct response r = http(n->url, "PUT", paths[i], "Estoraje-Retry: 1", "v", 1);
+        ck_assert_int_eq(r.status, 503);
+        ck_assert_str_eq(header(&r, "Estoraje-Outcome"), "unknown");
+    }
     cluster_stop(c);
 }
 END_TEST
@@ -2607,6 +2676,10 @@ START_TEST(test_while_it_finishes_new_requests_are_told_503)
         struct response r = get(n->url, "/k");
         ck_assert_msg(r.status == 503, "%d %s", r.status, r.error);
         ck_assert_str_eq(header(&r, "Connection"), "close");
+        for (int one = 0; one < 2; one++) {
+            r = http(n->url, "PUT", one ? "/k?consistency=one" : "/k", "Estoraje-Retry: 1", "v", 1);
+            ck_assert_str_eq(header(&r, "Estoraje-Outcome"), "unknown");
+        }
     }
     raw_print(busy, "56789");
     ck_assert_int_eq(raw_receive(busy, 10).status, 201);
@@ -3039,6 +3112,10 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_a_write_made_ahead_takes_no_time_from_other_keys);
     EACH("retries", test_a_first_try_that_comes_late_is_unknown_too);
     EACH("retries", test_a_write_follows_one_of_consistency_one);
+    EACH("retries", test_a_proxy_whose_clock_is_behind_is_told_unknown_no_more_often);
+    EACH("retries",
+         test_a_repeat_whose_answer_was_let_go_is_unknown_and_an_unmarked_one_is_a_new_write);
+    EACH("retries", test_a_mark_is_0_or_1_or_the_time_of_the_first_try);
     EACH("retries", test_answers_unknown_put_no_node_aside);
     EACH("retries", test_any_idempotency_key_of_1_to_255_bytes_is_taken);
     EACH("retries", test_malformed_idempotency_keys_are_refused);

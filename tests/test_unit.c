@@ -2008,6 +2008,153 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
 }
 END_TEST
 
+/* A write of the client as HTTP hands it to the core: told with this Idempotency-Key ("": with none),
+ * and as a repeat or not. */
+static struct call keyed(const char *key, uint8_t flags)
+{
+    static struct server s;
+    s.node = l.node;
+    struct call c = {.server = &s, .method = POST, .uri = "/k?op=add", .m.flags = flags};
+    snprintf(c.retry_key, sizeof c.retry_key, "%s", key);
+    c.key_time = parse_unix_time(key, '-');
+    call_version(&c);
+    return c;
+}
+
+static char *key_at(uint64_t time)
+{
+    static char text[40];
+    snprintf(text, sizeof text, "%.6f-a", (double)time / 1e6);
+    return text;
+}
+
+START_TEST(test_no_repeat_counts_as_made_later_than_its_first_try)
+{
+    static const int64_t aheads[] = {-59000, -7000, -1001, -1000, -100, 0, 999, 1000, 3000, 5000};
+    lone_begin();
+    struct node *n = l.node;
+    for (size_t i = 0; i < sizeof aheads / sizeof *aheads; i++) {
+        struct call first = keyed(key_at((uint64_t)((int64_t)n->wall + aheads[i] * 1000)), 0);
+        bool late = aheads[i] < -1000;
+        ck_assert_int_eq(!(first.m.flags & FLAG_FIRST), late);
+        ck_assert_int_eq(first.m.dropped < n->wall, late); /* else as it comes */
+        uint64_t recorded = max_u64(n->clock, n->wall);
+        for (int later = 0; later < 40; later++) {
+            n->wall += 250 * MS;
+            struct call repeat = keyed(first.retry_key, FLAG_REPEAT);
+            ck_assert_uint_eq(repeat.m.version, first.m.version);
+            ck_assert_msg(repeat.m.dropped <= min_u64(first.m.dropped, recorded),
+                          "%" PRId64 " ms ahead", aheads[i]);
+            ck_assert(!(repeat.m.flags & FLAG_FIRST));
+        }
+    }
+    ck_assert_uint_eq(keyed("uuid", FLAG_REPEAT).m.dropped, 0);
+    ck_assert_uint_eq(keyed(key_at(n->wall + 6 * SECOND), FLAG_REPEAT).m.dropped, 0);
+    ck_assert_uint_ge(keyed("uuid", 0).m.dropped, n->wall);
+}
+END_TEST
+
+START_TEST(test_a_keyless_write_and_its_repeat_with_the_key_that_was_told_are_one)
+{
+    lone_begin();
+    l.node->clock += 3 * SECOND + 123; /* raised by others */
+    for (int i = 0; i < 100; i++) {
+        l.node->wall += 777;
+        struct call first = keyed("", 0), repeat = keyed(first.retry_key, FLAG_REPEAT);
+        ck_assert(first.m.flags & FLAG_FRESH);
+        ck_assert_uint_eq(repeat.m.version, first.m.version);
+        ck_assert_uint_le(repeat.m.dropped, first.m.dropped);
+        ck_assert_uint_gt(repeat.m.dropped, 0);
+    }
+}
+END_TEST
+
+START_TEST(test_no_key_pushes_the_clock)
+{
+    lone_begin();
+    uint64_t clock = l.node->clock;
+    struct message m = keyed(key_at(l.node->wall + 3600 * SECOND), 0).m;
+    m.type = M_FORWARD;
+    m.function = DO_PUT;
+    m.flags |= FLAG_WHOLE;
+    m.key_bytes = 1;
+    m.partition = key_partition("k", 1);
+    node_request(l.node, NULL, &m, &(struct body){.key = "k"}, 0);
+    on_forward(l.node, l.node->self_peer, &m);
+    ck_assert_uint_lt(l.node->clock, clock + SECOND);
+}
+END_TEST
+
+/* The record was written when `dropped` says, and this is what a try of another write of it is told. */
+static uint16_t told_after(uint64_t dropped, struct message m)
+{
+    static struct draft d;
+    struct round r = {.ballot = {1, clock_tick(l.node), LONE_ID}};
+    struct request q = {.m = &m};
+    d = (struct draft){.head = {.dropped = dropped}};
+    m.function = DO_PUT;
+    draft_take(l.node, &d, &r, &q);
+    return (uint16_t)q.answer.status;
+}
+
+START_TEST(test_unknown_is_only_what_could_have_been_let_go)
+{
+    lone_begin();
+    struct node *n = l.node;
+    uint64_t wall = n->wall;
+    struct message first = keyed(key_at(wall), 0).m, repeat = keyed(key_at(wall), FLAG_REPEAT).m,
+                   uuid = keyed("uuid", FLAG_REPEAT).m, keyless = keyed("", 0).m;
+    ck_assert_uint_eq(told_after(0, uuid), 201);
+    ck_assert_uint_eq(told_after(1, uuid), STATUS_UNKNOWN);
+    ck_assert_uint_eq(told_after(wall - 6 * SECOND, repeat), 201);
+    ck_assert_uint_eq(told_after(wall - 4 * SECOND, repeat), STATUS_UNKNOWN);
+    ck_assert_uint_eq(told_after(first.dropped - 1, first), 201);
+    ck_assert_uint_eq(told_after(first.dropped + 50 * MS, first), 201); /* of a clock ahead */
+    ck_assert_uint_eq(told_after(first.dropped + 200 * MS, first), STATUS_UNKNOWN);
+    ck_assert_uint_eq(told_after(wall + 2 * SECOND, keyless), 201);
+    struct request sent[] = {{.m = &first}, {.m = &keyless}};
+    for (int i = 0; i < 2; i++) {
+        request_sent(&sent[i]);
+        ck_assert_uint_eq(told_after(sent[i].m->dropped - 1, *sent[i].m), 201);
+        ck_assert_uint_eq(told_after(sent[i].m->dropped, *sent[i].m), STATUS_UNKNOWN);
+    }
+}
+END_TEST
+
+/* A tombstone that was forgotten took with it what it had let go; the floor is above it. */
+START_TEST(test_a_promise_for_no_record_tells_the_floor_as_dropped)
+{
+    peers_begin(2, 3);
+    struct message promise, m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    m.partition = key_partition("none", 4);
+    l.node->partitions[m.partition].floor = (struct ballot){1, 77, LONE_ID};
+    m.ballot = (struct ballot){1, clock_tick(l.node), LONE_ID + 1};
+    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "none"});
+    ck_assert_uint_eq(told(M_PROMISE, 0, &promise), 1);
+    ck_assert_uint_eq(promise.dropped, 77);
+}
+END_TEST
+
+START_TEST(test_a_repeat_is_never_told_that_nothing_was_changed)
+{
+    static const uint16_t statuses[] = {503, 507, STATUS_UNKNOWN};
+    static const char *const outcome = "Estoraje-Outcome";
+    for (int i = 0; i < 12; i++) {
+        bool repeat = i / 3 % 2, one = i / 6;
+        struct call c = {.m = {.function = DO_PUT, .flags = one ? FLAG_ONE : 0}};
+        c.m.flags |= repeat ? FLAG_REPEAT : 0;
+        strcpy(c.retry_key, "mine");
+        call_tell(&c, statuses[i % 3], "why");
+        bool unknown = repeat || statuses[i % 3] == STATUS_UNKNOWN;
+        ck_assert_int_eq(c.status, unknown ? 503 : statuses[i % 3]);
+        ck_assert_int_eq(MHD_get_response_header(c.response, outcome) != NULL, unknown);
+        ck_assert_int_eq(MHD_get_response_header(c.response, "Idempotency-Key") != NULL,
+                         unknown && !one);
+        MHD_destroy_response(c.response);
+    }
+}
+END_TEST
+
 START_TEST(test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it)
 {
     peers_begin(2, 3);
@@ -2854,6 +3001,12 @@ int main(void)
         {"peers", test_a_tombstone_is_forgotten_while_other_keys_change, 1},
         {"peers", test_what_is_stored_below_the_floor_undoes_an_agreement, 1},
         {"peers", test_promises_are_folded_rarely_but_where_the_owners_agree, 1},
+        {"peers", test_no_repeat_counts_as_made_later_than_its_first_try, 1},
+        {"peers", test_a_keyless_write_and_its_repeat_with_the_key_that_was_told_are_one, 1},
+        {"peers", test_no_key_pushes_the_clock, 1},
+        {"peers", test_unknown_is_only_what_could_have_been_let_go, 1},
+        {"peers", test_a_promise_for_no_record_tells_the_floor_as_dropped, 1},
+        {"peers", test_a_repeat_is_never_told_that_nothing_was_changed, 1},
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
