@@ -113,9 +113,10 @@ enum {
 };
 #define MS                 UINT64_C(1000)
 #define SECOND             (1000 * MS)
-#define RESERVE_AHEAD      (500 * MS)
+#define RESERVE_AHEAD      (1700 * MS)   /* how seldom an idle node writes */
 #define RESERVE_ROOM       (64 << 10)    /* bytes on disk that even reserves leave alone */
 #define RESERVE_MARGIN     (300 * MS)    /* a disk may stall that long, and reads do not notice */
+#define WRITE_TIME_MAX     SECOND        /* a disk that takes longer for a batch is away */
 #define CLOCK_AHEAD_MAX    (10 * SECOND) /* a message from further ahead is a clock fault */
 #define REPEAT_TIME        (60 * SECOND) /* how long a repeat surely finds its answer */
 #define KEY_TIME_SLACK     SECOND /* a first try that comes so near its key's time is in time */
@@ -624,6 +625,8 @@ struct log {
     struct bytes pending;    /* the batch being filled, behind it; header first */
     uint64_t pending_entries;
     uint64_t flight_reserve; /* the newest reserve in `flight` or below */
+    uint64_t flight_at;      /* when it was handed to the disk, microseconds */
+    uint64_t write_time;     /* what the disk takes for a batch, the longest of late */
     struct bytes marks;      /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
     uint64_t cleaned;        /* what is live below it is being copied; 0: nothing is */
     uint64_t cleaned_until;  /* all was: first becomes `cleaned` once durable up to here; or 0 */
@@ -789,6 +792,7 @@ static const struct bytes *log_flush(struct node *n)
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log_mark(log, log->durable);
     log->flight_reserve = n->reserve;
+    log->flight_at = n->now;
     log->pending_entries = 0;
     return &log->flight;
 }
@@ -852,16 +856,18 @@ static void reserve_log(struct node *n)
     n->reserve_lsn = log_append(n, &m, NULL);
 }
 
-/* Moves the reserve ahead before the clock reaches it. Without room for that the node falls silent. */
+/* Moves the reserve ahead before the clock reaches it, though a batch be in flight, and this one behind
+ * it: a slow disk makes requests slow, not impossible. Without room for that the node falls silent. */
 static void clock_reserve(struct node *n)
 {
     n->clock = max_u64(n->clock, n->wall);
     if (!n->boot) /* the reserve is above all that earlier starts sent; by chance, twins differ */
         n->boot = n->clock += 1 + n->random % MS;
+    uint64_t margin = RESERVE_MARGIN + 2 * n->log.write_time;
     bool room = !n->log.full || log_has_room(n, RESERVE_ROOM);
-    if (n->clock + RESERVE_MARGIN <= n->reserve || !room)
+    if (n->clock + margin <= n->reserve || !room)
         return;
-    n->reserve = n->clock + RESERVE_AHEAD;
+    n->reserve = n->clock + margin + RESERVE_AHEAD;
     reserve_log(n);
 }
 
@@ -3618,6 +3624,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 static void node_durable(struct node *n, uint64_t room)
 {
     struct log *log = &n->log;
+    uint64_t took = log->flight_at ? n->now - log->flight_at : 0; /* 0: it was there at start */
+    log->write_time = max_u64(min_u64(took, WRITE_TIME_MAX), log->write_time - log->write_time / 8);
     log->durable += log->flight.count;
     log->room = room;
     bytes_clear(&log->flight);
@@ -5670,7 +5678,7 @@ static void server_open(struct server *s)
     disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
-    if (n->reserve > n->wall && n->reserve < n->wall + SECOND)
+    if (n->reserve > n->wall && n->reserve < n->wall + 2 * (RESERVE_AHEAD + RESERVE_MARGIN))
         usleep((useconds_t)(n->reserve - n->wall));
     n->wall = clock_us(CLOCK_REALTIME);
     if (!n->view && o->bootstrap)

@@ -1240,7 +1240,7 @@ START_TEST(test_a_full_disk_of_one_node_stops_nobody)
 }
 END_TEST
 
-/* A library that lets fdatasync fail once a file is there. */
+/* A library that lets fdatasync fail once a file is there, or take its time. */
 static char *failing_library(const char *folder)
 {
     static const char source[] =
@@ -1248,8 +1248,9 @@ static char *failing_library(const char *folder)
         "int fdatasync(int fd)\n{\n"
         "    static int (*real)(int);\n"
         "    if (!real)\n        real = (int (*)(int))dlsym(RTLD_NEXT, \"fdatasync\");\n"
-        "    if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n        return "
-        "-1;\n    }\n"
+        "    if (getenv(\"SLOW_US\"))\n        usleep(atoi(getenv(\"SLOW_US\")));\n"
+        "    else if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n"
+        "        return -1;\n    }\n"
         "    return real(fd);\n}\n";
     char *path = in_folder(folder, "fail.c"), *library = in_folder(folder, "fail.so");
     file_write(path, source, sizeof source - 1);
@@ -1285,6 +1286,31 @@ START_TEST(test_a_failing_fdatasync_ends_the_process_and_loses_nothing)
     cluster_await(c, 3, 40);
     load_end_without_failure(l, "fdatasync failed");
     load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_slow_disks_are_slow_and_not_away)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    for (int i = 0; i < 3; i++) {
+        cluster_add(c);
+        c->nodes[i].environment[0] = text("LD_PRELOAD=%s", failing_library(c->folder));
+        c->nodes[i].environment[1] = "SLOW_US=600000";
+        c->nodes[i].environment[2] = "ASAN_OPTIONS=verify_asan_link_order=0";
+        node_start(c, i);
+        AWAIT(i || node_healthy(&c->nodes[0]), 20);
+    }
+    cluster_await(c, 3, 90);
+    for (int i = 0; i < 12; i++) {
+        char *key = text("/k%d", i);
+        AWAIT(put(c->nodes[i % 3].url, key, "v").status / 100 == 2, 20); /* the lease may be new */
+        for (int j = 0; j < 3; j++) {
+            struct response r = get(c->nodes[j].url, key);
+            ck_assert_msg(r.status == 200, "%s: %d %s", key, r.status, r.body);
+            response_free(&r);
+        }
+    }
     cluster_stop(c);
 }
 END_TEST
@@ -1641,6 +1667,7 @@ int main(void)
         {"disks", test_a_larger_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_full_disk_of_one_node_stops_nobody},
         {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
+        {"disks", test_slow_disks_are_slow_and_not_away},
         {"disks", test_the_log_does_not_grow_without_bound},
         {"retries", test_writes_whose_node_is_killed_get_their_true_answer_once},
         {"retries", test_writes_whose_node_is_stopped_get_their_true_answer_once},

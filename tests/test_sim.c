@@ -59,6 +59,7 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define SECOND             (1000 * MS)
 #define RESERVE_AHEAD      (250 * MS)
 #define RESERVE_MARGIN     (60 * MS)
+#define WRITE_TIME_MAX     (300 * MS)
 #define CLOCK_AHEAD_MAX    (10 * SECOND)
 #define MEMORY_OF_ANSWERS  sim_memory
 #define KEY_TIME_SLACK     (100 * MS)

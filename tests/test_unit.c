@@ -2925,6 +2925,47 @@ START_TEST(test_the_clock_offset_is_of_wall_clocks)
 }
 END_TEST
 
+/* Nothing is sent but heartbeats and digests, and the reserve has to be ahead of them. */
+START_TEST(test_an_idle_node_seldom_writes_its_log)
+{
+    unsigned batches = 0;
+    peers_begin(2, 3);
+    for (int i = 0; i < 3000; i++) {
+        uint64_t last = l.last_lsn;
+        lone_tick(&l, 20 * MS, true);
+        batches += l.last_lsn != last;
+        ck_assert(mail_may_leave(l.node));
+    }
+    ck_assert_uint_ge(batches, 1);
+    ck_assert_uint_le(batches, 40); /* a minute */
+}
+END_TEST
+
+/* 600 ms for each batch. The first times, the node cannot know it. */
+START_TEST(test_a_slow_disk_does_not_silence_a_node)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    uint64_t silent = 0, done_at = 0;
+    for (int i = 0; i < 3000; i++) {
+        const struct bytes *batch = n->log.flight.count ? NULL : log_flush(n);
+        if (batch) {
+            lone_write(&l, batch, n->log.durable);
+            done_at = n->now + 600 * MS;
+        }
+        for (int peer = 0; peer < 3; peer++)
+            n->member_peer[peer]->heard_at = n->now;
+        node_tick(n, n->now + 20 * MS, n->wall + 20 * MS);
+        if (i % 10 == 0) /* there is always something to write */
+            accept_at(clock_tick(n), "k", "v");
+        if (n->log.flight.count && n->now >= done_at)
+            node_durable(n, 1 << 30);
+        silent += i > 200 && !mail_may_leave(n);
+    }
+    ck_assert_uint_eq(silent, 0);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -3026,6 +3067,8 @@ int main(void)
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
         {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
+        {"peers", test_an_idle_node_seldom_writes_its_log, 1},
+        {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
         {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
         {"peers", test_a_read_of_consistency_all_needs_a_quorum_alone, 1},
         {"peers", test_a_wait_on_a_key_that_is_written_all_the_time_is_answered, 2},
