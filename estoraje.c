@@ -547,6 +547,7 @@ struct peer {
     uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
     int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
+    uint64_t moved;       /* records that it pulled, and lists that it finished */
     uint64_t messages_in, messages_out;
     void *link; /* the transport's */
 };
@@ -634,11 +635,12 @@ struct log {
     uint64_t live_bytes;
     uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
     bool full;     /* the disk has no more */
+    bool starved;  /* a record that was pulled found no room */
 };
 
 struct counters {
     uint64_t proposals_ok, proposals_unknown, proposals_refused, forwards, lease_expirations;
-    uint64_t repairs_damage, repairs_pull, repairs_read, pulled;
+    uint64_t repairs_damage, repairs_pull, repairs_read, pulled, listed;
 };
 
 struct node;
@@ -688,7 +690,10 @@ struct node {
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
-    uint64_t next_fault; /* until then no clock fault is logged again */
+    uint64_t next_fault;    /* until then no clock fault is logged again */
+    uint64_t progress_at;   /* when a transition last moved data, as far as this node heard */
+    uint64_t begin_after;   /* no change begins until then, as one was called off */
+    const char *called_off; /* why the last transition was, null: it was not */
     uint16_t digest_next, walk_next;
     uint64_t walked_at;
 
@@ -1344,8 +1349,10 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         return;
     }
     if (!again) {
-        if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES)))
+        if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES))) {
+            n->log.starved |= pulled;
             return;
+        }
         if (!e)
             e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
@@ -1470,6 +1477,28 @@ static unsigned partitions_behind(const struct node *n)
     return behind;
 }
 
+static bool target_is_dead(const struct node *n, uint64_t dead);
+
+/* Whether the view ends the transition by calling it off: who was JOINING is gone, or who was LEAVING
+ * stays. Nothing but a drain is begun for a while then: it would be called off again (R25). */
+static void view_end(struct node *n, const struct view *v)
+{
+    bool called_off = false;
+    for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
+        const struct member *m = &n->view->members[i];
+        if (m->state != MEMBER_UP)
+            called_off |= (member_index(v, m->id) >= 0) == (m->state == MEMBER_LEAVING);
+    }
+    n->called_off = NULL;
+    if (!called_off)
+        return;
+    n->begin_after = n->now + n->evict_after;
+    n->called_off = target_is_dead(n, ~live_members(n))
+                        ? "members that were to take data are not live"
+                        : "no data moved for the eviction time";
+    say(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
+}
+
 /* Drops what the settled view does not give to this node. */
 static void view_drop(struct node *n)
 {
@@ -1535,6 +1564,9 @@ static void view_adopt(struct node *n, const struct view *v)
             n->member_peer[i]->leave = false;
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
+    if (n->view)
+        view_end(n, v);
+    n->progress_at = n->now;
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
     sync_reset(n);
@@ -2617,7 +2649,7 @@ static void rounds_restart(struct node *n)
  */
 
 struct heartbeat {
-    uint64_t keys, value_bytes, requests;
+    uint64_t keys, value_bytes, requests, moved;
     uint64_t leave;                   /* members that somebody wishes to leave, as bits */
     uint8_t complete[PARTITIONS / 8]; /* partitions */
     uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats this node hears; 0: none */
@@ -2631,12 +2663,20 @@ static bool partition_is_complete(const struct node *n, unsigned partition)
     return n->settled || majority(old & ~n->partitions[partition].differs, old) || !RULE(14);
 }
 
-/* To the members; a node that is no member, or hears too few of them, tells whoever is where one was,
- * and so asks to become one, by the id in the batch. */
+/* Whether it was heard, as no member of our view, within a lease. */
+static bool peer_asks_to_join(const struct node *n, const struct peer *p)
+{
+    return p->joins_at && p->joins_at + n->lease > n->now && p->epoch == node_epoch(n) &&
+           member_index(n->view, p->id) < 0;
+}
+
+/* To the members, and to who asks to join; a node that is no member, or hears too few of them, tells
+ * whoever is where one was, and so asks to become one, by the id in the batch. */
 static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
     beat.requests = n->requests;
+    beat.moved = n->counters.pulled + n->counters.listed;
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
             beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
@@ -2656,9 +2696,11 @@ static void heartbeat_send(struct node *n)
     struct body body = {.key = n->address, .type = n->zone, .value = &beat};
     if (n->self >= 0)
         mail_members(n, ~UINT64_C(0), log_end(n), &head, &body);
-    for (size_t i = 0; i < n->peers_count && !n->has_lease && !n->leaves; i++)
-        if (n->peers[i]->id == 0)
-            mail(n, n->peers[i], log_end(n), &head, &body);
+    for (size_t i = 0; i < n->peers_count; i++) {
+        struct peer *p = n->peers[i];
+        if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : !n->has_lease && !n->leaves)
+            mail(n, p, log_end(n), &head, &body);
+    }
 }
 
 static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
@@ -2686,6 +2728,9 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->keys = beat.keys;
     from->value_bytes = beat.value_bytes;
     from->requests = beat.requests;
+    if (beat.moved > from->moved)
+        n->progress_at = n->now;
+    from->moved = beat.moved;
     if (from->epoch != node_epoch(n))
         return; /* it is told the views first: it may have been a member (R17) */
     if (!member)
@@ -2736,26 +2781,44 @@ static void transition_progress(const struct node *n, unsigned *complete, unsign
     }
 }
 
-/* Whether new owners died for good, so that the transition would never end (R21). */
+/* Whether a joiner, or a majority of some partition's new owners, is among these. */
+static bool target_is_dead(const struct node *n, uint64_t dead)
+{
+    bool is_dead = dead & view_members(n->view, 1u << MEMBER_JOINING);
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        is_dead |= !majority(n->owners[1][p] & ~dead, n->owners[1][p]);
+    return is_dead;
+}
+
+/* Whether the transition would never end: new owners died for good (R21), or nobody pulled a record or
+ * finished a list for the eviction time (R25). */
 static bool transition_is_lost(const struct node *n)
 {
     uint64_t dead = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
         dead |= (uint64_t)evictable(n, i) << i;
-    bool lost = dead & view_members(n->view, 1u << MEMBER_JOINING);
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        lost |= !majority(n->owners[1][p] & ~dead, n->owners[1][p]);
-    return lost && RULE(21);
+    bool stuck = max_u64(n->progress_at, n->lease_at) + n->evict_after < n->now;
+    return (target_is_dead(n, dead) && RULE(21)) || (stuck && RULE(25));
+}
+
+/* Whether there will be more voters than before. */
+static bool transition_grows(const struct node *n)
+{
+    uint64_t joining = view_members(n->view, 1u << MEMBER_JOINING);
+    uint64_t leaving = view_members(n->view, 1u << MEMBER_LEAVING);
+    return __builtin_popcountll(joining) > __builtin_popcountll(leaving);
 }
 
 /* The end of a transition: JOINING become UP and LEAVING are gone or, if it was called off, the other
- * way round. */
+ * way round. It does not end with more voters than before while one that would stay is dead (R23). */
 static bool view_settle(const struct node *n, struct view *next)
 {
     unsigned complete, changing;
-    uint64_t joining = view_members(n->view, 1u << MEMBER_JOINING);
+    uint64_t live = live_members(n), joining = view_members(n->view, 1u << MEMBER_JOINING);
+    uint64_t stays = view_members(n->view, 1u << MEMBER_UP);
     transition_progress(n, &complete, &changing);
-    bool done = (complete == changing || !RULE(15)) && !(joining & ~live_members(n));
+    bool done = (complete == changing || !RULE(15)) && !(joining & ~live) &&
+                !(transition_grows(n) && stays & ~live && RULE(23));
     if (!done && !transition_is_lost(n))
         return false;
     next->members_count = 0;
@@ -2769,34 +2832,104 @@ static bool view_settle(const struct node *n, struct view *next)
     return true;
 }
 
-/* The view after this one, if there is a reason for one. */
-static bool view_next(const struct node *n, struct view *next)
+/* A joiner whose disk cannot take its share: it is to stop, as all other changes wait for it (R25). */
+static bool node_is_too_small(const struct node *n)
+{
+    bool joins = n->self >= 0 && n->view->members[n->self].state == MEMBER_JOINING;
+    return joins && n->log.full &&
+           (n->log.starved || !log_has_room(n, DISK_KEEP_BYTES + PARCEL_BYTES));
+}
+
+/* Whether every partition has a live majority of its owners: else what is begun might never end. */
+static bool owners_are_live(const struct node *n)
+{
+    uint64_t live = live_members(n);
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        if (!majority(live, n->owners[0][p]) && RULE(25))
+            return false;
+    return true;
+}
+
+enum { PLACE_NEW = -1, PLACE_NONE = -2 };
+
+/* Whom a joiner comes in exchange for: a member at its address that is not live, a JOINING one first;
+ * in a settled view also one that can be evicted. Else it waits while a voter is dead: beside that one
+ * it would be one more whose loss stops the cluster (R23). */
+static int joiner_place(const struct node *n, const struct peer *joiner)
 {
     const struct view *v = n->view;
-    uint64_t up = live_members(n) & view_members(v, 1u << MEMBER_UP);
-    memcpy(next, v, view_bytes(v));
-    next->epoch++;
-    if (!n->settled)
-        return view_settle(n, next);
-    for (uint32_t i = 0; i < v->members_count; i++) {
-        bool spare = (uint32_t)__builtin_popcountll(up & ~(UINT64_C(1) << i)) >= v->replicas;
-        if ((n->member_peer[i]->leave && member_may_leave(n, (int)i)) ||
-            (evictable(n, i) && spare)) {
+    uint64_t live = live_members(n);
+    int best = 0,
+        place = n->settled && (!(n->voters & ~live) || !RULE(23)) ? PLACE_NEW : PLACE_NONE;
+    for (uint32_t i = 0; i < v->members_count && RULE(23); i++) {
+        bool here = strcmp(n->member_peer[i]->address, joiner->address) == 0;
+        int rank = here && v->members[i].state == MEMBER_JOINING ? 3
+                   : here && v->members[i].state == MEMBER_UP    ? 2
+                   : n->settled && evictable(n, i)               ? 1
+                                                                 : 0;
+        if (here && live >> i & 1)
+            return PLACE_NONE; /* it was there within a lease, or is: two cannot live there */
+        if (rank > best && !(live >> i & 1)) {
+            best = rank;
+            place = (int)i;
+        }
+    }
+    return place;
+}
+
+/* The same view with a node that asks to join, from an address where it hears us: so it was told, there,
+ * that it is no member. */
+static bool view_join(const struct node *n, struct view *next)
+{
+    for (size_t i = 0; i < n->peers_count; i++) {
+        const struct peer *p = n->peers[i];
+        int place = peer_asks_to_join(n, p) && p->hears_us ? joiner_place(n, p) : PLACE_NONE;
+        struct member *m = place >= 0 ? &next->members[place] : NULL;
+        bool more = !m || m->state != MEMBER_JOINING;
+        if (place == PLACE_NONE || (more && next->members_count == MEMBERS_MAX))
+            continue;
+        if (m)
+            m->state = MEMBER_LEAVING;
+        m = more ? &next->members[next->members_count++] : m;
+        *m = (struct member){.id = p->id, .weight = p->weight, .state = MEMBER_JOINING};
+        memcpy(m->address, p->address, strlen(p->address));
+        memcpy(m->zone, p->zone, strlen(p->zone));
+        return true;
+    }
+    return false;
+}
+
+/* The same view with a member that leaves: it is drained, while all other voters are live (R24), or it
+ * is dead, and enough live nodes remain to hold all copies, or a joiner comes in exchange for it. */
+static bool view_leave(const struct node *n, struct view *next)
+{
+    uint64_t live = live_members(n), up = live & view_members(n->view, 1u << MEMBER_UP);
+    for (uint32_t i = 0; i < next->members_count; i++) {
+        uint64_t others = ~(UINT64_C(1) << i);
+        bool drained = n->settled && n->member_peer[i]->leave && member_may_leave(n, (int)i) &&
+                       (!(n->voters & ~live & others) || !RULE(24));
+        bool spare = (uint32_t)__builtin_popcountll(up & others) >= next->replicas;
+        bool exchanged = n->settled ? spare && n->begin_after <= n->now : transition_grows(n);
+        bool evicted = exchanged && evictable(n, i) && next->members[i].state == MEMBER_UP;
+        if (drained || evicted) {
             next->members[i].state = MEMBER_LEAVING;
             return true;
         }
     }
-    for (size_t i = 0; i < n->peers_count && v->members_count < MEMBERS_MAX; i++) {
-        const struct peer *p = n->peers[i];
-        if (p->joins_at && p->joins_at + n->lease > n->now && member_index(v, p->id) < 0) {
-            struct member *m = &next->members[next->members_count++];
-            *m = (struct member){.id = p->id, .weight = p->weight, .state = MEMBER_JOINING};
-            memcpy(m->address, p->address, strlen(p->address));
-            memcpy(m->zone, p->zone, strlen(p->zone));
-            return true;
-        }
-    }
     return false;
+}
+
+/* The view after this one, if there is a reason for one. In a transition the voters stay what they are:
+ * so whatever was chosen is held by majorities of the old ring, and the new ring may be changed as often
+ * as need be, one view at a time. */
+static bool view_next(const struct node *n, struct view *next)
+{
+    memcpy(next, n->view, view_bytes(n->view));
+    next->epoch++;
+    if (!n->settled)
+        return view_join(n, next) || view_leave(n, next) || view_settle(n, next);
+    return owners_are_live(n) &&
+           ((n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next));
 }
 
 /* Writes a view to the register of the next one, or (null) reads it. */
@@ -3013,6 +3146,7 @@ static void sync_pull(struct node *n, struct sync *s)
         sync_ask(n, s);
     } else if (!l) {
         partition_compared(n, s->partition, UINT64_C(1) << s->source);
+        n->counters.listed++;
         sync_end(s);
     } else if (s->here >= s->under_way) {
         uint64_t pulled_bytes = 0;
@@ -4400,10 +4534,11 @@ static void print_status(struct bytes *out, const struct server *s)
     bytes_print(out,
                 "],\"keys\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"log_bytes\":%" PRIu64
                 ",\"garbage_bytes\":%" PRIu64
-                ",\"transition\":{\"complete\":%u,\"to_do\":%u},\"clock_offset_ms\":%.3f",
+                ",\"transition\":{\"complete\":%u,\"to_do\":%u,\"called_off\":\"%s\"}"
+                ",\"clock_offset_ms\":%.3f",
                 n->keys, n->value_bytes, log_end(n) - n->log.first,
                 log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
-                (double)offset / 1e3);
+                n->called_off ? n->called_off : "", (double)offset / 1e3);
     if (n->view)
         print_ring(out, n, "ring", 0);
     if (n->view && !n->settled)
@@ -5798,6 +5933,9 @@ static void server_turn(struct server *s)
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
         server_rebirth(s, false); /* when the log's thread is at rest */
+    errno = ENOSPC;
+    if (node_is_too_small(s->node))
+        die("joining needs more disk: give the data directory more, and start again");
     if (!s->held_at)
         s->held_at = s->node->now;
     if (!(events || ready) || s->held_at + HOLD_TIME <= s->node->now) {

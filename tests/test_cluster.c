@@ -802,23 +802,62 @@ START_TEST(test_a_change_goes_on_when_the_coordinator_dies)
 }
 END_TEST
 
+/* It is started again with an empty disk, at the same address. */
+static void disk_lost(struct cluster *c, int i)
+{
+    if (c->nodes[i].pid)
+        node_kill(c, i);
+    folder_remove(in_folder(c->nodes[i].folder, "data"));
+    node_start(c, i);
+}
+
+static bool is_joining(const struct cluster *c, int i)
+{
+    return !strcmp(member_state(&c->nodes[other_than(c, i)], node_id(&c->nodes[i])), "joining");
+}
+
 START_TEST(test_a_node_that_missed_many_views_follows_them)
 {
-    struct cluster *c = cluster_start(4, NULL);
+    struct cluster *c = cluster_start(5, (const char *const[]){"--replicas", "5", NULL});
     keys_on("PUT", 500, c->nodes[0].url);
     node_kill(c, 1);
-    node_start(c, cluster_add(c));
-    AWAIT(members(&c->nodes[0]) == 5 &&
-              !strcmp(member_state(&c->nodes[0], node_id(&c->nodes[4])), "up"),
-          60);
-    drain(c, 3);
-    AWAIT(members(&c->nodes[0]) == 4, 60);
-    bury(c, 3);
+    for (int times = 0; times < 3; times++) {
+        double epoch = status_number(&c->nodes[0], "epoch");
+        disk_lost(c, 3);
+        AWAIT(status_number(&c->nodes[0], "epoch") == epoch + 2 && members(&c->nodes[0]) == 5, 60);
+    }
     keys_on("PUT", 800, c->nodes[0].url);
     node_start(c, 1);
-    cluster_await(c, 4, 60);
+    cluster_await(c, 5, 60);
     keys_are_everywhere(800, c);
-    await_copies(c, 800, 3);
+    await_copies(c, 800, 5);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    keys_on("PUT", 20000, c->nginx_url);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 100);
+    int while_joining = 0;
+    for (int times = 0; times < 5; times++) {
+        disk_lost(c, 2);
+        if (times % 2) { /* the next one comes while it joins */
+            AWAIT(is_joining(c, 2) || cluster_settled(c, 3), 60);
+            while_joining += is_joining(c, 2);
+        } else {
+            wait_seconds(times ? 5 : 0);
+        }
+    }
+    cluster_await(c, 3, 60);
+    load_goes_on(l, 100);
+    printf("lost while it was joining: %d times\n", while_joining);
+    load_end_without_failure(l, "a disk was lost five times");
+    keys_are_everywhere(20000, c);
+    load_is_there(l, c);
+    await_copies(c, 20000 + load_keys(l), 3);
     cluster_stop(c);
 }
 END_TEST
@@ -1240,6 +1279,35 @@ START_TEST(test_a_full_disk_of_one_node_stops_nobody)
 }
 END_TEST
 
+START_TEST(test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody)
+{
+    enum { SIZE = 1 << 20, DISK_MIB = 40, COUNT = 70 };
+    struct cluster *c = cluster_start(3, (const char *const[]){"--evict-after", "3", NULL});
+    char *value = calloc(1, SIZE);
+    for (int i = 0; i < COUNT; i++)
+        ck_assert_int_eq(http(c->nodes[0].url, "PUT", text("/k%d", i), NULL, value, SIZE).status,
+                         201);
+    int small = cluster_add(c);
+    if (!small_disk(&c->nodes[small], DISK_MIB)) {
+        printf("left out: only root can mount a small disk\n");
+        return;
+    }
+    node_start(c, small);
+    ck_assert_int_eq(process_wait(c->nodes[small].pid, 60), 1);
+    c->nodes[small].pid = 0;
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[small].log, NULL), "joining needs more disk"));
+    AWAIT(members(&c->nodes[0]) == 3, 30);
+    struct response r = get(c->nodes[0].url, "/_status");
+    ck_assert_str_eq(json_string(r.body, "transition.called_off"),
+                     "members that were to take data are not live");
+    node_start(c, cluster_add(c));
+    cluster_await(c, 4, 60);
+    for (int i = 0; i < COUNT; i++)
+        ck_assert_int_eq(status_of(c->nodes[4].url, "GET", text("/k%d", i), NULL, NULL), 200);
+    cluster_stop(c);
+}
+END_TEST
+
 /* A library that lets fdatasync fail once a file is there, or take its time. */
 static char *failing_library(const char *folder)
 {
@@ -1656,6 +1724,7 @@ int main(void)
         {"moves", test_a_join_is_called_off_when_the_joiner_dies},
         {"moves", test_a_change_goes_on_when_the_coordinator_dies},
         {"moves", test_a_node_that_missed_many_views_follows_them},
+        {"moves", test_a_disk_lost_five_times_in_a_row_costs_no_request},
         {"moves", test_a_listing_is_complete_while_data_moves},
         {"moves", test_five_nodes_live_through_everything},
         {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},
@@ -1666,6 +1735,7 @@ int main(void)
         {"disks", test_a_small_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_larger_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_full_disk_of_one_node_stops_nobody},
+        {"disks", test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody},
         {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
         {"disks", test_slow_disks_are_slow_and_not_away},
         {"disks", test_the_log_does_not_grow_without_bound},

@@ -173,6 +173,9 @@ struct host {
     uint64_t disk_taken; /* LSN up to which there is space */
     uint64_t disk_size;  /* all that there is, while it is full */
     bool disk_full, disk_flipped;
+    bool small;                   /* its disk is full for good, until it is an UP member */
+    bool damaged;                 /* it lost its disk since the cluster was whole */
+    struct host *aside;           /* its disk's place, while that is out of the machine */
     struct try *tries;            /* requests that it has not answered */
     struct memory kept;           /* what its disk held for sure when it went down */
     uint64_t lease_clock;         /* of the lease for which `must` was taken */
@@ -196,6 +199,7 @@ enum fault {
     BLACKOUT, /* all at once */
     SLOW,
     FULL, /* no room on the disk */
+    SWAP, /* the disk is put aside, the machine has an empty one; or it is put back */
     FAULT_KINDS
 };
 
@@ -259,6 +263,9 @@ struct world {
     bool clocks_ran_ahead; /* of the clients': what they repeat may count as too old */
     uint64_t next_value;
     uint64_t clock_error_max;
+    uint64_t deciding; /* the newest view with a transition that may be at its end */
+    uint64_t whole;    /* the newest view in which the cluster was seen to be whole */
+    unsigned wiped;    /* the host that lost its disk last */
     struct view **views;
     size_t views_count;
     uint64_t operations, answered_ok, events, unknown;
@@ -933,6 +940,19 @@ static void host_settle(struct host *h)
             event_at(w.now + 2 * w.plan.lease, DOWN, h, NULL, 0);
         return;
     }
+    if (h->small && n->self >= 0 && n->view->members[n->self].state == MEMBER_UP) {
+        h->small = false;
+        h->full_until = 0;
+    }
+    if (node_is_too_small(n)) { /* it stops, as server_turn has it; only a larger disk would help */
+        trace(h, "its disk is too small");
+        host_crash(h);
+        event_at(w.now + (h->small ? 2 * w.plan.evict_after : below(4 * w.plan.lease)), UP, h, NULL,
+                 0);
+        return;
+    }
+    if (n->view && !n->settled && LIST_FIRST(&n->by_key[VIEWS_PARTITION]))
+        w.deciding = max_u64(w.deciding, n->view->epoch);
     drive_submit(h);
     for (size_t i = 0; i < n->peers_count && h->serves; i++)
         for (int which = 0; which < 2; which++)
@@ -1404,6 +1424,11 @@ static void tries_check(const struct host *h)
             violation("h%d did not answer a request by its deadline", h->index);
 }
 
+static const struct view *newest_view(void)
+{
+    return w.views_count ? w.views[w.views_count - 1] : NULL;
+}
+
 static struct host *random_host(void)
 {
     unsigned start = (unsigned)below(w.hosts_count);
@@ -1766,28 +1791,122 @@ static struct host *host_with(bool up)
     return NULL;
 }
 
-static const struct view *newest_view(void)
+enum { /* states: of the members of the old and of the new ring */
+       VOTERS = 1u << MEMBER_UP | 1u << MEMBER_LEAVING,
+       TARGET = 1u << MEMBER_UP | 1u << MEMBER_JOINING,
+};
+
+/* The hosts' disks that hold members of a view, if `but` loses its own. */
+static uint64_t members_kept(const struct view *v, const struct host *but)
 {
-    return w.views_count ? w.views[w.views_count - 1] : NULL;
+    uint64_t kept = 0;
+    for (uint32_t i = 0; i < v->members_count; i++)
+        for (unsigned j = 0; j < w.hosts_count; j++) {
+            const struct host *h = &w.hosts[j];
+            if (h->id == v->members[i].id && h != but && !h->disk_flipped && !h->far && !h->deaf)
+                kept |= UINT64_C(1) << i;
+        }
+    return kept;
 }
 
-/* Whether another disk may be lost: never two at once, of the members of one view. */
-static bool may_lose_a_disk(void)
+/* Whether a majority of the owners of each partition, and of all, keeps its disk. */
+static bool ring_keeps(const struct view *v, unsigned states, uint64_t kept)
+{
+    struct ring ring;
+    uint64_t members = view_members(v, states);
+    bool keeps = majority(kept, members);
+    ring_place(&ring, v->members, v->members_count, members, v->replicas);
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        keeps &= majority(kept, ring.sets[p]);
+    return keeps;
+}
+
+/* Whether this node, as far as it heard, may end the transition. */
+static bool joiners_are_complete(const struct node *n)
+{
+    uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING) & ~self_bit(n);
+    bool complete = !(joiners & ~live_members(n));
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        complete &= !(n->owners[1][p] & joiners & ~complete_members(n, p));
+    return complete;
+}
+
+static uint32_t count(uint64_t members)
+{
+    return (uint32_t)__builtin_popcountll(members);
+}
+
+/* The members that have the view durably. */
+static uint64_t members_knowing(const struct view *v)
+{
+    uint64_t knowing = 0;
+    for (uint32_t i = 0; i < v->members_count; i++)
+        for (unsigned j = 0; j < w.hosts_count; j++) {
+            const struct node *n = w.hosts[j].node;
+            if (n && n->id == v->members[i].id && n->view && n->view->epoch == v->epoch &&
+                n->log.durable >= n->view_lsn)
+                knowing |= UINT64_C(1) << i;
+        }
+    return knowing;
+}
+
+/* How many members the smaller of a view's rings has, without those that are being drained, and at most
+ * the number of copies. */
+static uint64_t ring_least(const struct view *v)
+{
+    uint64_t before = view_members(v, VOTERS), after = view_members(v, TARGET);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct node *n = w.hosts[i].node;
+        for (uint32_t j = 0; n && n->view && j < v->members_count; j++)
+            if (n->view->epoch == v->epoch && n->member_peer[j]->leave)
+                after &= ~(UINT64_C(1) << j);
+    }
+    return min_u64(v->replicas, min_u64(count(before), count(after)));
+}
+
+/* Machines: those that lost theirs since the cluster was whole are fewer than half of the copies,
+ * however often each of them does. It is whole when the newest view is settled, each of its members is
+ * there, and a majority of them knows it. */
+static bool machines_allow(const struct view *v, struct host *but)
+{
+    uint64_t damaged = 0, least = REPLICAS_MAX, all = view_members(v, 1u << MEMBER_UP);
+    bool whole = count(all) == v->members_count && members_kept(v, NULL) == all &&
+                 majority(members_knowing(v), all);
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        struct host *h = &w.hosts[i];
+        h->damaged &= !whole || h->disk_flipped || h->far || h->deaf;
+        damaged += h->damaged || h == but;
+    }
+    w.whole = whole ? v->epoch : w.whole;
+    for (uint64_t e = max_u64(w.whole, 1); e <= v->epoch; e++)
+        least = min_u64(least, ring_least(w.views[e - 1]));
+    return 2 * damaged < least;
+}
+
+/* Rings: what counts is the newest view that any node has: all that was acknowledged is at a majority of
+ * its old ring's owners, so these decide. The new ring's do only when somebody may be about to end the
+ * transition: what a joiner told a moment ago counts then. And another host must know that view. */
+static bool rings_allow(const struct view *v, const struct host *but)
+{
+    uint64_t kept = members_kept(v, but);
+    bool known = false, may_end = w.deciding >= v->epoch;
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct node *n = w.hosts[i].node;
+        if (!n || !n->view || n->view->epoch != v->epoch)
+            continue;
+        known |= &w.hosts[i] != but && n->log.durable >= n->view_lsn;
+        may_end |= joiners_are_complete(n);
+    }
+    return known && ring_keeps(v, VOTERS, kept) && (!may_end || ring_keeps(v, TARGET, kept));
+}
+
+/* Whether a host may lose its disk, by what README promises: either of two will do. */
+static bool may_lose_a_disk(struct host *but)
 {
     const struct view *v = newest_view();
-    if (!v || view_members(v, ~(1u << MEMBER_UP)) || v->members_count < 3 || w.plan.replicas < 3)
-        return false;
-    for (unsigned i = 0; i < w.hosts_count; i++)
-        if (w.hosts[i].disk_flipped || w.hosts[i].far || w.hosts[i].deaf)
-            return false;
-    for (uint32_t i = 0; i < v->members_count; i++) {
-        bool there = false;
-        for (unsigned j = 0; j < w.hosts_count; j++)
-            there |= w.hosts[j].id == v->members[i].id;
-        if (!there)
-            return false;
-    }
-    return true;
+    bool may = v && (machines_allow(v, but) || rings_allow(v, but));
+    but->damaged |= may;
+    return may;
 }
 
 static void fault_cut(void)
@@ -1841,9 +1960,37 @@ static void fault_flip(struct host *h)
     }
 }
 
+/* The disk is taken out, and an empty one put in; or the one taken out comes back: with it, the node
+ * that was there before, at its address. */
+static void fault_swap(struct host *h)
+{
+    struct host *now = allocate(sizeof *now), *old = h->aside;
+    host_crash(h);
+    trace(h, old ? "has its old disk again" : "its disk is put aside");
+    *now = *h;
+    h->disk = NULL;
+    h->id = 0;
+    drive_clear(h);
+    if (old) {
+        h->disk = old->disk, h->id = old->id, h->disk_bytes = old->disk_bytes;
+        h->disk_start = old->disk_start, h->disk_first = old->disk_first;
+        h->disk_synced = old->disk_synced, h->disk_last = old->disk_last;
+        h->disk_taken = old->disk_taken;
+        free(old);
+        free(now->disk);
+        free(now);
+        now = NULL;
+    }
+    h->aside = now;
+    event_at(w.now + below(2 * w.plan.lease), UP, h, NULL, 0);
+}
+
 static void fault_drain(struct host *by)
 {
     const struct view *v = by->node->view;
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].disk_flipped || w.hosts[i].far || w.hosts[i].deaf)
+            return; /* nobody knows yet that its disk is lost */
     if (!v || by->node->self < 0)
         return;
     int index = (int)below(v->members_count);
@@ -1862,27 +2009,14 @@ static void fault_drain(struct host *by)
 /* A drained host is switched off, and its disk thrown away. */
 static void host_off(struct host *h)
 {
-    if (w.healed || !may_lose_a_disk())
+    unsigned others = 0; /* they can hold all copies without it */
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        others += &w.hosts[i] != h && w.hosts[i].used && !w.hosts[i].off && !w.hosts[i].small;
+    if (w.healed || others < w.plan.replicas || !may_lose_a_disk(h))
         return;
     host_wipe(h);
     h->off = true;
     h->id = 0;
-}
-
-/* Somebody drains the members that are no more, where too few are left to evict them. */
-static void drain_the_dead(void)
-{
-    for (unsigned i = 0; i < w.hosts_count; i++) {
-        struct host *h = &w.hosts[i];
-        const struct view *v = h->node ? h->node->view : NULL;
-        for (uint32_t j = 0; v && h->node->self >= 0 && j < v->members_count; j++) {
-            bool there = false;
-            for (unsigned k = 0; k < w.hosts_count; k++)
-                there |= w.hosts[k].id == v->members[j].id;
-            if (!there && node_drain(h->node, (int)j))
-                return;
-        }
-    }
 }
 
 static void fault_clock(struct host *h, bool far)
@@ -1901,6 +2035,9 @@ static void fault_join(void)
 {
     for (uint64_t count = 1 + below(2); count && w.hosts_count < HOSTS_MAX; count--) {
         struct host *h = &w.hosts[w.hosts_count++];
+        h->small = w.plan.weight[FULL] && chance(300);
+        h->disk_size = DISK_KEEP_BYTES + below(AHEAD);
+        h->full_until = h->small ? UINT64_MAX : 0;
         host_start(h);
     }
 }
@@ -1939,7 +2076,7 @@ static void fault_happens(enum fault fault)
         fault_clock(h, false);
         break;
     case FAR_CLOCK:
-        if (may_lose_a_disk())
+        if (may_lose_a_disk(h))
             fault_clock(h, true);
         break;
     case JOIN:
@@ -1953,16 +2090,26 @@ static void fault_happens(enum fault fault)
                                  : w.plan.evict_after + below(w.plan.evict_after) + 2 * lease);
         break;
     case WIPE:
-        if (may_lose_a_disk()) {
+        if (w.hosts[w.wiped].used && !w.hosts[w.wiped].off && chance(700))
+            h = &w.hosts[w.wiped]; /* again */
+        if (may_lose_a_disk(h)) {
+            w.wiped = (unsigned)h->index;
             host_wipe(h);
             event_at(w.now + below(4 * lease), UP, h, NULL, 0);
         }
+        break;
+    case SWAP:
+        if (may_lose_a_disk(h))
+            fault_swap(h);
         break;
     case FLIP:
         for (unsigned i = 0; i < w.hosts_count; i++)
             if (w.hosts[i].disk_flipped && w.hosts[i].node)
                 h = &w.hosts[i]; /* always the same */
-        if (h->disk_flipped || may_lose_a_disk())
+        for (unsigned i = 0; i < w.hosts_count; i++)
+            if (w.hosts[i].disk_flipped && !h->disk_flipped)
+                return; /* for two of them, see M4 */
+        if (h->disk_flipped || may_lose_a_disk(h))
             fault_flip(h);
         break;
     case BLACKOUT:
@@ -1971,6 +2118,8 @@ static void fault_happens(enum fault fault)
                 host_down(&w.hosts[i], 10 * MS + below(lease));
         break;
     case FULL:
+        if (h->small)
+            break;
         h->full_until = w.now + below(chance(500) ? 4 * lease : 60 * SECOND);
         h->disk_size = h->disk_taken - h->disk_start + below(AHEAD);
         trace(h, "its disk is full");
@@ -2012,8 +2161,9 @@ static void heal(void)
     memset(w.cut_until, 0, sizeof w.cut_until);
     for (unsigned i = 0; i < w.hosts_count; i++) {
         struct host *h = &w.hosts[i];
-        h->deaf_until = h->slow_until = h->stalled_until = h->full_until = 0;
-        if (w.plan.deaf_for_good && h->node && may_lose_a_disk()) {
+        h->deaf_until = h->slow_until = h->stalled_until = 0;
+        h->full_until = h->small ? UINT64_MAX : 0;
+        if (w.plan.deaf_for_good && h->node && may_lose_a_disk(h)) {
             h->deaf = true;
             h->deaf_until = UINT64_MAX;
             w.plan.deaf_for_good = false;
@@ -2340,6 +2490,16 @@ static void shape_full(struct plan *p)
     p->fault_pause = between(100, 1000) * MS;
 }
 
+/* Disks are lost, the same again and again, with any number of copies. */
+static void shape_again(struct plan *p)
+{
+    p->replicas = (unsigned)between(1, 5);
+    p->hosts = (unsigned)between(p->replicas > 2 ? p->replicas : 2, p->replicas + 2);
+    p->fault_time = between(6, 16) * SECOND;
+    p->fault_pause = between(50, 400) * MS;
+    p->large = chance(500) ? 500 : 0;
+}
+
 static const struct mix mixes[] = {
     {mix_calm, {0}, NULL},
     {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}, NULL},
@@ -2355,6 +2515,9 @@ static const struct mix mixes[] = {
     {"epochs", {[JOIN] = 2, [DRAIN] = 5, [CUT] = 5, [CRASH] = 1, [CLOCK] = 1}, shape_epochs},
     {"deaf", {[CUT] = 1}, shape_deaf},
     {"restarts", {[CRASH] = 1}, shape_restarts},
+    {"again",
+     {[WIPE] = 12, [SWAP] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1, [JOIN] = 1, [DRAIN] = 1},
+     shape_again},
     {"coordinators",
      {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3},
      shape_coordinators},
@@ -2509,13 +2672,27 @@ static void host_event(struct host *h, const struct event *e)
         host_settle(h);
 }
 
+/* One whose disk was too small is given a larger one if it was needed after all, else left off. */
+static void host_up(struct host *h)
+{
+    int index = member_index(newest_view(), h->id);
+    if (h->node || h->off)
+        return;
+    if (h->small && index >= 0) {
+        h->small = false;
+        h->full_until = 0;
+    }
+    h->off = h->small;
+    if (!h->off)
+        host_start(h);
+}
+
 static void event_handle(struct event *e)
 {
     struct host *h = e->host < 0 ? NULL : &w.hosts[e->host];
     w.events++;
     if (e->type == UP) {
-        if (!h->node && !h->off)
-            host_start(h);
+        host_up(h);
     } else if (e->type == FAULT) {
         fault_event();
     } else if (e->type == DOWN) {
@@ -2567,6 +2744,11 @@ static void trace_hosts(void)
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
               LIST_FIRST(&n->by_key[VIEWS_PARTITION]) != NULL, n->log.durable, log_end(n), n->id);
+        trace(h, "clock %.3f wall %.3f reserve start %.3f date %.3f leaves %d",
+              (double)(int64_t)(n->clock - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->reserve_start - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->date - WALL_AT_START) / 1e6, n->leaves);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[0][p] != n->owners[1][p])
                 trace(h,
@@ -2598,8 +2780,6 @@ static void rest(uint64_t most)
     const char *found = "clients are busy";
     for (uint64_t end = w.now + most; found && w.now < end;) {
         run_until(w.now + 100 * MS);
-        if (w.now > end - most / 2)
-            drain_the_dead();
         found = w.clients_busy ? "clients are busy" : unsettled(why);
     }
     if (found)
@@ -2624,6 +2804,9 @@ static void world_free(void)
         tries_broken(&w.hosts[i]);
         free(w.hosts[i].disk);
         bytes_free(&w.hosts[i].kept.records);
+        if (w.hosts[i].aside)
+            free(w.hosts[i].aside->disk);
+        free(w.hosts[i].aside);
     }
     for (unsigned i = 0; i < w.keys_count; i++)
         free(w.keys[i].ops);
@@ -2657,6 +2840,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
     w.clients = clients;
     for (unsigned i = 0; i < w.plan.clients; i++)
         clients[i].name = i;
+    trace(NULL, "%u copies, %u hosts", w.plan.replicas, w.plan.hosts);
     w.faults_until = w.plan.fault_time;
     keys_make();
     cluster_begin();
@@ -2886,6 +3070,66 @@ static bool hand_old_epoch_comes_below(struct node *n)
     return e && ballot_equal(e->accepted, now.ballot);
 }
 
+static void hand_beat(struct node *n, uint64_t id, const char *address)
+{
+    struct heartbeat beat = {.heard = {10, 20, 30}};
+    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
+    m.key_bytes = (uint16_t)strlen(address);
+    m.status = 1;
+    hand_mail(n, id, &m, &(struct body){.key = address, .value = &beat});
+}
+
+/* Whether it proposes a view within so many seconds, while 20 is heard, and 40, which asks to join. */
+static bool hand_proposes(struct node *n, uint64_t seconds, bool joins)
+{
+    struct bytes found = {0};
+    bool proposes = false;
+    for (uint64_t end = n->now + seconds * SECOND; n->now < end && !proposes;) {
+        n->now += 100 * MS;
+        n->wall += 100 * MS;
+        hand_beat(n, 20, "h2");
+        if (joins)
+            hand_beat(n, 40, "h4");
+        node_tick(n, n->now, n->wall);
+        proposes = hand_told(n, 20, M_PREPARE, &found);
+    }
+    bytes_free(&found);
+    return proposes;
+}
+
+/* R24: while 30 is dead, and may come back without its disk, 20 is not let go; then it is. */
+static bool hand_live_member_stays_while_another_is_dead(struct node *n)
+{
+    hand_proposes(n, 1, false);
+    n->member_peer[1]->leave = true;
+    if (hand_proposes(n, 4, false))
+        return false;
+    n->member_peer[2]->leave = true; /* a dead one may leave */
+    return hand_proposes(n, 4, false);
+}
+
+/* R25: with two copies a dead member may hold one that no majority can do without. */
+static bool hand_nothing_begins_that_cannot_end(struct node *n)
+{
+    struct {
+        struct view view;
+        struct member members[3];
+    } second;
+    memcpy(&second, n->view, view_bytes(n->view));
+    second.view.epoch = 2;
+    second.view.replicas = 2;
+    n->evict_after = 2 * SECOND;
+    view_adopt(n, &second.view);
+    if (hand_proposes(n, 8, true))
+        return false;
+    for (int i = 0; i < 8; i++) { /* it is back */
+        hand_beat(n, 30, "h3");
+        if (hand_proposes(n, 1, true))
+            return true;
+    }
+    return false;
+}
+
 /* R16: another coordinator's view stands at a minority; what is proposed is that view. */
 static bool hand_view_is_written_once(struct node *n)
 {
@@ -2894,12 +3138,8 @@ static bool hand_view_is_written_once(struct node *n)
         struct view view;
         struct member members[3];
     } other = {{2, 77, 3, 2}, {{.id = 10}, {.id = 20}, {.id = 0}}};
-    struct heartbeat beat = {.heard = {10, 20, 30}};
-    struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
-    m.key_bytes = 2;
-    m.status = 1;
     for (uint64_t id = 20; id <= 40; id += 10) /* 40 is no member: it wishes to join */
-        hand_mail(n, id, &m, &(struct body){.key = "h9", .value = &beat});
+        hand_beat(n, id, id == 40 ? "h4" : "h9");
     for (int i = 0; i < 200 && !hand_told(n, 20, M_PREPARE, &found); i++) {
         n->now += 10 * MS;
         n->wall += 10 * MS;
@@ -2907,7 +3147,7 @@ static bool hand_view_is_written_once(struct node *n)
     }
     if (!found.count)
         return false;
-    m = *(const struct message *)found.data;
+    struct message m = *(const struct message *)found.data;
     m.type = M_PROMISE;
     m.flags = FLAG_RECORD | FLAG_WHOLE;
     m.ballot.time -= 50;
@@ -2953,6 +3193,9 @@ static const struct mutant mutants[] = {
     {22, "skew", NULL},
     {23, "restarts", NULL},
     {30, "crashes", NULL},
+    {23, "again", NULL},
+    {24, NULL, hand_live_member_stays_while_another_is_dead},
+    {25, NULL, hand_nothing_begins_that_cannot_end},
 };
 enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 3000 };
 
