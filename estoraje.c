@@ -103,6 +103,8 @@ enum {
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
     LARGE_BYTES_MAX = 8 << 20,    /* values of this node's large writes under way; others wait */
     RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
+    DUELS_FIRST = 1,              /* the same of the time that a refused round waits: at the */
+    DUELS_OTHER = 7,              /* partition's first live owner, and elsewhere */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
@@ -111,27 +113,24 @@ enum {
     VIEWS_TOLD_MAX = 16,          /* views told to a node that is behind, at a time */
     BYTES_PER_US = 16,            /* a large value gets time on top of that for a small one */
 };
-#define MS                 UINT64_C(1000)
-#define SECOND             (1000 * MS)
-#define RESERVE_AHEAD      (1700 * MS)   /* how seldom an idle node writes */
-#define RESERVE_ROOM       (64 << 10)    /* bytes on disk that even reserves leave alone */
-#define RESERVE_MARGIN     (300 * MS)    /* a disk may stall that long, and reads do not notice */
-#define WRITE_TIME_MAX     SECOND        /* a disk that takes longer for a batch is away */
-#define CLOCK_AHEAD_MAX    (10 * SECOND) /* a message from further ahead is a clock fault */
-#define REPEAT_TIME        (60 * SECOND) /* how long a repeat surely finds its answer */
-#define KEY_TIME_SLACK     SECOND /* a first try that comes so near its key's time is in time */
-#define KEY_TIME_MARGIN    (5 * SECOND) /* clients' clocks may be ahead by so much */
-#define MEMORY_OF_ANSWERS  (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
-#define FIRST_TRY_LEAD     (100 * MS) /* no repeat is carried out so soon after its first try came */
-#define REQUEST_TIME       (2300 * MS) /* a request is answered within it */
-#define STEP_TIME          (100 * MS)  /* a step of a round, before it is sent again */
-#define FORWARD_TIME       SECOND
-#define CONTENDED_TIME     SECOND
-#define CONTENDED_TIME_MAX (64 * SECOND)
-#define LEASE_GRACE        (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
-#define WATCH_TIME         (5 * SECOND)
-#define LISTING_TIME       (20 * SECOND) /* from its turn on */
-#define LISTING_WAIT       (60 * SECOND) /* for its turn */
+#define MS                UINT64_C(1000)
+#define SECOND            (1000 * MS)
+#define RESERVE_AHEAD     (1700 * MS)   /* how seldom an idle node writes */
+#define RESERVE_ROOM      (64 << 10)    /* bytes on disk that even reserves leave alone */
+#define RESERVE_MARGIN    (300 * MS)    /* a disk may stall that long, and reads do not notice */
+#define WRITE_TIME_MAX    SECOND        /* a disk that takes longer for a batch is away */
+#define CLOCK_AHEAD_MAX   (10 * SECOND) /* a message from further ahead is a clock fault */
+#define REPEAT_TIME       (60 * SECOND) /* how long a repeat surely finds its answer */
+#define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
+#define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
+#define MEMORY_OF_ANSWERS (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
+#define FIRST_TRY_LEAD    (100 * MS) /* no repeat is carried out so soon after its first try came */
+#define REQUEST_TIME      (2300 * MS) /* a request is answered within it */
+#define STEP_TIME         (100 * MS)  /* a step of a round, before it is sent again */
+#define LEASE_GRACE       (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
+#define WATCH_TIME        (5 * SECOND)
+#define LISTING_TIME      (20 * SECOND) /* from its turn on */
+#define LISTING_WAIT      (60 * SECOND) /* for its turn */
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -345,8 +344,6 @@ enum message_type {
     M_REFUSE,
     M_READ,
     M_ANSWER,
-    M_FORWARD,
-    M_RESULT,
     M_HEARTBEAT,
     M_VIEW,
     M_LIST,
@@ -357,7 +354,9 @@ enum message_type {
     M_RESERVE = 32, /* from here on in the log only */
     M_FLOOR,
     M_DROP,
-    M_LOG_TYPES
+    M_LOG_TYPES,
+    M_REQUEST, /* these stay inside a node: what a client asks, and is told */
+    M_RESULT,
 };
 
 enum {
@@ -525,10 +524,8 @@ struct partition {
                          owners whose list has not been pulled yet */
     uint64_t compared; /* members all of whose records were seen to be here, in this view */
     bool caught_up;    /* all that was acknowledged is here; each lease begins without */
-    uint64_t contended_until; /* forward writes to the first live owner until then */
-    uint64_t contended_time;  /* how long that was, microseconds */
-    uint64_t changed_at;      /* when a record was last accepted */
-    struct bytes watches;     /* M_READs to be answered again, each after its struct watch */
+    uint64_t changed_at;  /* when a record was last accepted */
+    struct bytes watches; /* M_READs to be answered again, each after its struct watch */
 };
 
 struct peer {
@@ -554,31 +551,22 @@ struct peer {
 
 enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the key's round */
 
-/* A client's request, or one that a peer forwarded. */
+/* A client's request, or one of the node itself. */
 struct request {
     struct request *next;
     struct request *last;    /* of a list, known by its first, so that a hot key's is not walked */
-    struct message *m;       /* as M_FORWARD; owned */
+    struct message *m;       /* as M_REQUEST; owned */
     void *client;            /* of this node; null if origin is set, or nobody is told */
-    struct peer *origin;     /* that forwarded it, as its op m->op */
     uint64_t deadline;       /* this node's monotonic clock */
     uint64_t waits_until;    /* the same; FLAG_WATCH alone */
     uint64_t allowed;        /* time for a large value; four times that is in the deadline */
-    struct peer *sent_to;    /* it was forwarded, once */
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
     uint32_t large_bytes;    /* it counts for that in n->large_bytes */
     struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
 };
 
-enum round_state {
-    ROUND_REST,
-    ROUND_PREPARE,
-    ROUND_ACCEPT,
-    ROUND_READ,
-    ROUND_WATCH,
-    ROUND_FORWARD
-};
+enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
 
 /*              round_begin          round_decide            round_finish
  *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
@@ -586,7 +574,6 @@ enum round_state {
  *     |  round_refused           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
  *     +--------------------------+------ timeouts, a new view
  *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
- *    FORWARD: one write that another node carries out, until it is taken back
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
  *    make it a WATCH, which begins again when an owner tells of a change
  */
@@ -639,7 +626,7 @@ struct log {
 };
 
 struct counters {
-    uint64_t proposals_ok, proposals_unknown, proposals_refused, forwards, lease_expirations;
+    uint64_t proposals_ok, proposals_unknown, proposals_refused, lease_expirations;
     uint64_t repairs_damage, repairs_pull, repairs_read, pulled, listed;
 };
 
@@ -1820,34 +1807,6 @@ static void round_send(struct node *n, struct round *r)
     r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
 
-/* Hands the writes that wait to the partition's first live owner while nodes duel there. */
-static void round_forward(struct node *n, struct round *r)
-{
-    int first = first_live_owner(n, r->partition);
-    if (n->partitions[r->partition].contended_until <= n->now || first < 0 || first == n->self)
-        return;
-    struct request *all = r->waiting;
-    r->waiting = NULL;
-    while (all) {
-        struct request *q = requests_pop(&all);
-        if (!is_write(q) || q->origin || q->sent_to) {
-            requests_push(&r->waiting, q);
-            continue;
-        }
-        struct round *f = round_make(n, r->partition, r->key, r->key_bytes, false);
-        f->state = ROUND_FORWARD;
-        f->due = n->now + FORWARD_TIME + q->m->value_bytes / BYTES_PER_US;
-        f->taken = q;
-        q->sent_to = n->member_peer[first];
-        q->m->op = f->op;
-        /* Even the first forward counts as a repeat, as it may be doubled on its way: a refusal must
-         * be recorded, or the double could be applied after its client was told no (R12). */
-        request_sent(q);
-        mail(n, q->sent_to, 0, q->m, NULL);
-        n->counters.forwards++;
-    }
-}
-
 /* Step 1: a new ballot; the writes that wait by now, those of a try that failed first; prepare to all
  * owners. If nothing waits, the round is over. */
 static void round_begin(struct node *n, struct round *r)
@@ -1856,7 +1815,6 @@ static void round_begin(struct node *n, struct round *r)
     requests_push(&r->taken, r->waiting);
     r->waiting = r->taken;
     r->taken = NULL;
-    round_forward(n, r);
     if (!r->waiting) {
         round_free(r);
         return;
@@ -1868,21 +1826,14 @@ static void round_begin(struct node *n, struct round *r)
     round_send(n, r);
 }
 
-/* A duel: wait a random while that doubles, and let the writes of this partition go to its first live
- * owner for a while, which doubles too where nodes go on to duel. */
+/* A duel: wait a random while that doubles. The first live owner waits less than the others, so that
+ * one of them wins soon: it carries out all that waits there, before another does. */
 static void round_refused(struct node *n, struct round *r)
 {
-    struct partition *p = &n->partitions[r->partition];
-    bool again = p->contended_until + CONTENDED_TIME > n->now;
-    if (p->contended_until <= n->now)
-        p->contended_time =
-            again ? min_u64(2 * p->contended_time, CONTENDED_TIME_MAX) : CONTENDED_TIME;
-    p->contended_until = n->now + p->contended_time;
     n->counters.proposals_refused++;
-    /* The first owner yields little: the others forward to it as soon as they are refused. */
     bool first = first_live_owner(n, r->partition) == n->self;
-    uint64_t most = MS << min_u64(r->refusals, first ? 1 : 7);
-    r->due = r->refusals++ == 0 && !first ? n->now : n->now + 1 + node_random(n) % most;
+    uint64_t most = MS << min_u64(r->refusals++, first ? DUELS_FIRST : DUELS_OTHER);
+    r->due = n->now + 1 + node_random(n) % most;
     if (r->keyed) /* else it is a one-write: round_due lets it begin again */
         r->state = ROUND_REST;
 }
@@ -2382,7 +2333,7 @@ static void round_due(struct node *n, struct round *r)
     else if (r->keyed)
         round_begin(n, r);
     else
-        round_scatter(n, r); /* a watch, a forward; or an owner promised more than was accepted */
+        round_scatter(n, r); /* a watch; or an owner promised more than was accepted */
 }
 
 /* An owner remembers for a while who waits for a key to change: the read is answered again then. */
@@ -2433,9 +2384,7 @@ static void request_answer(struct node *n, struct request *q, const struct messa
     struct message result = *head;
     result.type = M_RESULT;
     result.op = q->m->op;
-    if (q->origin) {
-        mail(n, q->origin, 0, &result, body);
-    } else if (q->m->function == DO_REPAIR) {
+    if (q->m->function == DO_REPAIR) {
         n->repairs--;
     } else if (q->m->partition == VIEWS_PARTITION) {
         view_decided(n, &result, body);
@@ -2533,7 +2482,7 @@ static void write_made(struct node *n, struct message *m, uint64_t key_time)
         m->dropped = key_time - KEY_TIME_MARGIN;
 }
 
-/* A client's request. `m`: M_FORWARD, with key, function, condition, and for a write its version and
+/* A client's request. `m`: M_REQUEST, with key, function, condition, and for a write its version and
  * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
  * FLAG_WATCH, microseconds. */
 static void node_request(struct node *n, void *client, const struct message *m,
@@ -2562,7 +2511,7 @@ static void node_request_own(struct node *n, uint16_t partition, uint8_t functio
                              uint8_t condition, const void *key, size_t key_bytes,
                              const void *value, size_t value_bytes)
 {
-    struct message m = {.type = M_FORWARD, .flags = FLAG_WHOLE | FLAG_FRESH};
+    struct message m = {.type = M_REQUEST, .flags = FLAG_WHOLE | FLAG_FRESH};
     m.partition = partition;
     m.function = function;
     m.condition = condition;
@@ -2580,42 +2529,6 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
     n->repairs++;
     n->counters.repairs_pull++;
     node_request_own(n, partition, DO_REPAIR, IF_NONE, key, key_bytes, NULL, 0);
-}
-
-static void on_forward(struct node *n, struct peer *from, const struct message *m)
-{
-    if (m->function < DO_PUT || m->function > DO_ADD || m->partition >= PARTITIONS)
-        return;
-    struct request *q = request_make(n, m, NULL);
-    q->deadline = n->now + FORWARD_TIME + m->value_bytes / BYTES_PER_US;
-    q->origin = from;
-    request_admit(n, q);
-}
-
-/* What the forward's owner says counts only until the write is taken back (R12). */
-static void on_result(struct node *n, struct peer *from, const struct message *m)
-{
-    struct round *r = round_by_op(n, m->op);
-    if (!r || r->state != ROUND_FORWARD || r->taken->sent_to != from || m->status < 200 ||
-        m->status > STATUS_UNKNOWN)
-        return;
-    if (m->status == STATUS_UNKNOWN) { /* it is taken back, and the outcome found out here */
-        round_scatter(n, r);
-        return;
-    }
-    struct request *q = requests_pop(&r->taken);
-    struct body body = message_body(m);
-    round_free(r);
-    request_answer(n, q, m, &body);
-}
-
-/* The link to a peer broke: what was forwarded to it is taken back, and carried out here. */
-static void forwards_due(struct node *n, const struct peer *broken)
-{
-    for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
-            if (r->state == ROUND_FORWARD && r->taken->sent_to == broken)
-                r->due = n->now;
 }
 
 /* A new view: everything begins again from prepare (R6). */
@@ -3472,7 +3385,7 @@ static void listing_add(struct node *n, struct listing *l, const struct listed *
         l->count += live;
         return;
     }
-    struct message m = {.type = M_FORWARD, .function = DO_READ, .partition = partition};
+    struct message m = {.type = M_REQUEST, .function = DO_READ, .partition = partition};
     m.key_bytes = e->key_bytes;
     struct request *q = request_make(n, &m, &(struct body){.key = e->key});
     q->listing = l;
@@ -3668,8 +3581,7 @@ static const struct handler handlers[M_TYPES] = {
     [M_PREPARE] = {on_prepare, .owned = true}, [M_PROMISE] = {on_promise, .owned = false},
     [M_ACCEPT] = {on_accept, .owned = true},   [M_ACCEPTED] = {on_accepted, .owned = false},
     [M_REFUSE] = {on_refuse, .owned = false},  [M_READ] = {on_read, .owned = true},
-    [M_ANSWER] = {on_answer, .owned = false},  [M_FORWARD] = {on_forward, .owned = false},
-    [M_RESULT] = {on_result, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
+    [M_ANSWER] = {on_answer, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
     [M_VIEW] = {on_view, .any_epoch = true},   [M_LIST] = {on_list, .owned = false},
     [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
     [M_DIGEST] = {on_digest, .owned = false},
@@ -3738,10 +3650,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
-        /* No ballot, and no time in a record, is above the clock that its sender tells. (A client's
-         * If-Match, in a forward, may be anything, and so may a counter, in a result.) */
-        bool told = m->type != M_FORWARD && m->type != M_RESULT;
-        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
+        /* No ballot, and no time in a record, is above the clock that its sender tells. */
+        if (max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
             continue;
         /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
         message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
@@ -4437,7 +4347,6 @@ static void channels_check(struct server *s)
                 curl_easy_strerror(done->data.result));
         c->told = true;
         channel_close(c);
-        forwards_due(s->node, c->peer);
     }
 }
 
@@ -4688,7 +4597,6 @@ static void print_metrics(struct bytes *out, const struct server *s)
         {"estoraje_proposals_total", "{outcome=\"ok\"}", "Writes.", k->proposals_ok},
         {"estoraje_proposals_total", "{outcome=\"unknown\"}", NULL, k->proposals_unknown},
         {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_refused},
-        {"estoraje_proposals_total", "{outcome=\"forwarded\"}", NULL, k->forwards},
         {"estoraje_repairs_total", "{reason=\"damage\"}", "Repairs.", k->repairs_damage},
         {"estoraje_repairs_total", "{reason=\"promise\"}", NULL, k->repairs_pull},
         {"estoraje_repairs_total", "{reason=\"read\"}", NULL, k->repairs_read},
@@ -5402,7 +5310,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->started = c->server->node->now;
     while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
         c->method++;
-    c->m.type = M_FORWARD;
+    c->m.type = M_REQUEST;
     c->m.function = functions[c->method];
     c->restic = accept && strstr(accept, "application/vnd.x.restic.rest.v2");
     c->json = accept && strstr(accept, "application/json");

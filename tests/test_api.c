@@ -1160,7 +1160,7 @@ static void race_add_with_body(void *context, int index)
     }
 }
 
-/* While nodes duel for the key, they forward. */
+/* While nodes duel for the key. */
 START_TEST(test_a_body_that_a_count_does_not_need_is_no_damaged_mail)
 {
     struct race r = {.path = own("n")};

@@ -46,6 +46,8 @@ enum {
     BYTES_KEPT = 64 << 10,
     LARGE_BYTES_MAX = 6 << 10,
     RESENDS_MAX = 4,
+    DUELS_FIRST = 1,
+    DUELS_OTHER = 7,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
     DISK_KEEP_BYTES = 32 << 10,
@@ -55,27 +57,24 @@ enum {
     BYTES_PER_US = 16,
 };
 static uint64_t sim_memory; /* microseconds; a seed's choice */
-#define MS                 UINT64_C(1000)
-#define SECOND             (1000 * MS)
-#define RESERVE_AHEAD      (250 * MS)
-#define RESERVE_MARGIN     (60 * MS)
-#define WRITE_TIME_MAX     (300 * MS)
-#define CLOCK_AHEAD_MAX    (10 * SECOND)
-#define MEMORY_OF_ANSWERS  sim_memory
-#define KEY_TIME_SLACK     (100 * MS)
-#define KEY_TIME_MARGIN    (200 * MS)
-#define FIRST_TRY_LEAD     0 /* a client may repeat at once */
-#define REPEAT_TIME        (MEMORY_OF_ANSWERS - 2 * KEY_TIME_MARGIN)
-#define REQUEST_TIME       (2300 * MS)
-#define STEP_TIME          (100 * MS)
-#define RESERVE_ROOM       (4 << 10)
-#define FORWARD_TIME       SECOND
-#define LEASE_GRACE        (200 * MS)
-#define CONTENDED_TIME     SECOND
-#define CONTENDED_TIME_MAX (64 * SECOND)
-#define WATCH_TIME         (5 * SECOND)
-#define LISTING_TIME       (20 * SECOND)
-#define LISTING_WAIT       (20 * SECOND)
+#define MS                UINT64_C(1000)
+#define SECOND            (1000 * MS)
+#define RESERVE_AHEAD     (250 * MS)
+#define RESERVE_MARGIN    (60 * MS)
+#define WRITE_TIME_MAX    (300 * MS)
+#define CLOCK_AHEAD_MAX   (10 * SECOND)
+#define MEMORY_OF_ANSWERS sim_memory
+#define KEY_TIME_SLACK    (100 * MS)
+#define KEY_TIME_MARGIN   (200 * MS)
+#define FIRST_TRY_LEAD    0 /* a client may repeat at once */
+#define REPEAT_TIME       (MEMORY_OF_ANSWERS - 2 * KEY_TIME_MARGIN)
+#define REQUEST_TIME      (2300 * MS)
+#define STEP_TIME         (100 * MS)
+#define RESERVE_ROOM      (4 << 10)
+#define LEASE_GRACE       (200 * MS)
+#define WATCH_TIME        (5 * SECOND)
+#define LISTING_TIME      (20 * SECOND)
+#define LISTING_WAIT      (20 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
 #define RULE(number) (broken_rule != (number))
@@ -342,9 +341,9 @@ static void event_at(uint64_t time, enum event_type type, const struct host *h, 
 
 /* === 3 Trace ================================================================================== */
 
-static const char *const type_names[] = {"prepare", "promise", "accept",  "accepted", "refuse",
-                                         "read",    "answer",  "forward", "result",   "heartbeat",
-                                         "view",    "list",    "listed",  "pull",     "digest"};
+static const char *const type_names[] = {"prepare", "promise", "accept",    "accepted", "refuse",
+                                         "read",    "answer",  "heartbeat", "view",     "list",
+                                         "listed",  "pull",    "digest"};
 _Static_assert(sizeof type_names / sizeof *type_names == M_TYPES, "all have names");
 
 __attribute__((format(printf, 2, 3))) static void trace(const struct host *h, const char *format,
@@ -1001,6 +1000,7 @@ struct op {
     bool sent;     /* a try reached a node: the write is open unless an answer says no */
     bool echo;     /* it was answered, `first`, and is sent once more nevertheless */
     bool recorded; /* if it was refused, that is remembered */
+    bool forgets;  /* it is not repeated once it was answered */
     bool listing;
     struct message first;
     uint64_t changed_at;       /* of a wait: when somebody was told of a change; 0: nobody was */
@@ -1023,6 +1023,8 @@ try {
     char key[24], value[24];
     uint64_t deadline, paused_time, wait, ttl, limit, first_try;
     char retry_key[40];
+    uint64_t version;
+    bool fresh, forgets; /* it had no key; its client repeats it no more once it was answered */
     struct bytes after;
 };
 
@@ -1248,7 +1250,8 @@ static void op_write_answered(struct op *op, const struct message *m)
     }
     bool echoes = op->told.outcome == HISTORY_OK || op->recorded;
     uint64_t later = below(chance(700) ? 300 * MS : sim_memory + w.plan.late_repeat);
-    if (w.now + later < w.faults_until && *op->retry_key && echoes && chance(w.plan.echo))
+    if (w.now + later < w.faults_until && *op->retry_key && echoes && !op->forgets &&
+        chance(w.plan.echo))
         op_echoes(op, m, w.now + 1 + later);
     else
         op_end(op, true);
@@ -1480,7 +1483,10 @@ static void op_send(struct op *op)
     memcpy(t->value, op->value, sizeof t->value);
     t->ttl = op->ttl;
     memcpy(t->retry_key, op->retry_key, sizeof t->retry_key);
-    t->m.flags |= op->sent ? FLAG_REPEAT : *op->retry_key && chance(500) ? FLAG_KEYED : 0;
+    t->m.flags |= op->sent                                        ? FLAG_REPEAT
+                  : *op->retry_key && !op->forgets && chance(500) ? FLAG_KEYED
+                                                                  : 0;
+    t->forgets = op->forgets && !op->sent;
     t->first_try = op->sent ? op->first_try : 0;
     op->recorded = t->m.flags & (FLAG_REPEAT | FLAG_KEYED);
     op->sent = true;
@@ -1515,6 +1521,8 @@ static bool try_versioned(struct host *h, struct try *t, const char *value, stru
     call_version(&c);
     memcpy(t->retry_key, c.retry_key, sizeof t->retry_key);
     *m = c.m;
+    t->version = m->version;
+    t->fresh = m->flags & FLAG_FRESH;
     return true;
 }
 
@@ -1675,7 +1683,7 @@ static void client_begins(struct client *c)
         op->key = &w.keys[0];
     op->told.start = w.now;
     op->told.client = c->name;
-    op->m.type = M_FORWARD;
+    op->m.type = M_REQUEST;
     if (op->key->kind == LISTED && chance(400)) {
         op->listing = true;
         op->m.type = M_LIST;
@@ -1692,6 +1700,7 @@ static void client_begins(struct client *c)
     op->m.partition = key_partition(op->key->name, op->m.key_bytes);
     if (!(op->m.flags & FLAG_ONE))
         op_choose_retry_key(op);
+    op->forgets = chance(500);
     op_send(op);
 }
 
@@ -1927,15 +1936,6 @@ static void fault_cut(void)
     if (both)
         w.cut_until[b][a] = until;
     trace(NULL, "cut from h%u to h%u%s", a, b, both ? " and back" : "");
-    for (int i = 0; i < 2; i++) {
-        struct host *h = &w.hosts[i ? b : a];
-        int member = h->node ? member_index(h->node->view, w.hosts[i ? a : b].id) : -1;
-        if (member >= 0 && h->serves && h->paused_until <= w.now) {
-            host_time(h);
-            forwards_due(h->node, h->node->member_peer[member]);
-            host_settle(h);
-        }
-    }
 }
 
 static void host_down(struct host *h, uint64_t time)
@@ -2875,7 +2875,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
 
 struct totals {
     uint64_t seeds, operations, answered, unknown, events, views, histories, undecided;
-    uint64_t forwards, refused, repairs, pulled, damaged, leases; /* of the nodes that were left */
+    uint64_t refused, repairs, pulled, damaged, leases; /* of the nodes that were left */
 };
 
 static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals)
@@ -2891,7 +2891,6 @@ static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals
     totals->views += w.views_count;
     totals->histories += w.histories;
     totals->undecided += w.undecided;
-    totals->forwards += w.sum.forwards;
     totals->refused += w.sum.proposals_refused;
     totals->repairs += w.sum.repairs_pull + w.sum.repairs_read;
     totals->pulled += w.sum.pulled;
@@ -3250,12 +3249,11 @@ START_TEST(test_no_seed_finds_a_violation)
     ck_assert_msg(!workers_run(number_from("FIRST", 1), number_from("SEEDS", 600), mix, &sum),
                   "a run failed: see above");
     printf("simulated: %" PRIu64 " runs, %" PRIu64 " requests, %" PRIu64 " answered, %" PRIu64
-           " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " forwards, %" PRIu64
-           " refusals, %" PRIu64 " repairs, %" PRIu64 " pulls, %" PRIu64 " damaged, %" PRIu64
-           " leases lost; of %" PRIu64 " histories %" PRIu64 " undecided\n",
-           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views,
-           sum.forwards, sum.refused, sum.repairs, sum.pulled, sum.damaged, sum.leases,
-           sum.histories, sum.undecided);
+           " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " refusals, %" PRIu64
+           " repairs, %" PRIu64 " pulls, %" PRIu64 " damaged, %" PRIu64 " leases lost; of %" PRIu64
+           " histories %" PRIu64 " undecided\n",
+           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views, sum.refused,
+           sum.repairs, sum.pulled, sum.damaged, sum.leases, sum.histories, sum.undecided);
 }
 END_TEST
 #endif

@@ -1887,7 +1887,7 @@ static unsigned rounds(void)
 
 static struct message request_for(uint8_t function, const char *key, uint64_t made)
 {
-    struct message m = {.type = M_FORWARD, .function = function, .flags = FLAG_WHOLE};
+    struct message m = {.type = M_REQUEST, .function = function, .flags = FLAG_WHOLE};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
     m.version = 1;
@@ -2074,13 +2074,12 @@ START_TEST(test_no_key_pushes_the_clock)
     lone_begin();
     uint64_t clock = l.node->clock;
     struct message m = keyed(key_at(l.node->wall + 3600 * SECOND), 0).m;
-    m.type = M_FORWARD;
+    m.type = M_REQUEST;
     m.function = DO_PUT;
     m.flags |= FLAG_WHOLE;
     m.key_bytes = 1;
     m.partition = key_partition("k", 1);
     node_request(l.node, NULL, &m, &(struct body){.key = "k"}, 0);
-    on_forward(l.node, l.node->self_peer, &m);
     ck_assert_uint_lt(l.node->clock, clock + SECOND);
 }
 END_TEST
@@ -2799,8 +2798,8 @@ END_TEST
 
 START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
 {
-    static const uint8_t types[] = {M_PREPARE, M_ACCEPT, M_READ,   M_FORWARD,
-                                    M_LIST,    M_PULL,   M_DIGEST, M_HEARTBEAT};
+    static const uint8_t types[] = {M_PREPARE, M_ACCEPT, M_READ,     M_LIST,
+                                    M_PULL,    M_DIGEST, M_HEARTBEAT};
     struct heartbeat beat = {.leave = ~UINT64_C(0), .heard = {LONE_ID}};
     peers_begin(2, 3);
     struct node *n = l.node;
@@ -2821,20 +2820,7 @@ START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
             leaves |= n->member_peer[i]->leave;
         ck_assert_int_eq(leaves && n->leaves, member);
         ck_assert_int_eq(p->count && p->floor.time, member);
-        ck_assert_int_eq(!LIST_EMPTY(&n->by_key[key_partition("k", 1)]), member);
     }
-}
-END_TEST
-
-/* A view is written by a round of the node itself. */
-START_TEST(test_nobody_forwards_a_write_of_a_view)
-{
-    peers_begin(2, 3);
-    struct message m = {.type = M_FORWARD, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
-    m.function = DO_PUT;
-    m.key_bytes = 6;
-    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "view/2"});
-    ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 0);
 }
 END_TEST
 
@@ -3077,7 +3063,6 @@ int main(void)
         {"peers", test_the_clock_offset_is_of_wall_clocks, 1},
         {"peers", test_times_above_the_clock_of_their_batch_are_not_believed, 2},
         {"peers", test_who_is_no_member_is_heard_only_as_one_who_asks_to_join, 1},
-        {"peers", test_nobody_forwards_a_write_of_a_view, 1},
         {"peers", test_an_address_or_a_zone_that_no_option_takes_is_not_heard, 1},
         {"peers", test_strangers_leave_a_place_for_every_member, 1},
     };
