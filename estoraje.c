@@ -109,6 +109,7 @@ enum {
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
     ROUND_BUCKETS = 4096,
+    DELIVERED_PLACES = 1 << 17,   /* writes whose results need not be kept any more */
     VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
     VIEWS_TOLD_MAX = 16,          /* views told to a node that is behind, at a time */
     BYTES_PER_US = 16,            /* a large value gets time on top of that for a small one */
@@ -693,6 +694,7 @@ struct node {
     LIST_HEAD(rounds, round) by_op[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     size_t rounds_resting;
+    uint64_t delivered[DELIVERED_PLACES]; /* versions, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
     struct request
@@ -2035,6 +2037,19 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
     }
 }
 
+/* The client of a write has its answer, and nobody can ask for it again. So what this node proposes
+ * next for the key need not list it (R35). It may be forgotten here at any time: then the answer is
+ * kept for its minute. */
+static void node_delivered(struct node *n, uint64_t version)
+{
+    n->delivered[version % DELIVERED_PLACES] = version;
+}
+
+static bool is_delivered(const struct node *n, uint64_t version)
+{
+    return n->delivered[version % DELIVERED_PLACES] == version || !RULE(35);
+}
+
 /* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
  * could have been forgotten (R11), or its function, applied. */
 static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
@@ -2044,12 +2059,15 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
     /* By the clock as the promises raised it: who promised may have forgotten by its own. */
     uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
     bool old = d->head.dropped >= max_u64(m->dropped + lead, 1) ||
-               (m->dropped && m->dropped + MEMORY_OF_ANSWERS < n->clock);
+               (m->dropped && m->dropped + MEMORY_OF_ANSWERS < n->clock) ||
+               (is_delivered(n, m->version) && RULE(35));
     size_t i = 0;
     while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
         i++;
     if (i < d->answers_count) {
         a = d->answers[i];
+        if (is_delivered(n, a.version)) /* who asks once more may do so again */
+            n->delivered[a.version % DELIVERED_PLACES] = 0;
     } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
         a.status = STATUS_UNKNOWN;
     } else {
@@ -2088,9 +2106,19 @@ static void draft_trim(struct draft *d, const struct round *r)
     memmove(d->answers, d->answers + gone, d->answers_count * sizeof *d->answers);
 }
 
+static void draft_forget(const struct node *n, struct draft *d)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < d->answers_count; i++)
+        if (!is_delivered(n, d->answers[i].version))
+            d->answers[kept++] = d->answers[i];
+    d->answers_count = kept;
+}
+
 /* Step 4: the draft is the record that all owners are asked to accept. */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
+    draft_forget(n, d);
     draft_trim(d, r);
     d->head.type = M_ACCEPT;
     d->head.op = r->op;
@@ -5441,7 +5469,8 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     };
     struct call *c = client;
     char etag[40];
-    (void)n;
+    if (c->m.flags & FLAG_FRESH && m->status < 500)
+        node_delivered(n, c->m.version);
     if (c->route != ROUTE_LIST || m->status == 503)
         c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);

@@ -48,6 +48,7 @@ enum {
     RESENDS_MAX = 4,
     DUELS_FIRST = 1,
     DUELS_OTHER = 7,
+    DELIVERED_PLACES = 64,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
     DISK_KEEP_BYTES = 32 << 10,
@@ -1397,6 +1398,8 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
     trace(h, "answers %u to client %" PRIu64 " value=%u etag=%.6f-%04" PRIx64, m->status,
           t->op ? t->op->client->name : 99, m->value_bytes,
           (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->version >> 48);
+    if (t->version && m->status < 500 && (t->fresh || (t->forgets && t->op)))
+        node_delivered(n, t->version);
     if (t->op) {
         struct op *op = t->op;
         op->try = NULL;
@@ -3195,6 +3198,7 @@ static const struct mutant mutants[] = {
     {23, "again", NULL},
     {24, NULL, hand_live_member_stays_while_another_is_dead},
     {25, NULL, hand_nothing_begins_that_cannot_end},
+    {35, "crashes", NULL},
 };
 enum { MUTANTS_COUNT = sizeof mutants / sizeof *mutants, MUTANT_SEEDS = 3000 };
 
