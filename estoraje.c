@@ -1755,7 +1755,8 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
 {
     uint64_t members = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
+        if (partition < PARTITIONS &&
+            n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
             members |= UINT64_C(1) << i;
     return members;
 }
