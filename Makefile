@@ -12,7 +12,7 @@ BUILD = build
 BIN = estoraje
 NAMES = $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c))
 CHEAP = ring history unit sim
-TESTS = $(patsubst sim,sim mutants,$(filter $(NAMES),$(CHEAP))) $(filter-out $(CHEAP),$(NAMES))
+TESTS = $(patsubst sim,sim mutants mutations,$(filter $(NAMES),$(CHEAP))) $(filter-out $(CHEAP),$(NAMES))
 export ESTORAJE_BIN = $(abspath $(BIN))
 export CK_DEFAULT_TIMEOUT = 300
 $(shell mkdir -p $(BUILD))
@@ -36,6 +36,9 @@ $(BUILD)/test_%: test_%.c $(CODE) $(HELPERS)
 	$(LINK_TEST)
 $(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
 	$(LINK_TEST) -DMUTANTS
+$(BUILD)/test_mutations: test_sim.c $(CODE) $(HELPERS) tests/mutate.pl tests/mutations
+	perl tests/mutate.pl tests/mutations estoraje.c $(BUILD)
+	$(LINK_TEST) -DMUTANTS -DMUTATIONS -DCODE='"mutated.c"' -I$(BUILD) -I.
 $(BUILD)/test_page: | packages-page
 $(BUILD)/test_clients: | packages-clients
 $(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
@@ -43,7 +46,9 @@ $(BUILD)/fuzz_%: fuzz_%.c $(CODE) $(BUILD)/page.o | packages-fuzz
 
 test: $(BIN) $(TESTS:%=$(BUILD)/test_%)
 	@for test in $(TESTS); do $(BUILD)/test_$$test || exit 1; done
-sim mutants: %: $(BUILD)/test_% ; CK_TIMEOUT_MULTIPLIER=1000 $<
+sim: $(BUILD)/test_sim ; CK_TIMEOUT_MULTIPLIER=1000 $<
+mutants: $(BUILD)/test_mutants $(BUILD)/test_mutations
+	@for test in $^; do CK_TIMEOUT_MULTIPLIER=1000 $$test || exit 1; done
 asan:
 	$(MAKE) test BUILD=build/asan BIN=build/asan/estoraje TESTS="$(filter $(NAMES),ring unit sim)" \
 	    SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"

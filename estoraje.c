@@ -3399,14 +3399,14 @@ static void listing_go_on(struct node *n, struct listing *l)
     }
 }
 
-/* One key of the page: told as a quorum lists it at one ballot, if it has not expired, else read (R23).
+/* One key of the page: told as a quorum lists it at one ballot, if it has not expired, else read (R40).
  * The highest of a majority's records will not do: if a minority holds it, later reads may not find it.
  * A delete of that kind would leave out a key that is there all the time. `same`: members that list
  * what `e` is. */
 static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    bool agreed = quorum(n, partition, same) || !RULE(23);
+    bool agreed = quorum(n, partition, same) || !RULE(40);
     if (agreed && !(e->expiry && e->expiry <= node_date(n))) {
         bool live = !(e->flags & FLAG_TOMBSTONE);
         if (live)
