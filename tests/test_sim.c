@@ -1366,7 +1366,7 @@ static void judge_one(const struct try *t, const struct message *m)
         const struct entry *e =
             h->node ? entry_find(&h->node->partitions[t->m.partition], t->key, strlen(t->key))
                     : NULL;
-        found |= h->used && !h->node;
+        found |= h->used && (!h->node || !h->serves); /* it had it on disk, maybe */
         if (!e || e->accepted.time < m->modified ||
             (e->accepted.time == m->modified && e->version == m->version &&
              e->lsn + e->record_bytes > h->node->log.durable))
