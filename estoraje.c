@@ -4712,6 +4712,7 @@ struct call {
     struct bytes body; /* of the request, later of the answer */
     uint64_t counted;  /* of both, in server->body_bytes */
     bool under_way;    /* it is in server->calls_count */
+    bool forgets;      /* a write that its client does not repeat once it was answered */
     struct bytes key;
     struct query query;
     struct message m;                        /* the request as the core takes it */
@@ -5120,6 +5121,7 @@ static bool call_write(struct call *c)
         memcpy(c->retry_key, key, strlen(key) + 1);
         /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
         c->m.flags |= retry ? 0 : FLAG_KEYED;
+        c->forgets = retry && !repeat && call_get(c, "Estoraje-Forget");
         uint64_t time = parse_unix_time(key, '-');
         c->key_time = time ? time : tried;
         if (c->key_time && c->key_time + REPEAT_TIME < wall)
@@ -5571,11 +5573,31 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     return c->response ? call_send(c) : MHD_YES; /* else it is suspended */
 }
 
-/* The URI before libmicrohttpd takes it apart: it would cut it at %00, and let anything follow a %. */
+/* With each connection goes the version of the write that was answered last, and is not repeated once
+ * the answer has come; 0: none. */
+static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
+                            enum MHD_ConnectionNotificationCode what)
+{
+    (void)cls, (void)connection;
+    if (what == MHD_CONNECTION_NOTIFY_STARTED)
+        *context = allocate(sizeof(uint64_t));
+    else
+        free(*context);
+}
+
+static uint64_t *connection_answered(struct MHD_Connection *connection)
+{
+    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+}
+
+/* A request begins. Who sends the next one on a connection has had the answer before it, as it promised
+ * to send no second one earlier (R35). The URI before libmicrohttpd takes it apart: it would cut it at %00, and let anything follow a %. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
     struct call *c = allocate(sizeof *c);
-    (void)connection;
+    uint64_t *answered = connection_answered(connection);
+    node_delivered(((struct server *)cls)->node, *answered);
+    *answered = 0;
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
     if (*uri != '/')
         sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
@@ -5589,9 +5611,10 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 {
     struct server *s = cls;
     struct call *c = *arg;
-    (void)connection, (void)why;
     if (!c)
         return;
+    if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
+        *connection_answered(connection) = c->m.version;
     s->calls_count -= c->under_way;
     if (c->started && c->route != ROUTE_MAIL) {
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
@@ -5808,7 +5831,8 @@ static void server_listen(struct server *s)
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_OPTION_NOTIFY_CONNECTION, http_connection, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)min_u64(CALLS_MAX, files.rlim_cur / 2), MHD_OPTION_CONNECTION_TIMEOUT, 75u,
         o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (s->daemon)

@@ -1681,8 +1681,10 @@ START_TEST(test_a_repeat_whose_answer_was_let_go_is_unknown_and_an_unmarked_one_
     char *timed = idempotency(0, "t", false);
     ask(_i, 200, "POST", by, uuid, "");
     ask(_i, 200, "POST", by, timed, "");
-    for (int i = 0; i < 257; i++)
-        ck_assert_int_eq(add(_i, path, "1"), i + 3);
+    for (int i = 0; i < 257; i++) { /* that may be repeated, too */
+        char *other = idempotency(0, text("%d", i), false);
+        ck_assert_int_eq(atoi(ask(_i, 200, "POST", by, other, "").body), i + 3);
+    }
     char *const keys[] = {uuid, timed};
     for (int i = 0; i < 2; i++) {
         struct response r = ask(_i, 503, "POST", by, as_retry(keys[i]), "");
@@ -1749,6 +1751,35 @@ START_TEST(test_any_idempotency_key_of_1_to_255_bytes_is_taken)
         ck_assert_str_eq(ask(_i, 200, "POST", by, headers, NULL).body, "1");
         ck_assert_str_eq(ask(_i, 200, "POST", by, as_retry(headers), NULL).body, "1");
         ck_assert_int_eq(add(_i, path, "0"), 11);
+    }
+}
+END_TEST
+
+/* As through nginx, which tells the keys that it makes to nobody: it sends the next request on a
+ * connection when the answer to the one before has come. */
+START_TEST(test_a_node_forgets_an_answer_that_has_come_and_that_nobody_asks_for_again)
+{
+    const char *url = three->nodes[0].url;
+    for (int came = 0; came < 2; came++) {
+        char *path = own(text("n%d", came)), *by = text("%s?op=add", path),
+             *key = idempotency(0, "f", false);
+        int fd = raw_connect(three->nodes[0].port);
+        raw_print(fd,
+                  "POST %s HTTP/1.1\r\nHost: x\r\n%s\r\nEstoraje-Retry: 0\r\n"
+                  "Estoraje-Forget: 1\r\nContent-Length: 0\r\n\r\n",
+                  by, key);
+        ck_assert_str_eq(raw_receive(fd, 10).body, "1");
+        if (came) {
+            raw_print(fd, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", own("none"));
+            ck_assert_int_eq(raw_receive(fd, 10).status, 404);
+        }
+        close(fd);
+        ck_assert_str_eq(http(url, "POST", by, NULL, "", 0).body, "2");
+        struct response r = http(url, "POST", by, as_retry(key), "", 0);
+        ck_assert_int_eq(r.status, came ? 503 : 200);
+        if (came)
+            header_is(&r, "Estoraje-Outcome", "unknown");
+        ck_assert_str_eq(http(url, "POST", text("%s?op=add&by=0", path), NULL, "", 0).body, "2");
     }
 }
 END_TEST
@@ -3118,6 +3149,7 @@ static const struct entry *entries(size_t *count)
     EACH("retries", test_a_mark_is_0_or_1_or_the_time_of_the_first_try);
     EACH("retries", test_answers_unknown_put_no_node_aside);
     EACH("retries", test_any_idempotency_key_of_1_to_255_bytes_is_taken);
+    ONCE("retries", test_a_node_forgets_an_answer_that_has_come_and_that_nobody_asks_for_again);
     EACH("retries", test_malformed_idempotency_keys_are_refused);
     EACH("retries", test_consistency_one_ignores_idempotency_keys);
     EACH("errors", test_unknown_or_misplaced_parameters_are_refused);
