@@ -355,6 +355,7 @@ enum message_type {
     M_RESERVE = 32, /* from here on in the log only */
     M_FLOOR,
     M_DROP,
+    M_LOST,
     M_LOG_TYPES,
     M_REQUEST, /* these stay inside a node: what a client asks, and is told */
     M_RESULT,
@@ -729,7 +730,8 @@ static uint64_t node_random(struct node *n)
  *   16 lsn      where it stands: a batch is valid only there
  *   24 first    where the log began when it was written; nothing below is needed
  *   32 id       of the node whose log it is
- *   40 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP
+ *   40 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP, M_LOST (a record that is
+ *      damaged: what the index knew of it)
  */
 
 #define LOG_MAGIC 0x32674c65u
@@ -3520,12 +3522,17 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     if (!log_has_room(n, e->record_bytes + RESERVE_ROOM))
         return false;
     enum record_state state = record_read(n, e, true);
-    if (state == RECORD_DAMAGED && !(e->flags & FLAG_DAMAGED)) /* else partition_walk does */
+    if (state == RECORD_READ) {
+        e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
+    } else if (state == RECORD_DAMAGED) {
         pull_damaged(n, partition, e);
-    if (state != RECORD_READ)
-        return false;
-    e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
-    return true;
+        struct message mark = {.type = M_LOST, .partition = partition, .ballot = e->accepted};
+        mark.flags = e->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
+        mark.key_bytes = e->key_bytes;
+        entry_store(n, p, e, &mark, log_append(n, &mark, &(struct body){.key = e->key}));
+        e->flags |= FLAG_DAMAGED;
+    }
+    return state != RECORD_COLD;
 }
 
 /* Cleans a partition while the log ends before `end`. False: that was not yet all. */
@@ -3773,7 +3780,8 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
         if (RULE(17))
             partition_drop(n, p);
         break;
-    case M_ACCEPT: {
+    case M_ACCEPT:
+    case M_LOST: {
         struct entry *e = entry_make(p, body.key, m->key_bytes);
         if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0)
             entry_store(n, p, e, m, lsn);
@@ -3793,6 +3801,8 @@ static const void *window_at(struct node *n, struct bytes *window, uint64_t *bas
         *base = lsn;
         bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
         n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
+            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
+        }
     }
     return window->data + (lsn - *base);
 }

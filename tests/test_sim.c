@@ -1187,7 +1187,8 @@ static uint64_t key_held(const struct key *k)
         if (!n || n->self < 0 || node_epoch(n) != w.views_count)
             return 0;
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
-        if (n->owners[0][partition] & self_bit(n)) {
+        if (n->owners[0][partition] & self_bit(n) ||
+            (n->owners[1][partition] & self_bit(n) && partition_is_complete(n, partition))) {
             if (!e || !is_live(e->flags) || e->expiry)
                 return 0;
             mark = XXH3_64bits_withSeed(&e->accepted, sizeof e->accepted, mark);
@@ -2204,17 +2205,6 @@ static void heal(void)
 
 /* === 9 Judgement ============================================================================== */
 
-/* Whether a record is known to be damaged that no other owner has sent yet: the log is not cleaned
- * past it. */
-static bool has_damage(const struct node *n)
-{
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        for (uint32_t i = 0; i < n->partitions[p].count; i++)
-            if (n->partitions[p].entries[i]->flags & FLAG_DAMAGED)
-                return true;
-    return false;
-}
-
 static const char *unsettled_host(const struct host *h, char why[200])
 {
     const struct node *n = h->node;
@@ -2248,8 +2238,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "proposes a view";
     else if (h->tries && w.over)
         what = "has requests";
-    else if (log_end(n) - n->log.first > 2 * n->log.live_bytes + 2 * CLEAN_SLACK_BYTES &&
-             !has_damage(n))
+    else if (log_end(n) - n->log.first > 2 * n->log.live_bytes + 2 * CLEAN_SLACK_BYTES)
         what = "has a log full of garbage";
     if (!what)
         return NULL;

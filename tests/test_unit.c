@@ -974,7 +974,8 @@ START_TEST(test_damage_is_not_copied_into_a_batch_that_is_whole)
 }
 END_TEST
 
-START_TEST(test_a_damaged_live_record_is_not_cleaned_away)
+/* It counts as damaged at its ballot, wherever the log begins, until somebody sends it. */
+START_TEST(test_a_damaged_record_that_nobody_has_is_remembered_and_does_not_stop_cleaning)
 {
     lone_begin();
     accept_at(clock_tick(l.node), "hurt", "value");
@@ -2996,7 +2997,9 @@ int main(void)
         {"cleaning", test_damage_is_not_copied_into_a_batch_that_is_whole, 1},
         {"cleaning", test_first_moves_only_when_the_copies_are_durable, 1},
         {"cleaning", test_a_tombstone_is_forgotten_only_when_nobody_needs_it, 1},
-        {"cleaning", test_a_damaged_live_record_is_not_cleaned_away, 4},
+        {"cleaning", test_a_damaged_record_that_nobody_has_is_remembered_and_does_not_stop_cleaning,
+         4},
+        {"cleaning", test_a_log_is_cleaned_also_where_the_node_is_no_member, 1},
         {"decoders", test_a_message_is_read_as_it_was_written, 1},
         {"decoders", test_a_message_that_is_cut_off_is_none, 1},
         {"decoders", test_lengths_that_do_not_add_up_are_no_message, 1},
