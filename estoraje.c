@@ -622,9 +622,10 @@ struct log {
     uint64_t cleaned_until;  /* all was: first becomes `cleaned` once durable up to here; or 0 */
     uint16_t clean_next;     /* partition */
     uint64_t live_bytes;
-    uint64_t room; /* bytes on disk that are sure to be there, ahead of the end */
-    bool full;     /* the disk has no more */
-    bool starved;  /* a record that was pulled found no room */
+    uint64_t largest; /* bytes of the largest that is appended at once: a record, or all views */
+    uint64_t room;    /* bytes on disk that are sure to be there, ahead of the end */
+    bool full;        /* the disk has no more */
+    bool starved;     /* a record that was pulled found no room */
 };
 
 struct counters {
@@ -662,12 +663,13 @@ struct node {
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
-    struct view *view;  /* the newest, null before the first */
-    uint64_t view_lsn;  /* where the log ends with it */
-    uint64_t views_lsn; /* behind it, the log has all views */
-    int self;           /* our index in the view, -1: no member */
-    bool settled, gone; /* gone: was a member, and is no more */
-    bool leaves;        /* it is being drained, or was: it does not join again */
+    uint64_t views_bytes; /* that they take in the log */
+    struct view *view;    /* the newest, null before the first */
+    uint64_t view_lsn;    /* where the log ends with it */
+    uint64_t views_lsn;   /* behind it, the log has all views */
+    int self;             /* our index in the view, -1: no member */
+    bool settled, gone;   /* gone: was a member, and is no more */
+    bool leaves;          /* it is being drained, or was: it does not join again */
     uint64_t voters;
     struct ring rings[2];                    /* old, new */
     uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
@@ -964,6 +966,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     e->lsn = lsn;
     e->value_bytes = m->value_bytes;
     e->record_bytes = (uint32_t)message_bytes(m);
+    n->log.largest = max_u64(n->log.largest, e->record_bytes);
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
     if (ballot_compare(m->ballot, p->floor) <= 0) {
         p->forgotten = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
@@ -1514,7 +1517,9 @@ static void views_keep(struct node *n, const struct view *v)
         n->views[n->views_count++] = NULL;
     if (n->views[v->epoch - 1])
         return;
-    n->log.live_bytes += view_bytes(v);
+    n->views_bytes += sizeof(struct message) + view_bytes(v);
+    n->log.largest = max_u64(n->log.largest, n->views_bytes);
+    n->log.live_bytes += sizeof(struct message) + view_bytes(v);
     n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
 }
 
@@ -1578,13 +1583,20 @@ static void view_adopt(struct node *n, const struct view *v)
     rounds_restart(n);
 }
 
+/* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
+static bool view_has_room(const struct node *n)
+{
+    return log_has_room(n, RESERVE_ROOM + MEMBERS_MAX * sizeof(struct member) +
+                               PARTITIONS * sizeof(struct message));
+}
+
 static void on_view(struct node *n, struct peer *from, const struct message *m)
 {
     (void)from;
     struct bytes value = message_value(m);
     const struct view *v = (const struct view *)value.data;
     if (view_makes_sense(v, value.count) && (!n->cluster || v->cluster == n->cluster) &&
-        v->epoch == node_epoch(n) + 1)
+        v->epoch == node_epoch(n) + 1 && view_has_room(n))
         view_adopt(n, v);
 }
 
@@ -3592,11 +3604,13 @@ static void clean_tick(struct node *n)
             return;
         seen_bytes += n->partitions[log->clean_next++].count * sizeof(struct entry);
     }
-    if (log->clean_next <= VIEWS_PARTITION)
+    bool views = n->views_lsn < log->cleaned;
+    if (log->clean_next <= VIEWS_PARTITION ||
+        !log_has_room(n, RESERVE_ROOM + (views ? n->views_bytes : 0)))
         return;
     if (n->reserve_lsn < log->cleaned)
         reserve_log(n);
-    if (n->views_lsn < log->cleaned)
+    if (views)
         views_log(n);
     log->cleaned_until = log_end(n);
 }
@@ -3694,7 +3708,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     }
     if (b->epoch < node_epoch(n) && *from->address)
         views_tell(n, from, b->epoch);
-    else if (b->epoch > node_epoch(n)) /* asks for its views, by the epoch of the batch */
+    else if (b->epoch > node_epoch(n) &&
+             view_has_room(n)) /* asks for its views, by the epoch of the batch */
         mail(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
@@ -5658,6 +5673,8 @@ static void log_submit(struct server *s)
         return;
     histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
     disk_submit(&s->disk, &s->node->log);
+    /* The thread is at rest. Cleaning copies also what is above a --max-value that was lowered since. */
+    s->disk.ahead_bytes = max_u64(s->disk.ahead_bytes, s->node->log.largest + 2 * DISK_KEEP_BYTES);
 }
 
 /* Takes note of what the log's thread has done. */

@@ -489,7 +489,8 @@ static void drive_clear(struct host *h)
 static void drive_take(struct host *h, uint64_t end)
 {
     uint64_t size = h->full_until > w.now ? h->disk_size : UINT64_MAX;
-    while (h->disk_taken < end + AHEAD && h->disk_taken + SEGMENT - h->disk_start <= size)
+    uint64_t ahead = max_u64(AHEAD, h->node->log.largest + 2 * DISK_KEEP_BYTES);
+    while (h->disk_taken < end + ahead && h->disk_taken + SEGMENT - h->disk_start <= size)
         h->disk_taken += SEGMENT;
     h->disk_full = h->disk_taken < end + AHEAD;
     if (end > h->disk_taken)

@@ -603,7 +603,7 @@ START_TEST(test_who_begins_anew_keeps_the_views_alone)
         ck_assert(l.node->id == 0x77 && l.node->self_peer->id == 0x77 && l.node->self < 0);
         ck_assert(!l.node->gone && l.node->keys == 0 && !entry_of("end") && !entry_of("0"));
         ck_assert_uint_eq(node_epoch(l.node), 1);
-        ck_assert_uint_eq(l.node->log.live_bytes, view_bytes(l.node->view));
+        ck_assert_uint_eq(l.node->log.live_bytes, l.node->views_bytes);
         files_settle();
         files_accept("new", "1", 1);
         files_settle();
@@ -1364,7 +1364,7 @@ START_TEST(test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots)
     for (unsigned p = 0; p < PARTITIONS; p++)
         while (l.node->partitions[p].count)
             entry_forget(l.node, &l.node->partitions[p], l.node->partitions[p].entries[0]);
-    ck_assert_uint_eq(l.node->log.live_bytes, view_bytes(l.node->view));
+    ck_assert_uint_eq(l.node->log.live_bytes, l.node->views_bytes);
 }
 END_TEST
 
@@ -2531,6 +2531,44 @@ START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
 END_TEST
 
 START_TEST(test_who_was_no_member_yet_has_promised_nothing)
+/* A chain of views larger than what reserves leave alone, on a disk that has no more. */
+START_TEST(test_views_are_appended_only_where_there_is_room)
+{
+    struct {
+        struct view view;
+        struct member member;
+    } v = {{1, LONE_CLUSTER, 3, 1}, {.id = LONE_ID, .weight = 1, .state = MEMBER_UP}};
+    lone_begin();
+    struct node *n = l.node;
+    for (int i = 0; i < 700; i++) {
+        v.view.epoch = node_epoch(n) + 1;
+        view_adopt(n, &v.view);
+        lone_settle(&l);
+    }
+    ck_assert_uint_gt(n->views_bytes, RESERVE_ROOM);
+    clean_past(0);
+    lone_settle(&l);
+    uint64_t bytes =
+        log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES + RESERVE_ROOM + 8192;
+    n->log.full = true;
+    n->log.room = RESERVE_ROOM + 8192;
+    n->log.cleaned = n->log.durable;
+    n->log.cleaned_until = 0;
+    n->log.clean_next = VIEWS_PARTITION + 1;
+    for (int i = 0; i < 100; i++) {
+        node_tick(n, n->now + 20 * MS, n->wall + 20 * MS);
+        full_settle(bytes);
+    }
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = sizeof v};
+    v.view.epoch = node_epoch(n) + 1;
+    for (int has_room = 0; has_room < 2; has_room++) {
+        n->log.room = has_room ? 1 << 30 : RESERVE_ROOM + 8192;
+        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.value = &v});
+        ck_assert_uint_eq(node_epoch(n), v.view.epoch - 1 + (uint64_t)has_room);
+    }
+}
+END_TEST
+
 {
     struct {
         struct view view;
@@ -3089,3 +3127,4 @@ int main(void)
     srunner_free(runner);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
+        {"peers", test_views_are_appended_only_where_there_is_room, 1},
