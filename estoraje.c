@@ -1071,7 +1071,7 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
             return q;
         if (q->id == n->id || member_index(n->view, q->id) >= 0)
             continue;
-        bool spare = member || (q->id && n->now > q->live_at + 60 * SECOND);
+        bool spare = member || n->now > q->live_at + 60 * SECOND;
         if (spare && (!p || q->live_at < p->live_at))
             p = q;
     }
@@ -3520,8 +3520,9 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
  * forgotten, and a drop.
  */
 
-/* Appends an entry's record again, or forgets a tombstone that nobody needs. False: it must wait, for
- * its bytes, for another owner to send it, or for room. */
+/* Appends an entry's record again, or forgets a tombstone that nobody needs. What is damaged leaves a
+ * mark, so that it still counts as damaged at its ballot, until another owner sends it: if none ever
+ * does, cleaning goes on. False: it must wait, for its bytes, or for room. */
 static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
 {
     struct partition *p = &n->partitions[partition];
@@ -3573,7 +3574,7 @@ static void clean_begin(struct node *n)
     uint64_t most = log->full
                         ? log->live_bytes + CLEAN_STEP_BYTES /* while there is room for that */
                         : 2 * log->live_bytes + CLEAN_SLACK_BYTES;
-    if (n->self < 0 || bytes < most)
+    if (bytes < most)
         return;
     for (i = 0; i < count && marks[i] < least; i++)
         gone += marks[i] <= log->first;
@@ -3755,8 +3756,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         for (; n->walked_at + 10 * MS <= now;
              n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
             partition_walk(n, n->walk_next++ % (VIEWS_PARTITION + 1));
-        clean_tick(n);
     }
+    clean_tick(n);
     if (n->next_heartbeat <= now) {
         n->next_heartbeat = now + n->lease / 4;
         if (!n->gone)
@@ -3798,8 +3799,10 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
     case M_ACCEPT:
     case M_LOST: {
         struct entry *e = entry_make(p, body.key, m->key_bytes);
-        if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0)
+        if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0) {
             entry_store(n, p, e, m, lsn);
+            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
+        }
         break;
     }
     default:
@@ -3816,8 +3819,6 @@ static const void *window_at(struct node *n, struct bytes *window, uint64_t *bas
         *base = lsn;
         bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
         n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
-            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
-        }
     }
     return window->data + (lsn - *base);
 }
@@ -5672,9 +5673,9 @@ static void log_submit(struct server *s)
     if (!log_flush(s->node))
         return;
     histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
-    disk_submit(&s->disk, &s->node->log);
     /* The thread is at rest. Cleaning copies also what is above a --max-value that was lowered since. */
     s->disk.ahead_bytes = max_u64(s->disk.ahead_bytes, s->node->log.largest + 2 * DISK_KEEP_BYTES);
+    disk_submit(&s->disk, &s->node->log);
 }
 
 /* Takes note of what the log's thread has done. */

@@ -492,7 +492,7 @@ static void drive_take(struct host *h, uint64_t end)
     uint64_t ahead = max_u64(AHEAD, h->node->log.largest + 2 * DISK_KEEP_BYTES);
     while (h->disk_taken < end + ahead && h->disk_taken + SEGMENT - h->disk_start <= size)
         h->disk_taken += SEGMENT;
-    h->disk_full = h->disk_taken < end + AHEAD;
+    h->disk_full = h->disk_taken < end + ahead;
     if (end > h->disk_taken)
         violation("h%d writes up to %" PRIu64 ", and has room up to %" PRIu64, h->index, end,
                   h->disk_taken);

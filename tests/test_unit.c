@@ -980,14 +980,37 @@ START_TEST(test_a_damaged_record_that_nobody_has_is_remembered_and_does_not_stop
     lone_begin();
     accept_at(clock_tick(l.node), "hurt", "value");
     lone_settle(&l);
-    uint64_t lsn = entry_of("hurt")->lsn;
+    struct ballot accepted = entry_of("hurt")->accepted;
     static const size_t places[] = {offsetof(struct message, partition), /* by none of these can */
                                     offsetof(struct message, ballot),    /* the key be found */
                                     sizeof(struct message), sizeof(struct message) + 5};
-    l.disk.data[lsn + places[_i]] ^= 1;
-    clean_some(lsn);
-    ck_assert_uint_le(l.node->log.first, lsn);
-    ck_assert(entry_of("hurt")->flags & FLAG_DAMAGED);
+    l.disk.data[entry_of("hurt")->lsn + places[_i]] ^= 1;
+    clean_past(entry_of("hurt")->lsn);
+    for (int starts = 0; starts < 2; starts++) {
+        clean_past(entry_of("hurt")->lsn); /* the mark is copied, too */
+        ck_assert(recover_from_first());
+        ck_assert(entry_of("hurt")->flags & FLAG_DAMAGED && is_live(entry_of("hurt")->flags));
+        ck_assert(ballot_equal(entry_of("hurt")->accepted, accepted));
+        ck_assert_uint_eq(l.node->keys, 2);
+        lone_settle(&l);
+    }
+    lone_accept(&l, accepted, "hurt", "value");
+    lone_settle(&l);
+    ck_assert_str_eq(value_of("hurt"), "value");
+    ck_assert(recover());
+    ck_assert_str_eq(value_of("hurt"), "value");
+}
+END_TEST
+
+START_TEST(test_a_log_is_cleaned_also_where_the_node_is_no_member)
+{
+    struct node *n = lone_node(&l);
+    for (int i = 0; i < 150000; i++) { /* it asks to join, for days */
+        node_tick(n, n->now + 2 * SECOND, n->wall + 2 * SECOND);
+        lone_settle(&l);
+    }
+    ck_assert_uint_gt(log_end(n), CLEAN_SLACK_BYTES + 4 * CLEAN_STEP_BYTES);
+    ck_assert_uint_le(log_end(n) - n->log.first, CLEAN_SLACK_BYTES + 4 * CLEAN_STEP_BYTES);
 }
 END_TEST
 
@@ -2508,29 +2531,6 @@ START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
 }
 END_TEST
 
-START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
-{
-    peers_begin(2, 3);
-    struct node *n = l.node;
-    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
-    uint16_t at = m.partition = key_partition("none", 4);
-    m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
-    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
-    entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
-    n->log.full = true;
-    n->log.room = DISK_KEEP_BYTES / 4;
-    uint64_t end = log_end(n);
-    partition_walk(n, at);
-    ck_assert_uint_eq(log_end(n), end);
-    ck_assert_ptr_nonnull(entry_of("none")); /* the promise is kept, one way or the other */
-    n->log.room = DISK_KEEP_BYTES;
-    partition_walk(n, at);
-    ck_assert_uint_gt(log_end(n), end);
-    ck_assert_ptr_null(entry_of("none"));
-}
-END_TEST
-
-START_TEST(test_who_was_no_member_yet_has_promised_nothing)
 /* A chain of views larger than what reserves leave alone, on a disk that has no more. */
 START_TEST(test_views_are_appended_only_where_there_is_room)
 {
@@ -2569,6 +2569,29 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
 }
 END_TEST
 
+START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
+{
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    uint16_t at = m.partition = key_partition("none", 4);
+    m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
+    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
+    entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
+    n->log.full = true;
+    n->log.room = DISK_KEEP_BYTES / 4;
+    uint64_t end = log_end(n);
+    partition_walk(n, at);
+    ck_assert_uint_eq(log_end(n), end);
+    ck_assert_ptr_nonnull(entry_of("none")); /* the promise is kept, one way or the other */
+    n->log.room = DISK_KEEP_BYTES;
+    partition_walk(n, at);
+    ck_assert_uint_gt(log_end(n), end);
+    ck_assert_ptr_null(entry_of("none"));
+}
+END_TEST
+
+START_TEST(test_who_was_no_member_yet_has_promised_nothing)
 {
     struct {
         struct view view;
@@ -2991,6 +3014,27 @@ START_TEST(test_a_slow_disk_does_not_silence_a_node)
 }
 END_TEST
 
+START_TEST(test_seeds_of_long_ago_leave_their_places_to_others)
+{
+    char address[ADDRESS_BYTES];
+    struct message m = {.type = M_VIEW};
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    for (int i = 0; i < 4 * MEMBERS_MAX; i++) {
+        snprintf(address, sizeof address, "127.0.0.2:%d", i);
+        peer_make(n, 0, address);
+    }
+    size_t full = n->peers_count;
+    ticks(1, 61 * SECOND);
+    peer_says(99, n->clock, &m, NULL);
+    bool heard = false;
+    for (size_t i = 0; i < n->peers_count; i++)
+        heard |= n->peers[i]->id == 99;
+    ck_assert(heard);
+    ck_assert_uint_eq(n->peers_count, full);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -3089,11 +3133,13 @@ int main(void)
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
         {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
+        {"peers", test_views_are_appended_only_where_there_is_room, 1},
         {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
         {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
         {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
+        {"peers", test_seeds_of_long_ago_leave_their_places_to_others, 1},
         {"peers", test_an_idle_node_seldom_writes_its_log, 1},
         {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
         {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
@@ -3127,4 +3173,3 @@ int main(void)
     srunner_free(runner);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
-        {"peers", test_views_are_appended_only_where_there_is_room, 1},
