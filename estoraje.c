@@ -4233,9 +4233,11 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    bool told_ready;         /* to the service manager */
-    char *secret;            /* null: none */
-    LIST_HEAD(, call) calls; /* suspended ones */
+    bool told_ready; /* to the service manager */
+    char *secret;    /* null: none */
+    /* Calls: of those in `arriving` a part is there, of those in `whole` all. */
+    LIST_HEAD(calls, call) arriving, whole, suspended;
+    uint64_t swept_at; /* when it was last looked whose clients had left */
     uint64_t calls_count, body_bytes;
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
@@ -4243,6 +4245,9 @@ struct server {
         held_at;         /* held_at: log and mail are held back since then; 0: they are not */
     uint64_t next_fault; /* until then no fault of a peer's mail is logged again */
 };
+
+/* No form of a web page can be of this type. */
+#define MAIL_TYPE "application/x-estoraje-mail"
 
 /* One of the two POSTs to a peer. */
 struct channel {
@@ -4326,7 +4331,10 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
 static void channel_open(struct channel *c)
 {
     struct server *s = c->server;
+    static char line[] = "Content-Type: " MAIL_TYPE;
+    static struct curl_slist type = {line, NULL};
     c->easy = peer_request(s, c->peer->address, "/_mail");
+    curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, &type);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD, 1L);
     curl_easy_setopt(c->easy, CURLOPT_CUSTOMREQUEST, "POST");
     curl_easy_setopt(c->easy, CURLOPT_EXPECT_100_TIMEOUT_MS, 0L);
@@ -4726,7 +4734,8 @@ struct query {
 
 struct call {
     struct server *server;
-    LIST_ENTRY(call) suspended;
+    LIST_ENTRY(call) place;
+    bool listed; /* it is in one of the server's lists */
     struct MHD_Connection *connection;
     size_t uri_bytes;        /* as it came */
     const char *headers_end; /* as far as they are accounted for: the end of the last value */
@@ -4810,8 +4819,19 @@ __attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int 
     return false;
 }
 
+/* Into the list, or into none. */
+static void call_move(struct call *c, struct calls *to)
+{
+    if (c->listed)
+        LIST_REMOVE(c, place);
+    c->listed = to;
+    if (to)
+        LIST_INSERT_HEAD(to, c, place);
+}
+
 static enum MHD_Result call_send(struct call *c)
 {
+    call_move(c, NULL);
     c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
     if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
@@ -4986,6 +5006,8 @@ static const char *const singles[] = {
     "Idempotency-Key", "Estoraje-Retry",    "Range", "Content-Type", "If-Range"};
 enum { LENGTH, CODING, HOST, SINGLES = sizeof singles / sizeof *singles };
 static const char gap[] = "a NUL, a folded line or a bare line feed is ambiguous";
+static const char controls[] =
+    "\t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
 
 /* All that was read must be accounted for, byte by byte: where libmicrohttpd stopped at a NUL, or took
  * a folded line or a bare line feed, there is a gap. Blanks behind a value are cut off. */
@@ -4999,8 +5021,10 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
         i++;
     unsigned bit = 1u << (i == CODING ? LENGTH : i);
     const char *fault =
-        name != c->headers_end + 2             ? gap
-        : !name_bytes || strpbrk(name, " \t")  ? "white space before the colon is ambiguous"
+        name != c->headers_end + 2     ? gap
+        : strpbrk(value, controls + 1) ? "a control character is ambiguous"
+        : !name_bytes || strpbrk(name, " ") || strpbrk(name, controls)
+            ? "white space before the colon is ambiguous"
         : i < SINGLES && c->headers_seen & bit ? "another, or another length, is ambiguous"
         : i == LENGTH && (!*value || value[strspn(value, "0123456789")]) ? "it must be a number"
         : i == CODING && strcasecmp(value, "chunked") != 0               ? "it must be chunked"
@@ -5022,8 +5046,11 @@ static bool call_wire(struct call *c, const char *method, const char *version)
     bool whole = version == method + strlen(method) + c->uri_bytes + 2 &&
                  c->headers_end + 4 == method + bytes;
     bool host = c->headers_seen >> HOST & 1 || strcmp(version, "HTTP/1.0") == 0;
-    c->close = c->response || (!whole && !call_tell(c, 400, gap)) ||
-               (!host && !call_tell(c, 400, "a Host header is missing"));
+    bool plain = !strpbrk(c->uri, controls);
+    c->close =
+        c->response || (!whole && !call_tell(c, 400, gap)) ||
+        (!plain && !call_tell(c, 400, "a control character in the path: percent-encode it")) ||
+        (!host && !call_tell(c, 400, "a Host header is missing"));
     return !c->close && (bytes <= HEAD_BYTES_MAX ||
                          call_tell(c, c->uri_bytes > HEAD_BYTES_MAX / 2 ? 414 : 431,
                                    "too large: a key has at most %d bytes, all headers %d",
@@ -5056,9 +5083,13 @@ static bool call_query(struct call *c, char *query)
         char *value = part + strcspn(part, "=");
         if (*value)
             *value++ = 0;
+        for (char *plus = value; (plus = strchr(plus, '+'));)
+            *plus = ' ';
         int i = 0, bytes = percent_decode(value);
         while (i < PARAMETERS && strcmp(parameters[i].name, part) != 0)
             i++;
+        if (i == PARAMETERS && c->m.function == DO_READ)
+            continue; /* caches and git send such; on a write, a misspelt one must not be lost */
         if (i == PARAMETERS || parameters[i].route != c->route ||
             !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
             return call_tell(c, 400, "parameter '%.40s' is %s", part,
@@ -5083,25 +5114,28 @@ static bool call_condition(struct call *c, const char *header, bool none)
 {
     const char *text = call_get(c, header), *end = text;
     bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
-    struct ballot tag;
+    struct ballot tag, mine = {0};
     int ours = 0;
     if (!text)
         return true;
     while (!any && end && more) {
         end = parse_etag(end, none, &tag);
-        ours += tag.time && !ballot_equal(tag, c->m.ballot);
-        c->m.ballot = tag.time ? tag : c->m.ballot;
+        ours += tag.time && !ballot_equal(tag, mine);
+        mine = tag.time ? tag : mine;
         more = end && *(end += strspn(end, " \t")) == ',';
         if (more)
             end += 1 + strspn(end + 1, " \t");
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))) ||
-        (ours > 1 && (!reads || c->m.flags & FLAG_WATCH)))
+        (ours > 1 && (!reads || (none && c->m.flags & FLAG_WATCH))))
         return call_tell(c, 400,
                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
                          "* (on GET also with ETags, on a wait with one)");
     if (c->m.flags & FLAG_ONE && !reads)
         return call_tell(c, 400, "consistency=one takes no condition: nothing orders it");
+    if (reads && !none)
+        return true; /* reply_matches looks at it */
+    c->m.ballot = mine;
     c->m.condition = !any ? IF_MATCH : none && !reads ? IF_ABSENT : IF_EXISTS;
     return true;
 }
@@ -5138,6 +5172,8 @@ static bool call_write(struct call *c)
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
     uint64_t wall = c->server->node->wall, tried = retry ? parse_unix_time(retry, 0) : 0;
     bool repeat = tried || (retry && strcmp(retry, "1") == 0);
+    if (call_get(c, "Content-Range"))
+        return call_tell(c, 400, "Content-Range: a part of a value cannot be written");
     if (retry && !repeat && strcmp(retry, "0") != 0)
         return call_tell(c, 400, "Estoraje-Retry is 0, 1, or the Unix time of the first try");
     c->m.flags |= repeat ? FLAG_REPEAT : 0;
@@ -5204,16 +5240,10 @@ static bool secret_matches(const struct call *c)
                        gnutls_memcmp(got + 7, secret, bytes) == 0);
 }
 
-static void call_suspend(struct call *c)
-{
-    LIST_INSERT_HEAD(&c->server->calls, c, suspended);
-    MHD_suspend_connection(c->connection);
-}
-
 /* http_handle is called again, to send the response. */
 static void call_resume(struct call *c)
 {
-    LIST_REMOVE(c, suspended);
+    call_move(c, NULL);
     c->server->resumed = true;
     MHD_resume_connection(c->connection);
 }
@@ -5234,7 +5264,6 @@ static void answer_key(struct call *c)
     }
     c->m.partition = key_partition(c->key.data, c->key.count);
     c->m.key_bytes = (uint16_t)c->key.count;
-    call_suspend(c);
     node_request(c->server->node, c, &c->m,
                  &(struct body){.key = c->key.data, .type = type, .value = c->body.data},
                  c->query.wait);
@@ -5246,7 +5275,6 @@ static void answer_list(struct call *c)
     bytes_append(&prefix, c->key.data, c->key.count);
     bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
     bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
-    call_suspend(c);
     node_list(c->server->node, c, prefix.data, prefix.count, c->query.after.data,
               c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
     bytes_free(&prefix);
@@ -5313,7 +5341,6 @@ static const struct route {
 };
 enum { ROUTES = sizeof routes / sizeof *routes };
 
-/* The whole request is there. */
 static void call_answer(struct call *c)
 {
     const struct route *r = &routes[c->route];
@@ -5326,10 +5353,25 @@ static void call_answer(struct call *c)
     call_respond(c, 200, r->type);
 }
 
+/* What came as a whole is suspended, then answered: outside of the handler, when libmicrohttpd waits
+ * for no more bytes of it. Else it would read once more when it is resumed, and a client that had
+ * closed its sending side would get no answer. */
+static void calls_answer(struct server *s)
+{
+    for (struct call *c; (c = LIST_FIRST(&s->whole));) {
+        call_move(c, &s->suspended);
+        MHD_suspend_connection(c->connection);
+        call_answer(c);
+        if (c->route > ROUTE_LIST) /* else the core replies */
+            call_resume(c);
+    }
+}
+
 /* Which key or page the path names, and whether it is for this client. */
 static bool call_route(struct call *c, char *path, bool queried)
 {
-    int bytes = *path == '/' ? percent_decode(++path) : -1;
+    bool all = c->method == OTHER && strcmp(path, "*") == 0; /* OPTIONS *: it is 405 */
+    int bytes = *path == '/' || all ? percent_decode(++path) : -1;
     if (bytes < 0)
         return call_tell(c, 400, "the path is not well-formed: %% needs two hex digits after it");
     bool list = !bytes || path[bytes - 1] == '/', reserved = *path == '_';
@@ -5351,11 +5393,16 @@ static bool call_route(struct call *c, char *path, bool queried)
         call_header(c, "Allow", "%s", possible);
         return false;
     }
+    const char *site = call_get(c, "Sec-Fetch-Site"), *type = call_get(c, "Content-Type");
+    if (c->method > HEAD && site && strcmp(site, "cross-site") == 0)
+        return call_tell(c, 403, "a page of another site may not change anything here");
     if (reserved && c->method > HEAD && !certificate_is_ours(c))
         return call_tell(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
+    if (c->route == ROUTE_MAIL && (!type || strcmp(type, MAIL_TYPE) != 0))
+        answer_mail(c);
     if (reserved && c->method == DELETE && !secret_matches(c))
         return call_tell(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
-    return true;
+    return !c->response;
 }
 
 /* The call as far as its headers tell. */
@@ -5374,8 +5421,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     if (*query)
         *query++ = 0;
     bool fine = call_wire(c, method, version) && call_route(c, c->text, *query != 0) &&
-                call_query(c, query) &&
-                (c->m.function == DO_READ || call_condition(c, "If-Match", false)) &&
+                call_query(c, query) && call_condition(c, "If-Match", false) &&
                 call_condition(c, "If-None-Match", true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
     c->under_way = c->route != ROUTE_MAIL && !c->server->draining;
@@ -5396,6 +5442,17 @@ static void call_date(struct call *c, const char *name, uint64_t us)
     gmtime_r(&seconds, &utc);
     strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &utc);
     MHD_add_response_header(c->response, name, text);
+}
+
+/* Whether If-Match of a read holds: a weak tag does not. */
+static bool reply_matches(const struct call *c, const struct message *m, const char *etag)
+{
+    const char *match = c->m.function == DO_READ ? call_get(c, "If-Match") : NULL;
+    if (!match || c->route != ROUTE_KEY || (m->status != 200 && m->status != 404))
+        return true;
+    const char *same = strstr(match, etag);
+    return m->status == 200 &&
+           (strcmp(match, "*") == 0 || (same && (same == match || same[-1] != '/')));
 }
 
 static void reply_value(struct call *c, const struct message *m, const char *etag)
@@ -5424,6 +5481,8 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     call_date(c, "Last-Modified", m->modified);
     MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
     MHD_add_response_header(c->response, "X-Content-Type-Options", "nosniff");
+    MHD_add_response_header(c->response, "Content-Security-Policy",
+                            "sandbox"); /* no page of ours */
     if (m->expiry)
         call_date(c, "Estoraje-Expires", m->expiry);
 }
@@ -5503,9 +5562,10 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     if (c->route != ROUTE_LIST || m->status == 503)
         c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
-    if (refusals[m->status])
-        call_tell(c, m->status, "%s", refusals[m->status]);
-    else if (m->status == 404)
+    uint16_t status = reply_matches(c, m, etag) ? m->status : 412;
+    if (refusals[status])
+        call_tell(c, status, "%s", refusals[status]);
+    else if (status == 404)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST)
         reply_list(c, m);
@@ -5514,21 +5574,47 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     else if (server_has_room(c, m->value_bytes))
         reply_value(c, m, etag);
     if (m->modified && c->status != 503 &&
-        (m->status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
+        (status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         MHD_add_response_header(c->response, "ETag", etag);
     if (m->status != 100) /* else a part of a listing */
         call_resume(c);
 }
 
-/* The core's hook, asked now and then: a suspended connection does not notice that its client left. */
+static int call_file(const struct call *c)
+{
+    return MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+}
+
+/* Whether the client sends no more: it closed its sending side, or left. */
+static bool call_ended(const struct call *c)
+{
+    uint8_t byte;
+    return recv(call_file(c), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+/* The core's hook, asked now and then: a suspended connection does not notice that its client left. One
+ * that sends no more may still listen. It is sent an interim response, which means nothing: where
+ * nobody listens, that is an error the next time. */
 static bool http_left(struct node *n, void *client)
 {
+    static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
     const struct call *c = client;
-    uint8_t byte;
-    int file =
-        MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-    (void)n;
-    return c->server->draining || recv(file, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    bool asks = c->started + SECOND < n->now && call_ended(c);
+    int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    return c->server->draining || (asks && send(call_file(c), interim, strlen(interim), flags) < 0);
+}
+
+/* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge,
+ * and that came together with the last bytes. */
+static void calls_sweep(struct server *s)
+{
+    struct call *c;
+    LIST_FOREACH(c, &s->arriving, place)
+    {
+        if (call_ended(c))
+            shutdown(call_file(c), SHUT_RDWR);
+    }
+    s->swept_at = s->node->now;
 }
 
 /* --- libmicrohttpd's side --- */
@@ -5584,19 +5670,19 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
 {
     struct call *c = *arg;
     size_t count = *bytes;
-    (void)cls, (void)url;
+    (void)cls, (void)url, (void)connection;
     *bytes = 0;
     if (!c->started) {
-        c->connection = connection;
         call_begin(c, method, version);
         return c->close ? call_send(c) : MHD_YES;
     }
     if (count)
         return c->route == ROUTE_MAIL && !c->response ? mail_piece(c, data, count)
                                                       : body_piece(c, data, count);
-    if (!c->response)
-        call_answer(c);
-    return c->response ? call_send(c) : MHD_YES; /* else it is suspended */
+    if (c->response)
+        return call_send(c);
+    call_move(c, &c->server->whole);
+    return MHD_YES;
 }
 
 /* With each connection goes the version of the write that was answered last, and is not repeated once
@@ -5617,7 +5703,8 @@ static uint64_t *connection_answered(struct MHD_Connection *connection)
 }
 
 /* A request begins. Who sends the next one on a connection has had the answer before it, as it promised
- * to send no second one earlier (R35). The URI before libmicrohttpd takes it apart: it would cut it at %00, and let anything follow a %. */
+ * to send no second one earlier (R35). The URI before libmicrohttpd takes it apart: it would cut it at
+ * %00, and let anything follow a %. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
     struct call *c = allocate(sizeof *c);
@@ -5627,8 +5714,13 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
     if (*uri != '/')
         sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
-    uri += skipped;
-    *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = strdup(uri), .text = strdup(uri)};
+    struct bytes rest = {0};
+    bytes_print(&rest, "%s%s", skipped && uri[skipped] != '/' ? "/" : "", uri + skipped);
+    bytes_append(&rest, "", 1);
+    char *text = (char *)rest.data;
+    *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = text, .text = strdup(text)};
+    c->connection = connection;
+    call_move(c, &c->server->arriving);
     return c;
 }
 
@@ -5639,6 +5731,7 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     struct call *c = *arg;
     if (!c)
         return;
+    call_move(c, NULL);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
         *connection_answered(connection) = c->m.version;
     s->calls_count -= c->under_way;
@@ -5811,7 +5904,7 @@ static void server_open(struct server *s)
         server_join(s);
 }
 
-/* "host:port", with a numeric host, [v6] in brackets. */
+/* "host:port", [v6] in brackets. The host is numeric, unless `to` is null: then it may be a name. */
 static bool parse_address(const char *text, struct sockaddr_storage *to)
 {
     char host[ADDRESS_BYTES], port[6];
@@ -5821,8 +5914,11 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
         (sscanf(text, "[%[^]]]:%5[0-9]%n", host, port, &bytes) < 2 &&
          sscanf(text, "%[^]:[]:%5[0-9]%n", host, port, &bytes) < 2))
         return false;
-    if (text[bytes] || atoi(port) < 1 || atoi(port) > UINT16_MAX ||
-        getaddrinfo(host, port, &hints, &found) != 0)
+    if (text[bytes] || atoi(port) < 1 || atoi(port) > UINT16_MAX)
+        return false;
+    if (!to)
+        return text_is_plain(text, strlen(text), true);
+    if (getaddrinfo(host, port, &hints, &found) != 0)
         return false;
     memcpy(to, found->ai_addr, found->ai_addrlen);
     freeaddrinfo(found);
@@ -5855,7 +5951,7 @@ static void server_listen(struct server *s)
                                    {MHD_OPTION_HTTPS_PRIORITIES, 0, tls_versions},
                                    {MHD_OPTION_END, 0, NULL}};
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (o->tls_cert ? MHD_USE_TLS : 0) |
-                     (address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0);
+                     (address.ss_family == AF_INET6 ? MHD_USE_DUAL_STACK : 0);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
@@ -5911,12 +6007,15 @@ static void server_turn(struct server *s)
     for (int runs = 0; runs == 0 || (runs < MHD_RUNS_MAX && s->resumed); runs++) {
         s->resumed = false;
         MHD_run(s->daemon);
+        calls_answer(s);
         node_run(s->node);
     }
     if (s->ticked_at + (uint64_t)tick_ms * MS <= s->node->now) {
         s->ticked_at = s->node->now;
         node_tick(s->node, s->node->now, s->node->wall);
         channels_check(s);
+        if (s->swept_at + 100 * MS <= s->node->now)
+            calls_sweep(s);
         if (!s->told_ready && !unready(s, (char[128]){""}))
             notify("READY=1"), s->told_ready = true;
     }
@@ -5953,7 +6052,7 @@ static void server_stop(struct server *s)
         log_submit(s);
         usleep(1000);
     }
-    for (struct call *c; (c = LIST_FIRST(&s->calls));) { /* the core says nothing any more */
+    for (struct call *c; (c = LIST_FIRST(&s->suspended));) { /* the core says nothing any more */
         call_tell(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
         call_resume(c);
     }
@@ -5965,7 +6064,7 @@ static void server_stop(struct server *s)
 #define AT(field) offsetof(struct options, field)
 static const struct setting option_rows[] = {
     {.name = "listen", TEXT, "ADDR:PORT", "127.0.0.1:8001", "where to serve", AT(listen)},
-    {.name = "advertise", TEXT, "ADDR:PORT", NULL, "where peers reach it", AT(advertise)},
+    {.name = "advertise", TEXT, "HOST:PORT", NULL, "where peers reach it", AT(advertise)},
     {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
     {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
     {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
@@ -6021,8 +6120,8 @@ static void options_check(struct options *o)
     struct sockaddr_storage address;
     o->advertise = o->advertise ? o->advertise : o->listen;
     log_level = (enum log_level)(o->log_level - 1);
-    if (!parse_address(o->listen, &address) || !parse_address(o->advertise, &address))
-        error(2, 0, "--listen and --advertise need ADDR:PORT, with a numeric address");
+    if (!parse_address(o->listen, &address) || !parse_address(o->advertise, NULL))
+        error(2, 0, "--listen needs ADDR:PORT, with a numeric address, --advertise HOST:PORT");
     bool near = strncmp(o->listen, "127.", 4) == 0 || strncmp(o->listen, "[::1]", 5) == 0;
     if (!near && !o->secret_file && !o->tls_ca && !o->insecure)
         error(2, 0,
@@ -6087,6 +6186,7 @@ int main(int count, char **arguments)
     s.arguments = arguments;
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
+    signal(SIGHUP, on_signal);
     signal(SIGPIPE, SIG_IGN);
     secret_read(&s);
     curl_global_init(CURL_GLOBAL_ALL);

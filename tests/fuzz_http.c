@@ -163,6 +163,7 @@ static void request_do(char *text)
     if (!answered_status && go_on == MHD_YES)
         go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
     for (int i = 0; go_on == MHD_YES && !answered_status && i < 400; i++) {
+        calls_answer(&server);
         if (!c->response)
             lone_tick(&lone, SECOND, true);
         else
@@ -172,7 +173,8 @@ static void request_do(char *text)
     if (go_on == MHD_YES)
         check(line, c);
     http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);
-    assert(server.calls_count == 0 && server.body_bytes == 0 && LIST_EMPTY(&server.calls));
+    assert(server.calls_count == 0 && server.body_bytes == 0 && LIST_EMPTY(&server.arriving) &&
+           LIST_EMPTY(&server.whole) && LIST_EMPTY(&server.suspended));
 }
 
 static void parsers_try(const char *text)
