@@ -526,8 +526,7 @@ struct partition {
                          owners whose list has not been pulled yet */
     uint64_t compared; /* members all of whose records were seen to be here, in this view */
     bool caught_up;    /* all that was acknowledged is here; each lease begins without */
-    uint64_t changed_at;  /* when a record was last accepted */
-    struct bytes watches; /* M_READs to be answered again, each after its struct watch */
+    uint64_t changed_at; /* when a record was last accepted */
 };
 
 struct peer {
@@ -696,6 +695,7 @@ struct node {
     struct bytes ungated;        /* what waits no more, while it is sent */
     LIST_HEAD(rounds, round) by_op[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
+    LIST_HEAD(, watch) watches[ROUND_BUCKETS];
     size_t rounds_resting;
     uint64_t delivered[DELIVERED_PLACES]; /* versions, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
@@ -986,7 +986,6 @@ static void partition_drop(struct node *n, struct partition *p)
     while (p->count)
         entry_forget(n, p, p->entries[p->count - 1]);
     free(p->entries);
-    bytes_free(&p->watches);
     *p = (struct partition){0};
 }
 
@@ -1322,7 +1321,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
-static void watches_tell(struct node *n, const struct entry *e, uint16_t partition);
+static void watches_tell(struct node *n, struct entry *e, uint64_t hash);
 
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
@@ -1351,7 +1350,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
             e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
-        watches_tell(n, e, m->partition);
+        watches_tell(n, e, XXH3_64bits(key, m->key_bytes));
     }
     if (!pulled)
         mail(n, from, e->lsn + e->record_bytes, &(struct message){.type = M_ACCEPTED, .op = m->op},
@@ -2381,39 +2380,37 @@ static void round_due(struct node *n, struct round *r)
 
 /* An owner remembers for a while who waits for a key to change: the read is answered again then. */
 struct watch {
+    LIST_ENTRY(watch) next; /* of those whose keys have such a hash */
     struct peer *from;
     uint64_t until;
+    struct message message; /* M_READ, its key behind it */
 };
 
-/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped. */
-static void watches_tell(struct node *n, const struct entry *e, uint16_t partition)
+/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
+ * null entry: these alone. */
+static void watches_tell(struct node *n, struct entry *e, uint64_t hash)
 {
-    struct bytes *watches = &n->partitions[partition].watches, left = {0};
-    for (size_t at = 0, bytes; at < watches->count; at += bytes) {
-        const struct watch *w = (const struct watch *)(watches->data + at);
-        const struct message *m = (const struct message *)(w + 1);
-        struct body body = message_body(m);
-        bytes = sizeof *w + m->bytes;
-        if (w->until <= n->now)
+    for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
+        next = LIST_NEXT(w, next);
+        const struct message *m = &w->message;
+        bool over = w->until <= n->now, same = e && message_entry(n, m) == e;
+        if (!over && !same)
             continue;
-        if (e && key_compare(e->key, e->key_bytes, body.key, m->key_bytes) == 0)
-            tell(n, w->from, m, message_entry(n, m), M_ANSWER, false);
-        else
-            bytes_append(&left, w, bytes);
+        if (!over)
+            tell(n, w->from, m, e, M_ANSWER, false);
+        LIST_REMOVE(w, next);
+        free(w);
     }
-    bytes_swap(watches, &left);
-    bytes_free(&left);
 }
 
 static void watch_add(struct node *n, struct peer *from, const struct message *m)
 {
-    struct bytes *watches = &n->partitions[m->partition].watches;
-    /* The oldest is the first. Not at once when its time is over, so that many go at a time. */
-    if (watches->count && ((struct watch *)watches->data)->until + WATCH_TIME < n->now)
-        watches_tell(n, NULL, m->partition);
-    struct watch w = {from, n->now + WATCH_TIME};
-    bytes_append(watches, &w, sizeof w);
-    message_append(watches, m, NULL);
+    struct watch *w = allocate(offsetof(struct watch, message) + m->bytes);
+    uint64_t hash = XXH3_64bits(message_body(m).key, m->key_bytes);
+    w->from = from;
+    w->until = n->now + WATCH_TIME;
+    memcpy(&w->message, m, m->bytes);
+    LIST_INSERT_HEAD(&n->watches[hash % ROUND_BUCKETS], w, next);
 }
 
 /* --- requests: where they come in, and go out --- */
@@ -3754,8 +3751,10 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         sync_tick(n);
         coordinator_tick(n);
         for (; n->walked_at + 10 * MS <= now;
-             n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS))
+             n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS)) {
+            watches_tell(n, NULL, n->walk_next);
             partition_walk(n, n->walk_next++ % (VIEWS_PARTITION + 1));
+        }
     }
     clean_tick(n);
     if (n->next_heartbeat <= now) {

@@ -75,6 +75,10 @@ static void lone_node_free(struct lone *l)
                 request_free(requests_pop(&r->waiting));
             round_free(r);
         }
+        for (struct watch *w; (w = LIST_FIRST(&n->watches[i]));) {
+            LIST_REMOVE(w, next);
+            free(w);
+        }
     }
     while (n->large)
         request_free(requests_pop(&n->large));

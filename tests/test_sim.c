@@ -588,6 +588,10 @@ static void node_free(struct node *n)
                 request_free(requests_pop(&r->waiting));
             round_free(r);
         }
+        for (struct watch *kept; (kept = LIST_FIRST(&n->watches[i]));) {
+            LIST_REMOVE(kept, next);
+            free(kept);
+        }
     }
     while (n->large)
         request_free(requests_pop(&n->large));

@@ -3035,6 +3035,38 @@ START_TEST(test_seeds_of_long_ago_leave_their_places_to_others)
 }
 END_TEST
 
+/* Of two keys in one partition; and who asked too long ago is told nothing, and forgotten. */
+START_TEST(test_who_watches_a_key_is_told_of_that_key_alone)
+{
+    char other[32] = "";
+    const char *keys[] = {"k", neighbour("k", other)};
+    peers_begin(2, 3);
+    struct node *n = l.node;
+    struct message m = request_for(DO_READ, "k", 0), answer;
+    m.type = M_READ;
+    m.flags = FLAG_WATCH;
+    for (int i = 0; i < 2; i++) {
+        m.op = 7 + (uint64_t)i;
+        m.key_bytes = (uint16_t)strlen(keys[i]);
+        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = keys[i]});
+    }
+    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 2);
+    accept_at(clock_tick(n), "k", "v");
+    lone_settle(&l);
+    ck_assert_uint_eq(told(M_ANSWER, 0, &answer), 1);
+    ck_assert_uint_eq(answer.op, 7);
+    accept_at(clock_tick(n), "k", "w");
+    lone_settle(&l);
+    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
+    ticks(3000, 20 * MS);
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        ck_assert(LIST_EMPTY(&n->watches[i]));
+    accept_at(clock_tick(n), keys[1], "v");
+    lone_settle(&l);
+    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -3140,6 +3172,7 @@ int main(void)
         {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
         {"peers", test_seeds_of_long_ago_leave_their_places_to_others, 1},
+        {"peers", test_who_watches_a_key_is_told_of_that_key_alone, 1},
         {"peers", test_an_idle_node_seldom_writes_its_log, 1},
         {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
         {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
