@@ -61,6 +61,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/queue.h>
 #include <sys/resource.h>
@@ -142,6 +143,11 @@ struct bytes {
     size_t count, capacity;
 };
 
+/* What all of them hold in this process: values, messages, lists, whatever clients and peers cause to be
+ * kept. To make room for what is to come, and to count it, is one act: bytes_reserve. Nothing new is let
+ * in above the limit, and from half of it on no empty buffer is kept. */
+static uint64_t bytes_held, bytes_limit = UINT64_MAX;
+
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
@@ -197,13 +203,24 @@ static void *allocate(size_t bytes)
 static void *bytes_extend(struct bytes *b, size_t count)
 {
     if (b->count + count > b->capacity) {
-        b->capacity = max_u64(b->count + count, max_u64(2 * b->capacity, 256));
+        bytes_held -= b->capacity;
+        size_t more = b->capacity < BYTES_KEPT / 8 ? b->capacity + 256 : b->capacity / 8;
+        b->capacity = max_u64(b->count + count, b->capacity + more);
+        bytes_held += b->capacity;
         b->data = realloc(b->data, b->capacity);
         if (!b->data)
             die("out of memory");
+        if (b->capacity > BYTES_KEPT / 8) /* a fault for each 2 MiB, not for each 4 KiB */
+            madvise((void *)(((uintptr_t)b->data | 4095) + 1), b->capacity - 4096, MADV_HUGEPAGE);
     }
     b->count += count;
     return b->data + b->count - count;
+}
+
+static void bytes_reserve(struct bytes *b, size_t count)
+{
+    bytes_extend(b, count);
+    b->count -= count;
 }
 
 static void bytes_append(struct bytes *b, const void *data, size_t count)
@@ -237,6 +254,7 @@ __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, c
 
 static void bytes_free(struct bytes *b)
 {
+    bytes_held -= b->capacity;
     free(b->data);
     *b = (struct bytes){0};
 }
@@ -245,7 +263,7 @@ static void bytes_free(struct bytes *b)
 static void bytes_clear(struct bytes *b)
 {
     b->count = 0;
-    if (b->capacity > BYTES_KEPT)
+    if (b->capacity > BYTES_KEPT || bytes_held > bytes_limit / 2)
         bytes_free(b);
 }
 
@@ -511,6 +529,7 @@ struct entry {
     uint32_t value_bytes, record_bytes;
     uint16_t key_bytes;
     uint8_t flags;
+    bool checked; /* all of the record was read once, and its checksum held */
     uint8_t key[];
 };
 
@@ -555,8 +574,9 @@ enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the ke
 /* A client's request, or one of the node itself. */
 struct request {
     struct request *next;
-    struct request *last;    /* of a list, known by its first, so that a hot key's is not walked */
-    struct message *m;       /* as M_REQUEST; owned */
+    struct request *last; /* of a list, known by its first, so that a hot key's is not walked */
+    struct message *m;    /* as M_REQUEST; in `copy` */
+    struct bytes copy;
     void *client;            /* of this node; null if origin is set, or nobody is told */
     uint64_t deadline;       /* this node's monotonic clock */
     uint64_t waits_until;    /* the same; FLAG_WATCH alone */
@@ -642,6 +662,8 @@ struct hooks {
     bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
     /* Whether a client that waits for a change has left, or is to be answered. Null: none ever. */
     bool (*left)(struct node *n, void *client);
+    /* Whether there is memory for that much of a value, to be read now. Null: always. */
+    bool (*room)(struct node *n, uint64_t bytes);
 };
 
 struct node {
@@ -968,6 +990,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     e->record_bytes = (uint32_t)message_bytes(m);
     n->log.largest = max_u64(n->log.largest, e->record_bytes);
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
+    e->checked = false;
     if (ballot_compare(m->ballot, p->floor) <= 0) {
         p->forgotten = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
         p->agreed = 0;
@@ -1237,22 +1260,37 @@ static void refuse(struct node *n, struct peer *from, const struct message *m,
 
 enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
 
-/* Reads the entry's record, or all of it before the value, into n->scratch. */
-static enum record_state record_read(struct node *n, const struct entry *e, bool whole)
+/* Reads the entry's record, its value's part alone, into n->scratch. All of it is read, and its checksum
+ * tried, unless that was done once since it was written; then a part may be read alone. */
+static enum record_state record_read(struct node *n, struct entry *e, uint64_t from, uint64_t part)
 {
-    size_t bytes = e->record_bytes - (whole ? 0 : e->value_bytes);
+    bool all = part && (part == e->value_bytes || !e->checked);
     bytes_clear(&n->scratch);
     struct message *m = bytes_extend(&n->scratch, e->record_bytes);
     if (e->flags & FLAG_DAMAGED)
         return RECORD_DAMAGED;
-    if (!log_read(n, e->lsn, m, bytes))
+    if (!log_read(n, e->lsn, m, e->record_bytes - (all ? 0 : e->value_bytes)))
         return RECORD_COLD;
     bool whose = m->bytes == e->record_bytes && m->bytes == message_bytes(m) &&
                  m->type == M_ACCEPT && m->key_bytes == e->key_bytes &&
                  ballot_equal(m->ballot, e->accepted);
-    if (!whose || message_check(m, whole) != (whole ? m->check : (uint32_t)m->check))
+    if (!whose || message_check(m, all) != (all ? m->check : (uint32_t)m->check))
         return RECORD_DAMAGED;
+    e->checked |= all;
+    size_t at = (size_t)((const uint8_t *)message_body(m).value - n->scratch.data) + from;
+    if (part && !all && !log_read(n, e->lsn + at, n->scratch.data + at, part))
+        return RECORD_COLD;
     return RECORD_READ;
+}
+
+/* The part of a value of `total` bytes that M_READ asks for: `expiry` bytes from `number` on or, if that
+ * is above all sizes, the last ones; nothing if the client has the version that it names. */
+static uint64_t read_part(const struct message *read, uint64_t modified, uint64_t version,
+                          uint64_t total, uint64_t *from)
+{
+    uint64_t most = read->modified == modified && read->version == version ? 0 : read->expiry;
+    *from = min_u64(read->number > UINT32_MAX ? total - min_u64(total, most) : read->number, total);
+    return min_u64(most, total - *from);
 }
 
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
@@ -1264,7 +1302,7 @@ static void tell(struct node *n, struct peer *to, const struct message *m, struc
 {
     struct entry nothing = {0}, *e = found ? found : &nothing;
     struct message head = {.type = type, .op = m->op, .partition = m->partition};
-    uint64_t gate = e->lsn + e->record_bytes;
+    uint64_t gate = e->lsn + e->record_bytes, from = 0, part = whole ? e->value_bytes : 0;
     bool damaged = e->flags & FLAG_DAMAGED;
     if (damaged && type != M_PROMISE)
         return; /* not from the index either: what it told of, nobody could be given */
@@ -1284,7 +1322,11 @@ static void tell(struct node *n, struct peer *to, const struct message *m, struc
         mail(n, to, gate, &head, NULL);
         return;
     }
-    switch (record_read(n, e, whole || e->value_bytes == 0)) {
+    if (type == M_ANSWER)
+        part = read_part(m, e->modified, e->version, e->value_bytes, &from);
+    if (type == M_ANSWER && part > m->dropped)
+        part = 0; /* who reads it has no room for it yet */
+    switch (record_read(n, e, from, part)) {
     case RECORD_DAMAGED:
         pull_damaged(n, m->partition, e);
         return;
@@ -1299,9 +1341,15 @@ static void tell(struct node *n, struct peer *to, const struct message *m, struc
     struct message *record = (struct message *)n->scratch.data;
     record->type = type;
     record->op = m->op; /* of a pull: 0 */
+    struct body body = message_body(record);
     if (!whole && record->value_bytes)
         record->flags &= (uint8_t)~FLAG_WHOLE;
-    mail(n, to, gate, record, NULL);
+    if (type == M_ANSWER) {
+        body.value = (const uint8_t *)body.value + from;
+        record->number = record->value_bytes;
+        record->value_bytes = (uint32_t)part;
+    }
+    mail(n, to, gate, record, &body);
 }
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
@@ -1624,7 +1672,7 @@ static void request_admit(struct node *n, struct request *q);
 
 static void request_free(struct request *q)
 {
-    free(q->m);
+    bytes_free(&q->copy);
     free(q);
 }
 
@@ -1790,13 +1838,27 @@ static uint64_t nearest_owner(const struct node *n, uint16_t partition)
     return first < 0 ? 0 : UINT64_C(1) << first;
 }
 
-static void round_mail(struct node *n, const struct round *r, uint64_t members, uint8_t type,
-                       uint8_t flags)
+static void round_mail(struct node *n, const struct round *r, uint64_t members, struct message head)
 {
-    struct message head = {.type = type, .flags = flags, .op = r->op, .partition = r->partition};
+    head.op = r->op;
+    head.partition = r->partition;
     head.ballot = r->ballot;
     head.key_bytes = r->key_bytes;
     mail_members(n, members, 0, &head, &(struct body){.key = r->key});
+}
+
+/* Asks for a record, with the part of its value that the request wants if that has `most` bytes or
+ * fewer; for a round of Paxos with all of it. */
+static void round_read(struct node *n, const struct round *r, uint64_t members, uint64_t most)
+{
+    struct message head = {.type = M_READ, .flags = FLAG_WHOLE, .dropped = most};
+    const struct message *q = r->taken->m;
+    bool reads = r->state == ROUND_READ;
+    head.number = reads ? q->number : 0;
+    head.expiry = reads ? q->expiry : UINT64_MAX;
+    head.modified = reads ? q->modified : 0;
+    head.version = reads ? q->version : 0;
+    round_mail(n, r, members, head);
 }
 
 /* Sends what the round asks to those owners that have not answered: first, and when they are late.
@@ -1807,7 +1869,7 @@ static void round_send(struct node *n, struct round *r)
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered, time = STEP_TIME;
     bool late = r->sends;
     if (r->state == ROUND_PREPARE) {
-        round_mail(n, r, missing, M_PREPARE, 0);
+        round_mail(n, r, missing, (struct message){.type = M_PREPARE});
     } else if (r->state == ROUND_ACCEPT) {
         const struct message *m = (const struct message *)r->record.data;
         mail_members(n, missing, 0, m, NULL);
@@ -1816,9 +1878,11 @@ static void round_send(struct node *n, struct round *r)
         uint64_t nearest = missing & nearest_owner(n, r->partition);
         bool one = r->taken->m->flags & FLAG_ONE;
         missing &= one ? complete_owners(n, r->partition) : missing;
-        round_mail(n, r, nearest, M_READ, FLAG_WHOLE);
-        if (late || !one)
-            round_mail(n, r, missing & ~nearest, M_READ, one ? FLAG_WHOLE : 0);
+        round_read(n, r, nearest, PARCEL_BYTES);
+        if (late && one)
+            round_read(n, r, missing & ~nearest, PARCEL_BYTES);
+        else if (!one)
+            round_mail(n, r, missing & ~nearest, (struct message){.type = M_READ});
     }
     r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
@@ -1957,6 +2021,7 @@ static void draft_load(struct draft *d, const struct round *r)
 {
     const struct message *m = round_record(r);
     d->head = *m;
+    d->head.number = 0; /* as M_ANSWER told it */
     d->body = message_body(m);
     d->answers_count = m->answers;
     memcpy(d->answers, d->body.answers, m->answers * sizeof *d->answers);
@@ -2155,14 +2220,28 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     round_send(n, r);
 }
 
+/* How many bytes of the record's value the round needs: a fast read what its client asked for. */
+static uint64_t value_wanted(const struct round *r)
+{
+    const struct message *m = round_record(r);
+    uint64_t from;
+    return r->state == ROUND_READ
+               ? read_part(r->taken->m, m->modified, m->version, m->number, &from)
+               : m->value_bytes;
+}
+
 /* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
  * it comes at that very ballot (R9). */
 static void round_fetch(struct node *n, struct round *r)
 {
-    uint64_t from = r->same & live_members(n);
-    round_allow(n, r, round_record(r)->value_bytes);
+    uint64_t from = r->same & live_members(n), bytes = value_wanted(r);
+    r->due = n->now + STEP_TIME / 4;
+    if (n->hooks->room && !n->hooks->room(n, bytes))
+        return;                                      /* it is asked for again then */
+    bytes_reserve(&r->record, bytes + PARCEL_BYTES); /* and what stands before it */
+    round_allow(n, r, bytes);
     r->due = n->now + STEP_TIME + 2 * r->taken->allowed;
-    round_mail(n, r, from & self_bit(n) ? self_bit(n) : from & -from, M_READ, FLAG_WHOLE);
+    round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
 }
 
 static void round_finish(struct node *n, struct round *r);
@@ -2208,8 +2287,8 @@ static bool read_waits(struct node *n, const struct request *q, const struct mes
     return same && n->now < q->waits_until && !(n->hooks->left && n->hooks->left(n, q->client));
 }
 
-/* What a client is told of a record that was read. */
-static void read_answer(struct node *n, struct request *q, const struct message *m)
+/* What a client is told of a record that was read. `number`: how large the whole value is. */
+static void read_answer(struct node *n, struct request *q, const struct message *m, uint64_t number)
 {
     bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
     if (!is_live(m->flags) || expired) {
@@ -2220,6 +2299,7 @@ static void read_answer(struct node *n, struct request *q, const struct message 
     struct body body = message_body(m);
     head.status = 200;
     head.answers = head.key_bytes = 0;
+    head.number = number;
     request_answer(n, q, &head, &body);
 }
 
@@ -2236,6 +2316,7 @@ static void write_answer(struct node *n, struct request *q)
 static void round_finish(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
+    const struct message *m = round_record(r);
     struct request *taken = r->taken;
     r->taken = NULL;
     r->refusals = 0;
@@ -2245,10 +2326,10 @@ static void round_finish(struct node *n, struct round *r)
             requests_push(&r->taken, q);
         else if (is_write(q))
             write_answer(n, q);
-        else if (r->keyed && read_waits(n, q, round_record(r)))
+        else if (r->keyed && read_waits(n, q, m))
             q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
         else
-            read_answer(n, q, round_record(r));
+            read_answer(n, q, m, r->state == ROUND_READ ? m->number : m->value_bytes);
     }
     if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
         struct request *waiting = r->waiting;
@@ -2309,7 +2390,8 @@ static void read_finish(struct node *n, struct round *r)
         /* Only now are the owners asked to tell of a change: each does so once, and while they did
          * not agree yet, that once could go to the same record being accepted again. What they
          * answer now shows what changed meanwhile. */
-        round_mail(n, r, partition_owners(n, r->partition), M_READ, FLAG_WATCH);
+        round_mail(n, r, partition_owners(n, r->partition),
+                   (struct message){.type = M_READ, .flags = FLAG_WATCH});
         q->tries = 0;
         r->state = ROUND_WATCH;
         r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, date));
@@ -2342,15 +2424,19 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
     if (r->state != ROUND_READ || !round_hear(n, r, from, m))
         return;
     round_allow(n, r, m->value_bytes);
-    if (usable && (r->record.count == 0 || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
+    const struct message *kept = round_record(r);
+    int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
+    if (usable && (order > 0 || (order == 0 && m->value_bytes > kept->value_bytes)))
         round_keep_record(r, m);
     bool agreed = quorum(n, r->partition, RULE(9) ? r->same : r->answered);
     bool here = ballot_equal(round_record(r)->ballot, r->best) || !RULE(9);
     bool one = r->taken->m->flags & FLAG_ONE;
-    if (one ? usable : agreed && here)
+    bool missing =
+        is_live(round_record(r)->flags) && round_record(r)->value_bytes < value_wanted(r);
+    if ((one ? usable : agreed && here) && !missing)
         read_finish(n, r);
-    else if (agreed && r->record.count)
-        round_fetch(n, r); /* they agree, but the record came at another ballot */
+    else if (one ? usable : agreed && r->record.count)
+        round_fetch(n, r); /* it was too large, or they agree, but it came at another ballot */
     else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
         read_again(n, r);
 }
@@ -2484,9 +2570,8 @@ static struct request *request_make(struct node *n, const struct message *m,
                                     const struct body *body)
 {
     struct request *q = allocate(sizeof *q);
-    struct bytes copy = {0};
     q->last = q;
-    q->m = message_append(&copy, m, body);
+    q->m = message_append(&q->copy, m, body);
     q->allowed = m->value_bytes / BYTES_PER_US;
     q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
     return q;
@@ -2559,6 +2644,7 @@ static void node_request_own(struct node *n, uint16_t partition, uint8_t functio
     m.dropped = clock_tick(n);
     m.key_bytes = (uint16_t)key_bytes;
     m.value_bytes = (uint32_t)value_bytes;
+    m.expiry = function == DO_READ ? UINT64_MAX : 0; /* all of it */
     request_admit(n, request_make(n, &m, &(struct body){.key = key, .value = value}));
 }
 
@@ -3315,28 +3401,29 @@ static int listed_compare(const void *a, const void *b)
     return order ? order : ballot_compare(y->ballot, x->ballot);
 }
 
-/* The entries of a list by key, those of a key by ballot, the highest first; to be freed. */
-static const struct listed **list_sort(const struct bytes *list, size_t *count)
+/* The entries of a list by key, those of a key by ballot, the highest first; their places in `order`. */
+static const struct listed **list_sort(const struct bytes *list, struct bytes *order, size_t *count)
 {
-    struct bytes order = {0};
     const struct listed *e;
     for (size_t at = 0; (e = list_next(list, &at));)
-        bytes_append(&order, &e, sizeof e);
-    *count = order.count / sizeof e;
+        bytes_append(order, &e, sizeof e);
+    *count = order->count / sizeof e;
     if (*count)
-        qsort(order.data, *count, sizeof e, listed_compare);
-    return (const struct listed **)order.data;
+        qsort(order->data, *count, sizeof e, listed_compare);
+    return (const struct listed **)order->data;
 }
 
 /* Tells the client a page; `status` 100: there is more of the listing to come. */
 static void listing_tell(struct node *n, struct listing *l, uint16_t status)
 {
     size_t count;
-    const struct listed **all = list_sort(&l->page, &count); /* those that were read came last */
+    struct bytes order = {0};
+    const struct listed **all =
+        list_sort(&l->page, &order, &count); /* those that were read came last */
     l->lists.count = 0;
     for (size_t i = 0; i < count; i++)
         listed_append(&l->lists, all[i], all[i]->key);
-    free(all);
+    bytes_free(&order);
     l->page.count = 0;
     struct message m = {.type = M_RESULT, .status = status, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
@@ -3440,7 +3527,7 @@ static void listing_read(struct node *n, const struct request *q, const struct m
     e.version = result->version;
     e.modified = result->modified;
     e.expiry = result->expiry;
-    e.value_bytes = result->value_bytes;
+    e.value_bytes = (uint32_t)result->number;
     if (result->status == 200)
         listed_append(&l->page, &e, message_body(q->m).key);
     l->count += result->status == 200;
@@ -3452,7 +3539,8 @@ static void listing_read(struct node *n, const struct request *q, const struct m
 static void listing_merge(struct node *n, struct listing *l)
 {
     size_t count;
-    const struct listed **all = list_sort(&l->lists, &count);
+    struct bytes order = {0};
+    const struct listed **all = list_sort(&l->lists, &order, &count);
     l->op = 0;
     l->reads++; /* so that the page does not end before it is whole */
     for (size_t i = 0, next; i < count; i = next) {
@@ -3472,7 +3560,7 @@ static void listing_merge(struct node *n, struct listing *l)
         }
         listing_add(n, l, e, same);
     }
-    free(all);
+    bytes_free(&order);
     l->reads--;
     listing_go_on(n, l);
 }
@@ -3531,7 +3619,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     }
     if (!log_has_room(n, e->record_bytes + RESERVE_ROOM))
         return false;
-    enum record_state state = record_read(n, e, true);
+    enum record_state state = record_read(n, e, 0, e->value_bytes);
     if (state == RECORD_READ) {
         e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
     } else if (state == RECORD_DAMAGED) {
@@ -3698,8 +3786,10 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
-        /* No ballot, and no time in a record, is above the clock that its sender tells. */
-        if (max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
+        /* No ballot, and no time in a record, is above the clock that its sender tells. (M_READ has what
+         * a client asks for.) */
+        bool told = m->type != M_READ;
+        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
             continue;
         /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
         message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
@@ -4214,6 +4304,7 @@ enum {
     DAMAGED_TRIES = 10, /* leases to wait for a healthy node when the log is damaged */
     BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
     SECRET_BYTES_MIN = 16,
+    TURN_BYTES_MAX = 8 << 20,
 };
 
 struct options {
@@ -4237,7 +4328,8 @@ struct server {
     /* Calls: of those in `arriving` a part is there, of those in `whole` all. */
     LIST_HEAD(calls, call) arriving, whole, suspended;
     uint64_t swept_at; /* when it was last looked whose clients had left */
-    uint64_t calls_count, body_bytes;
+    uint64_t calls_count;
+    uint64_t turn_bytes; /* of values that are read in this turn of the loop */
     uint64_t answers[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
     uint64_t ticked_at,
@@ -4744,7 +4836,7 @@ struct call {
     bool close, restic, json;
     uint64_t started;  /* when its headers were there; 0: they are not */
     struct bytes body; /* of the request, later of the answer */
-    uint64_t counted;  /* of both, in server->body_bytes */
+    uint64_t unsent;   /* what an answer to HEAD does without */
     bool under_way;    /* it is in server->calls_count */
     bool forgets;      /* a write that its client does not repeat once it was answered */
     struct bytes key;
@@ -4759,11 +4851,11 @@ struct call {
 /* Answers with what stands in c->body. */
 static void call_respond(struct call *c, int status, const char *type)
 {
-    c->response =
-        MHD_create_response_from_buffer(c->body.count, c->body.data, MHD_RESPMEM_MUST_FREE);
+    static uint8_t none[1];
+    c->response = MHD_create_response_from_buffer(
+        c->body.count + c->unsent, c->body.count ? c->body.data : none, MHD_RESPMEM_PERSISTENT);
     if (!c->response)
         die("out of memory");
-    c->body = (struct bytes){0};
     c->status = status;
     if (type)
         MHD_add_response_header(c->response, "Content-Type", type);
@@ -5139,28 +5231,17 @@ static bool call_condition(struct call *c, const char *header, bool none)
     return true;
 }
 
-/* Whether so many more bytes of bodies, of requests or answers, are not too many in flight. */
-static bool server_has_room(struct call *c, uint64_t bytes)
-{
-    return c->server->body_bytes + bytes <= c->server->options.memory ||
-           call_tell(c, 503, "overloaded: too much is in flight");
-}
-
-/* The same for what comes, which may be too much for a value, too. */
-static bool call_has_room(struct call *c, uint64_t bytes)
+/* Room for so many more bytes of a body, if they are not too many. */
+static bool call_reserve(struct call *c, uint64_t bytes)
 {
     uint64_t most = c->server->options.max_value;
     if (c->body.count + bytes > most)
         return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", most);
-    return server_has_room(c, bytes);
-}
-
-/* They are in flight until the call is done. */
-static void call_append(struct call *c, const void *data, uint64_t bytes)
-{
-    c->server->body_bytes += bytes;
-    c->counted += bytes;
-    bytes_append(&c->body, data, bytes);
+    uint64_t small = bytes > PARCEL_BYTES ? 0 : bytes_limit / 8; /* these may have more */
+    if (c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small)
+        return call_tell(c, 503, "overloaded: too much is in flight");
+    bytes_reserve(&c->body, bytes);
+    return true;
 }
 
 /* What can be said of a write before its body comes. */
@@ -5195,7 +5276,7 @@ static bool call_write(struct call *c)
         return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
     if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
         return call_tell(c, 411, "send Content-Length or Transfer-Encoding: chunked");
-    return call_has_room(c, bytes);
+    return call_reserve(c, bytes);
 }
 
 /* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
@@ -5247,6 +5328,22 @@ static void call_resume(struct call *c)
     MHD_resume_connection(c->connection);
 }
 
+/* What a read asks for: the version that the client has need not be sent again, and of a range, its
+ * part alone. (If-Range may turn out to ask for all.) */
+static void call_part(struct call *c)
+{
+    const char *range = call_get(c, "Range");
+    uint64_t count = c->method == HEAD ? 0 : UINT64_MAX;
+    c->m.number = 0;
+    if (range && c->method == GET && !call_get(c, "If-Range"))
+        parse_range(range, UINT64_MAX, &c->m.number, &count);
+    c->m.expiry = count;
+    if (call_get(c, "If-None-Match")) {
+        c->m.modified = c->m.ballot.time;
+        c->m.version = c->m.ballot.node;
+    }
+}
+
 /* --- the routes --- */
 
 static void answer_key(struct call *c)
@@ -5254,6 +5351,8 @@ static void answer_key(struct call *c)
     const char *type = call_get(c, "Content-Type");
     if (c->m.function != DO_READ)
         call_version(c);
+    else
+        call_part(c);
     if (c->query.ttl) /* it runs from when the body is there */
         c->m.expiry = node_date(c->server->node) + c->query.ttl;
     if (c->m.function == DO_PUT) { /* the others have neither value nor type, whatever came */
@@ -5266,6 +5365,8 @@ static void answer_key(struct call *c)
     node_request(c->server->node, c, &c->m,
                  &(struct body){.key = c->key.data, .type = type, .value = c->body.data},
                  c->query.wait);
+    if (!c->response)
+        bytes_free(&c->body); /* the core has a copy */
 }
 
 static void answer_list(struct call *c)
@@ -5459,23 +5560,25 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     struct body body = message_body(m);
     const char *range = call_get(c, "Range"), *if_range = call_get(c, "If-Range"),
                *none = call_get(c, "If-None-Match");
-    uint64_t from = 0, count = m->value_bytes;
+    uint64_t from = 0, count = m->number;
     char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)
         *put((uint8_t *)type, body.type, m->type_bytes) = 0;
     bool part = range && c->method == GET && (!if_range || strcmp(if_range, etag) == 0) &&
-                parse_range(range, m->value_bytes, &from, &count);
+                parse_range(range, m->number, &from, &count);
+    bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
     if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
         call_respond(c, 304, NULL);
     } else if (part && !count) {
-        call_tell(c, 416, "the value has %" PRIu32 " bytes", m->value_bytes);
-        call_header(c, "Content-Range", "bytes */%" PRIu32, m->value_bytes);
+        call_tell(c, 416, "the value has %" PRIu64 " bytes", m->number);
+        call_header(c, "Content-Range", "bytes */%" PRIu64, m->number);
     } else {
-        call_append(c, (const uint8_t *)body.value + from, count);
+        c->unsent = c->method == HEAD ? count : 0;
+        bytes_append(&c->body, (const uint8_t *)body.value + (whole ? from : 0), count - c->unsent);
         call_respond(c, part ? 206 : 200, type);
         if (part)
-            call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu32, from,
-                        from + count - 1, m->value_bytes);
+            call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64, from,
+                        from + count - 1, m->number);
     }
     call_date(c, "Last-Modified", m->modified);
     MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
@@ -5570,13 +5673,22 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         reply_list(c, m);
     else if (c->m.function != DO_READ)
         reply_write(c, m);
-    else if (server_has_room(c, m->value_bytes))
+    else
         reply_value(c, m, etag);
     if (m->modified && c->status != 503 &&
         (status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         MHD_add_response_header(c->response, "ETag", etag);
     if (m->status != 100) /* else a part of a listing */
         call_resume(c);
+}
+
+/* The core's hook. Large values are read in turns of their own, or the loop would do nothing else. */
+static bool http_room(struct node *n, uint64_t bytes)
+{
+    struct server *s = n->world;
+    bool room = bytes_held + bytes <= bytes_limit && s->turn_bytes < TURN_BYTES_MAX;
+    s->turn_bytes += room ? bytes : 0;
+    return room;
 }
 
 static int call_file(const struct call *c)
@@ -5647,6 +5759,8 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
     if (at) { /* seldom, or a parcel would be moved with each piece of it */
         memmove(c->body.data, c->body.data + at, c->body.count - at);
         c->body.count -= at;
+        if (!c->body.count)
+            bytes_clear(&c->body);
     }
     return MHD_YES;
 }
@@ -5656,8 +5770,8 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
     if (c->started + UPLOAD_TIME < c->server->node->now)
         return MHD_NO;
     /* Else it is read, not kept. */
-    if (!c->response && c->route == ROUTE_KEY && call_has_room(c, bytes))
-        call_append(c, data, bytes);
+    if (!c->response && c->route == ROUTE_KEY && call_reserve(c, bytes))
+        bytes_append(&c->body, data, bytes);
     return MHD_YES;
 }
 
@@ -5738,7 +5852,6 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
         s->answers[c->method][c->status] += c->status != 0; /* 0: the client left */
     }
-    s->body_bytes -= c->counted;
     if (c->response)
         MHD_destroy_response(c->response);
     bytes_free(&c->body);
@@ -5756,7 +5869,7 @@ static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes
     return disk_read(&s->disk, lsn, to, bytes, wait);
 }
 
-static const struct hooks server_hooks = {http_reply, server_log_read, http_left};
+static const struct hooks server_hooks = {http_reply, server_log_read, http_left, http_room};
 
 /* Hands the log's next batch to its thread. */
 static void log_submit(struct server *s)
@@ -6002,6 +6115,7 @@ static void server_turn(struct server *s)
     curl_multi_poll(s->multi, files, 2, ready || s->held_at ? 0 : tick_ms, &events);
     s->node->now = clock_us(CLOCK_MONOTONIC);
     s->node->wall = clock_us(CLOCK_REALTIME);
+    s->turn_bytes = 0;
     disk_events(s);
     for (int runs = 0; runs == 0 || (runs < MHD_RUNS_MAX && s->resumed); runs++) {
         s->resumed = false;
@@ -6191,6 +6305,7 @@ int main(int count, char **arguments)
     curl_global_init(CURL_GLOBAL_ALL);
     s.multi = curl_multi_init();
     s.disk.sync = s.options.sync == 1;
+    bytes_limit = s.options.memory;
     s.disk.ahead_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
         say(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");

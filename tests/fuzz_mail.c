@@ -54,6 +54,7 @@ static void request(struct lone *l, uint8_t function, uint8_t flags, const char 
     m.version = node_random(n);
     m.dropped = clock_tick(n);
     m.number = 1;
+    m.expiry = function == DO_READ ? UINT64_MAX : 0;
     node_request(n, l, &m, &(struct body){.key = key, .value = value}, flags ? 5 * SECOND : 0);
 }
 

@@ -781,6 +781,45 @@ START_TEST(test_ranges_are_cut_out)
 }
 END_TEST
 
+/* Above what comes with the first answer; and its checksum is told once only. */
+START_TEST(test_a_range_of_a_large_value_is_its_part)
+{
+    enum { SIZE = 300000 };
+    char *value = letters(SIZE);
+    for (int i = 0; i < SIZE; i++)
+        value[i] = (char)('a' + i % 23);
+    static const struct {
+        const char *range;
+        int from, count;
+    } rows[] = {{"0-0", 0, 1},        {"299999-", SIZE - 1, 1},
+                {"-7", SIZE - 7, 7},  {"1000-250999", 1000, 250000},
+                {"-400000", 0, SIZE}, {"5-400000", 5, SIZE - 5},
+                {"300000-", 0, 0},    {"5000000000-", 0, 0}};
+    const char *etag = put_etag(_i, own("k"), value);
+    for (size_t i = 0; i < 2 * sizeof rows / sizeof *rows; i++) {
+        int r = (int)(i / 2);
+        struct response a = ask(_i, rows[r].count ? 206 : 416, "GET", own("k"),
+                                text("Range: bytes=%s", rows[r].range), NULL);
+        if (rows[r].count)
+            ck_assert_msg(body_is(&a, value + rows[r].from, (size_t)rows[r].count), "%s",
+                          rows[r].range);
+        if (rows[r].count)
+            ck_assert_str_eq(
+                header(&a, "Content-Range"),
+                text("bytes %d-%d/%d", rows[r].from, rows[r].from + rows[r].count - 1, SIZE));
+        a = ask(_i, 200, "HEAD", own("k"), NULL, NULL);
+        ck_assert_str_eq(header(&a, "Content-Length"), text("%d", SIZE));
+        ck_assert_str_eq(header(&a, "ETag"), etag);
+        ask(_i, 304, "GET", own("k"), text("If-None-Match: %s", etag), NULL);
+        a = ask(_i, 200, "GET", own("k"), "Range: bytes=1-2\nIf-Range: \"other\"", NULL);
+        ck_assert(body_is(&a, value, SIZE));
+        a = ask(_i, 200, "GET", own("k"), "If-None-Match: \"other\"", NULL);
+        ck_assert(body_is(&a, value, SIZE));
+    }
+    free(value);
+}
+END_TEST
+
 START_TEST(test_an_empty_value_has_no_range)
 {
     put_etag(_i, own("k"), "");
@@ -2064,6 +2103,7 @@ START_TEST(test_what_does_not_fit_in_memory_is_503_and_comes_later)
         raw_send(fds[i], value, SIZE - 1000);
     }
     struct response r = {0};
+    AWAIT(node_metric(&c->nodes[0], "estoraje_http_requests_in_flight") >= HALVES, 5);
     AWAIT((r = put(url, "/k", value)).status == 503, 5);
     ck_assert_ptr_nonnull(header(&r, "Retry-After"));
     ck_assert_ptr_null(header(&r, "Estoraje-Outcome"));
@@ -3326,6 +3366,7 @@ static const struct entry *entries(size_t *count)
     EACH("conditions", test_one_of_many_creators_wins);
     EACH("conditions", test_no_update_is_lost_to_another);
     EACH("ranges", test_ranges_are_cut_out);
+    EACH("ranges", test_a_range_of_a_large_value_is_its_part);
     EACH("ranges", test_an_empty_value_has_no_range);
     EACH("ranges", test_pieces_of_a_large_value_make_the_whole);
     EACH("ttl", test_a_key_is_gone_after_its_time_and_not_before);

@@ -571,6 +571,13 @@ static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, 
     return true;
 }
 
+/* Memory for a large value: there is none for a while, now and then. */
+static bool hook_room(struct node *n, uint64_t bytes)
+{
+    (void)bytes;
+    return !w.plan.cold || (w.now + n->id) % SECOND > SECOND / 8;
+}
+
 /* === 5 Hosts ================================================================================== */
 
 static void hook_reply(struct node *n, void *client, const struct message *result);
@@ -615,7 +622,8 @@ static void node_free(struct node *n)
     free(n);
 }
 
-static const struct hooks hooks = {.reply = hook_reply, .log_read = hook_log_read};
+static const struct hooks hooks = {
+    .reply = hook_reply, .log_read = hook_log_read, .room = hook_room};
 
 static uint64_t host_wall(const struct host *h)
 {
@@ -1567,7 +1575,8 @@ static void try_arrive(struct host *h, struct try *t)
         node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit);
         return;
     }
-    t->m.expiry = t->ttl ? node_date(n) + t->ttl : 0;
+    if (t->m.function != DO_READ)
+        t->m.expiry = t->ttl ? node_date(n) + t->ttl : 0;
     if (t->ttl && t->op)
         op_expires(t->op, t->m.expiry);
     char *value = allocate(t->m.value_bytes + 1);
@@ -1655,6 +1664,8 @@ static void op_choose_write(struct op *op)
 static void op_choose_read(struct op *op)
 {
     op->m.function = DO_READ;
+    op->m.number = 0;
+    op->m.expiry = UINT64_MAX; /* the whole value */
     op->told.kind = HISTORY_GET;
     op->told.number = op->key->kind == COUNTER;
     if (op->key->kind == ONE && chance(600)) {

@@ -43,7 +43,7 @@ static const char *value_of(const char *key)
     struct entry *e = entry_of(key);
     if (!e || !(e->flags & FLAG_RECORD))
         return NULL;
-    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
+    ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes), RECORD_READ);
     const struct message *m = (const struct message *)l.node->scratch.data;
     ck_assert_uint_lt(m->value_bytes, sizeof value);
     memcpy(value, message_body(m).value, m->value_bytes);
@@ -496,7 +496,7 @@ START_TEST(test_a_batch_that_spans_two_files_is_one)
     ck_assert_str_eq(value_of("after"), "2");
     struct entry *e = entry_of("big");
     ck_assert(e->lsn < SEGMENT_BYTES && e->lsn + e->record_bytes > SEGMENT_BYTES);
-    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
+    ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes), RECORD_READ);
     const struct message *m = (const struct message *)l.node->scratch.data;
     ck_assert_int_eq(memcmp(message_body(m).value, big, sizeof big), 0);
 }
@@ -1139,23 +1139,24 @@ START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
     accept_at(clock_tick(l.node), "key", "a value of some length");
     lone_settle(&l);
     struct entry *e = entry_of("key");
-    ck_assert_int_eq(record_read(l.node, e, true), RECORD_READ);
-    ck_assert_int_eq(record_read(l.node, e, false), RECORD_READ);
+    ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes), RECORD_READ);
+    ck_assert_int_eq(record_read(l.node, e, 0, 0), RECORD_READ);
     uint64_t value = e->lsn + sizeof(struct message) + 3;
     for (uint64_t at = e->lsn; at < e->lsn + e->record_bytes; at++) {
         bool op = at >= e->lsn + 8 && at < e->lsn + 16; /* nothing to a record */
         bool other_half = at >= e->lsn + 4 && at < e->lsn + 8;
         l.disk.data[at] ^= 4;
-        ck_assert_int_eq(record_read(l.node, e, true), op ? RECORD_READ : RECORD_DAMAGED);
+        ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes),
+                         op ? RECORD_READ : RECORD_DAMAGED);
         if (at < value && !other_half)
-            ck_assert_int_eq(record_read(l.node, e, false), op ? RECORD_READ : RECORD_DAMAGED);
+            ck_assert_int_eq(record_read(l.node, e, 0, 0), op ? RECORD_READ : RECORD_DAMAGED);
         l.disk.data[at] ^= 4;
     }
     l.cold = true;
-    ck_assert_int_eq(record_read(l.node, e, true), RECORD_COLD);
+    ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes), RECORD_COLD);
     l.cold = false;
     e->flags |= FLAG_DAMAGED;
-    ck_assert_int_eq(record_read(l.node, e, true), RECORD_DAMAGED);
+    ck_assert_int_eq(record_read(l.node, e, 0, e->value_bytes), RECORD_DAMAGED);
 }
 END_TEST
 
@@ -1916,6 +1917,7 @@ static struct message request_for(uint8_t function, const char *key, uint64_t ma
     m.partition = key_partition(key, m.key_bytes);
     m.version = 1;
     m.dropped = made;
+    m.expiry = function == DO_READ ? UINT64_MAX : 0;
     return m;
 }
 
