@@ -133,6 +133,7 @@ enum {
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (20 * SECOND) /* from its turn on */
 #define LISTING_WAIT      (60 * SECOND) /* for its turn */
+#define LOST_TIME         (60 * SECOND) /* somebody's word that disks are gone counts for it */
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -555,7 +556,10 @@ struct peer {
     uint64_t heard_at;      /* when its heartbeat last came, 0: never */
     uint64_t live_at;       /* when it was last live */
     bool hears_us, has_lease;
-    bool leave;        /* somebody wishes it to leave */
+    bool leave; /* somebody wishes it to leave */
+    uint64_t
+        lost_until; /* until then somebody's word counts, told to this node, that its disk is gone */
+    uint64_t loses;    /* members of which that was told to it, in this epoch */
     uint64_t joins_at; /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
     uint32_t weight;                      /* it would have these */
@@ -684,15 +688,15 @@ struct node {
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
-    uint64_t views_bytes; /* that they take in the log */
-    struct view *view;    /* the newest, null before the first */
-    uint64_t view_lsn;    /* where the log ends with it */
-    uint64_t views_lsn;   /* behind it, the log has all views */
-    int self;             /* our index in the view, -1: no member */
-    bool settled, gone;   /* gone: was a member, and is no more */
-    bool leaves;          /* it is being drained, or was: it does not join again */
-    uint64_t voters;
-    struct ring rings[2];                    /* old, new */
+    uint64_t views_bytes;  /* that they take in the log */
+    struct view *view;     /* the newest, null before the first */
+    uint64_t view_lsn;     /* where the log ends with it */
+    uint64_t views_lsn;    /* behind it, the log has all views */
+    int self;              /* our index in the view, -1: no member */
+    bool settled, gone;    /* gone: was a member, and is no more */
+    bool leaves;           /* it is being drained, or was: it does not join again */
+    uint64_t voters, lost; /* members; lost: those that are LOST */
+    struct ring rings[2];  /* old, new */
     uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
     struct peer *member_peer[MEMBERS_MAX];
     struct peer *peers[4 * MEMBERS_MAX];
@@ -1212,7 +1216,7 @@ static uint64_t self_bit(const struct node *n)
 
 static uint64_t partition_owners(const struct node *n, uint16_t partition)
 {
-    return n->owners[0][partition] | n->owners[1][partition];
+    return (n->owners[0][partition] & ~n->lost) | n->owners[1][partition];
 }
 
 static bool partition_is_ours(const struct node *n, uint16_t partition)
@@ -1225,11 +1229,22 @@ static bool majority(uint64_t members, uint64_t of)
     return __builtin_popcountll(members & of) * 2 > __builtin_popcountll(of);
 }
 
-/* A majority of the old ring's owners and of the new ring's (R13; Raft's joint consensus). */
+/* Of the old owners some may be LOST: they are not heard, but count (R26). For what was chosen was held
+ * by a majority of all; so as many are needed of those that are left as meet each of these or, where
+ * fewer are left, all of them. */
+static bool old_majority(const struct node *n, unsigned partition, uint64_t members)
+{
+    uint64_t all = n->owners[0][partition], left = all & ~n->lost;
+    int needed = __builtin_popcountll(RULE(26) ? all : left) / 2 + 1;
+    return __builtin_popcountll(members & left) >= needed || (left & ~members) == 0;
+}
+
+/* A majority of the old ring's owners and of the new ring's (R13; Raft's joint consensus). Where no old
+ * owner is left there is none until the transition is over: then the partition is empty. */
 static bool quorum(const struct node *n, uint16_t partition, uint64_t members)
 {
-    return majority(members, n->owners[RULE(13) ? 0 : 1][partition]) &&
-           majority(members, n->owners[1][partition]);
+    return (old_majority(n, partition, members) || !RULE(13)) &&
+           n->owners[0][partition] & ~n->lost && majority(members, n->owners[1][partition]);
 }
 
 static struct ballot register_promised(const struct node *n, uint16_t partition,
@@ -1452,7 +1467,7 @@ static bool view_makes_sense(const struct view *v, size_t bytes)
         return false;
     for (uint32_t i = 0; i < v->members_count; i++) {
         const struct member *m = &v->members[i];
-        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LEAVING ||
+        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LOST ||
             !memchr(m->zone, 0, sizeof m->zone) || !memchr(m->address, 0, sizeof m->address) ||
             !text_is_plain(m->zone, strlen(m->zone), false) ||
             !text_is_plain(m->address, strlen(m->address), true) ||
@@ -1475,21 +1490,24 @@ static void view_apply(struct node *n)
 {
     const struct view *v = n->view;
     n->cluster = v->cluster;
+    n->lost = view_members(v, 1u << MEMBER_LOST);
     n->self = member_index(v, n->id);
-    n->settled = !view_members(v, 1u << MEMBER_JOINING | 1u << MEMBER_LEAVING);
+    n->self = self_bit(n) & n->lost ? -1 : n->self;
+    n->settled = !view_members(v, ~(1u << MEMBER_UP));
     n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
     n->self_peer->epoch = v->epoch;
-    ring_members(n, 0, n->voters);
+    ring_members(n, 0, n->voters | n->lost);
     ring_members(n, 1, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
     for (uint32_t i = 0; i < v->members_count; i++) {
         n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
         assert(n->member_peer[i]); /* there are four times as many places as members */
         memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
+        n->member_peer[i]->loses = 0;
     }
     for (unsigned p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
         bool comes = n->owners[1][p] & self_bit(n) && n->owners[0][p] != n->owners[1][p];
-        q->differs = comes ? n->owners[0][p] & ~self_bit(n) : 0; /* R14 */
+        q->differs = comes ? n->owners[0][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
         q->agreed = q->compared = 0;
         q->forgotten = (struct ballot){0};
     }
@@ -1527,7 +1545,7 @@ static void view_end(struct node *n, const struct view *v)
     bool called_off = false;
     for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
         const struct member *m = &n->view->members[i];
-        if (m->state != MEMBER_UP)
+        if (m->state == MEMBER_JOINING || m->state == MEMBER_LEAVING)
             called_off |= (member_index(v, m->id) >= 0) == (m->state == MEMBER_LEAVING);
     }
     n->called_off = NULL;
@@ -1552,7 +1570,8 @@ static void view_drop(struct node *n)
     }
 }
 
-/* Adds a view to the chain, which may have gaps while the log is read. */
+/* Adds a view to the chain, which may have gaps while the log is read: there a later one of the same
+ * epoch counts, as node_fork may have renamed them all. */
 static void views_keep(struct node *n, const struct view *v)
 {
     if (v->epoch > n->views_count) {
@@ -1562,11 +1581,13 @@ static void views_keep(struct node *n, const struct view *v)
     }
     while (n->views_count < v->epoch)
         n->views[n->views_count++] = NULL;
-    if (n->views[v->epoch - 1])
-        return;
-    n->views_bytes += sizeof(struct message) + view_bytes(v);
+    struct view *before = n->views[v->epoch - 1];
+    uint64_t more = view_bytes(v) - (before ? view_bytes(before) : 0);
+    more += before ? 0 : sizeof(struct message);
+    free(before);
+    n->views_bytes += more;
     n->log.largest = max_u64(n->log.largest, n->views_bytes);
-    n->log.live_bytes += sizeof(struct message) + view_bytes(v);
+    n->log.live_bytes += more;
     n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
 }
 
@@ -1593,6 +1614,19 @@ static void views_log(struct node *n)
     n->views_lsn = log_end(n);
     for (uint64_t e = 0; e < node_epoch(n); e++)
         view_log(n, n->views[e]);
+}
+
+/* Tells what is gone with the members that are LOST. */
+static void view_say_lost(const struct node *n)
+{
+    unsigned gone = 0, doubtful = 0;
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        uint64_t left = n->owners[0][p] & ~n->lost;
+        gone += !left;
+        doubtful += left && !majority(left, n->owners[0][p]);
+    }
+    say(LEVEL_WARN, "lost members are given up; see README on what that may cost",
+        "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone, doubtful);
 }
 
 /* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
@@ -1624,6 +1658,8 @@ static void view_adopt(struct node *n, const struct view *v)
     n->next_heartbeat = 0;
     say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
         v->members_count, n->settled);
+    if (n->lost)
+        view_say_lost(n);
     for (uint32_t i = 0; i < v->members_count; i++)
         if ((int)i != n->self)
             views_tell(n, n->member_peer[i], v->epoch - 1);
@@ -1798,7 +1834,7 @@ static uint64_t live_members(const struct node *n)
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
         if (peer_is_live(n, n->member_peer[i]))
             live |= UINT64_C(1) << i;
-    return live;
+    return live & ~n->lost;
 }
 
 /* The first live owner in the old ring's order; -1: none is, or it is a view's register. */
@@ -2689,6 +2725,7 @@ static void rounds_restart(struct node *n)
 
 struct heartbeat {
     uint64_t keys, value_bytes, requests, moved;
+    uint64_t loses;                   /* members that it was told are lost, as bits; and */
     uint64_t leave;                   /* members that somebody wishes to leave, as bits */
     uint8_t complete[PARTITIONS / 8]; /* partitions */
     uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats this node hears; 0: none */
@@ -2698,8 +2735,7 @@ struct heartbeat {
  * (R14; its own list counts). */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
-    uint64_t old = n->owners[0][partition];
-    return n->settled || majority(old & ~n->partitions[partition].differs, old) || !RULE(14);
+    return n->settled || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
 }
 
 /* Whether it was heard, as no member of our view, within a lease. */
@@ -2724,6 +2760,7 @@ static void heartbeat_send(struct node *n)
         bool heard = p->heard_at && p->heard_at + n->lease > n->now;
         beat.heard[i] = heard ? p->id : 0;
         beat.leave |= (uint64_t)p->leave << i;
+        beat.loses |= (uint64_t)(p->lost_until > n->now) << i;
         if (!n->has_lease && strcmp(p->address, n->address) != 0)
             peer_make(n, 0, p->address);
     }
@@ -2775,6 +2812,7 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     if (!member)
         from->joins_at = from->live_at = n->now;
     memcpy(from->complete, beat.complete, sizeof beat.complete);
+    from->loses = member ? beat.loses : 0;
     n->leaves |= member && beat.leave & self_bit(n);
     for (uint32_t i = 0; member && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat.leave >> i & 1;
@@ -2795,6 +2833,18 @@ static bool node_drain(struct node *n, int index)
         return false;
     n->member_peer[index]->leave = true;
     n->leaves |= index == n->self;
+    n->next_heartbeat = 0;
+    return true;
+}
+
+/* The same, for members that are dead: that their disks are gone for good, within a minute or never.
+ * False: one of them is live, or they are all that there are. */
+static bool node_lose(struct node *n, uint64_t lost)
+{
+    if (lost & live_members(n) || !(n->voters & ~lost))
+        return false;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        n->member_peer[i]->lost_until = lost >> i & 1 ? n->now + LOST_TIME : 0;
     n->next_heartbeat = 0;
     return true;
 }
@@ -2837,6 +2887,8 @@ static bool transition_is_lost(const struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         dead |= (uint64_t)evictable(n, i) << i;
     bool stuck = max_u64(n->progress_at, n->lease_at) + n->evict_after < n->now;
+    if (!view_members(n->view, 1u << MEMBER_JOINING | 1u << MEMBER_LEAVING))
+        return false; /* LOST members stay so */
     return (target_is_dead(n, dead) && RULE(21)) || (stuck && RULE(25));
 }
 
@@ -2844,12 +2896,12 @@ static bool transition_is_lost(const struct node *n)
 static bool transition_grows(const struct node *n)
 {
     uint64_t joining = view_members(n->view, 1u << MEMBER_JOINING);
-    uint64_t leaving = view_members(n->view, 1u << MEMBER_LEAVING);
+    uint64_t leaving = view_members(n->view, 1u << MEMBER_LEAVING | 1u << MEMBER_LOST);
     return __builtin_popcountll(joining) > __builtin_popcountll(leaving);
 }
 
-/* The end of a transition: JOINING become UP and LEAVING are gone or, if it was called off, the other
- * way round. It does not end with more voters than before while one that would stay is dead (R23). */
+/* The end of a transition: JOINING become UP, and LEAVING and LOST are gone; or, if it was called off,
+ * JOINING are gone and LEAVING become UP. It does not end with more voters than before while one that would stay is dead (R23). */
 static bool view_settle(const struct node *n, struct view *next)
 {
     unsigned complete, changing;
@@ -2863,10 +2915,11 @@ static bool view_settle(const struct node *n, struct view *next)
     next->members_count = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++) {
         const struct member *m = &n->view->members[i];
-        if (m->state == (done ? MEMBER_LEAVING : MEMBER_JOINING))
+        if (done ? m->state >= MEMBER_LEAVING : m->state == MEMBER_JOINING)
             continue;
         next->members[next->members_count] = *m;
-        next->members[next->members_count++].state = MEMBER_UP;
+        next->members[next->members_count++].state =
+            m->state == MEMBER_LOST ? MEMBER_LOST : MEMBER_UP;
     }
     return true;
 }
@@ -2958,6 +3011,24 @@ static bool view_leave(const struct node *n, struct view *next)
     return false;
 }
 
+/* The same view in which those are LOST of whom that was said, to any live member. Who was LEAVING stays,
+ * as it may be the last that holds something. */
+static bool view_lose(const struct node *n, struct view *next)
+{
+    uint64_t live = live_members(n), lost = 0;
+    for (uint32_t i = 0; i < next->members_count; i++) {
+        lost |= (uint64_t)(n->member_peer[i]->lost_until > n->now) << i;
+        lost |= live >> i & 1 ? n->member_peer[i]->loses : 0;
+    }
+    lost &= n->voters & ~live;
+    for (uint32_t i = 0; lost && i < next->members_count; i++)
+        if (lost >> i & 1)
+            next->members[i].state = MEMBER_LOST;
+        else if (next->members[i].state == MEMBER_LEAVING)
+            next->members[i].state = MEMBER_UP;
+    return lost;
+}
+
 /* The view after this one, if there is a reason for one. In a transition the voters stay what they are:
  * so whatever was chosen is held by majorities of the old ring, and the new ring may be changed as often
  * as need be, one view at a time. */
@@ -2965,6 +3036,8 @@ static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
     next->epoch++;
+    if (view_lose(n, next))
+        return true;
     if (!n->settled)
         return view_join(n, next) || view_leave(n, next) || view_settle(n, next);
     return owners_are_live(n) &&
@@ -4007,6 +4080,27 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
     view_adopt(n, &first.view);
 }
 
+/* The data of this node becomes a new cluster, of itself alone. The views before go with it under the new
+ * name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it, nor it of
+ * them. */
+static void node_fork(struct node *n)
+{
+    struct {
+        struct view view;
+        struct member member;
+    } next = {{node_epoch(n) + 1, node_random(n), n->view->replicas, 1}, {0}};
+    next.member = n->view->members[n->self];
+    next.member.state = MEMBER_UP;
+    for (size_t e = 0; e < n->views_count; e++)
+        n->views[e]->cluster = next.view.cluster;
+    view_adopt(n, &next.view);
+    views_log(n);
+    n->view_lsn = log_end(n);
+    n->begin_after = 0;
+    say(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
+        "cluster=%016" PRIx64, n->cluster);
+}
+
 /* === 18 The disk ================================================================================
  *
  * The log's stream of bytes lies in small files of one size, named by their number; a batch may span
@@ -4310,7 +4404,7 @@ enum {
 struct options {
     const char *listen, *advertise, *data, *join, *zone, *secret_file;
     const char *tls_cert, *tls_key, *tls_ca;
-    bool bootstrap, insecure;
+    bool force_new_cluster, bootstrap, insecure;
     uint64_t sync, log_level; /* places among their choices, from 1 on */
     uint64_t replicas, weight, lease, evict_after, max_value, memory;
 };
@@ -4562,7 +4656,7 @@ static uint64_t lease_left(const struct node *n, const struct peer *p)
 
 static void print_members(struct bytes *out, struct node *n)
 {
-    static const char *const states[] = {"joining", "up", "leaving"};
+    static const char *const states[] = {"joining", "up", "leaving", "lost"};
     n->self_peer->keys = n->keys;
     n->self_peer->value_bytes = n->value_bytes;
     n->self_peer->requests = n->requests;
@@ -4810,7 +4904,7 @@ static const char *unready(const struct server *s, char text[128])
 
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
-enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL };
+enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL, ROUTE_NODE };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
@@ -4821,6 +4915,7 @@ enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 struct query {
     uint64_t consistency, ttl, wait, op, by, limit, create;
     struct bytes after, prefix; /* not owned */
+    bool lost;
 };
 
 struct call {
@@ -5161,6 +5256,7 @@ static const struct setting parameters[] = {
     {"after", KEY, "a key", QUERY(after), .methods = reading, ROUTE_LIST},
     {"prefix", KEY, "a key", QUERY(prefix), .methods = reading, ROUTE_LIST},
     {"create", CHOICE, "true", QUERY(create), .methods = "POST", ROUTE_CREATE},
+    {"lost", FLAG, "true or false", QUERY(lost), .methods = "DELETE", ROUTE_NODE},
 };
 enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
@@ -5389,22 +5485,49 @@ static void answer_health(struct call *c)
     call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
 
+/* The members of these ids, with commas between, as bits; 0: one is unknown, or there is none. */
+static uint64_t parse_members(const struct node *n, const char *text, size_t bytes)
+{
+    uint64_t members = 0;
+    for (const char *at = text; bytes % 17 == 16 && at <= text + bytes; at += 17) {
+        char *end;
+        int index = member_index(n->view, strtoull(at, &end, 16));
+        if (index < 0 || end != at + 16 || (*end && *end != ','))
+            return 0;
+        members |= UINT64_C(1) << index;
+    }
+    return members;
+}
+
+/* Drains a member, or declares some lost. */
+static void answer_leave(struct call *c, uint64_t members)
+{
+    struct node *n = c->server->node;
+    int index = members ? __builtin_ctzll(members) : 0;
+    if (!n->has_lease)
+        call_tell(c, 503, "%s", unhealthy(c->server));
+    else if (!members || (!c->query.lost && members & (members - 1)))
+        call_tell(c, 404, "no member has this id: see /_status");
+    else if (c->query.lost && !node_lose(n, members))
+        call_tell(c, 409, "one of these is live: what it holds is not lost; drain it, or stop it");
+    else if (c->query.lost)
+        call_tell(c, 202, "they are given up: see /_status for progress");
+    else if (n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index))
+        call_tell(c, 202, "draining: see /_status for progress");
+    else
+        call_tell(c, 409, "no other member is live and up to take its data");
+}
+
 /* Where a key is; or, to be drained, a member. */
 static void answer_node(struct call *c)
 {
     struct node *n = c->server->node;
-    char *name = (char *)c->key.data + strlen("_nodes/"), *end;
+    char *name = (char *)c->key.data + strlen("_nodes/");
     size_t bytes = c->key.count - strlen("_nodes/");
-    int index = member_index(n->view, strtoull(name, &end, 16));
-    if (c->method == DELETE && !n->has_lease) {
-        call_tell(c, 503, "%s", unhealthy(c->server));
-    } else if (!bytes || (c->method == DELETE && (end != name + 16 || bytes != 16 || index < 0))) {
+    if (c->method == DELETE) {
+        answer_leave(c, parse_members(n, name, bytes));
+    } else if (!bytes) {
         call_tell(c, 404, "no member has this id: see /_status");
-    } else if (c->method == DELETE) {
-        bool leaves = n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index);
-        call_tell(c, leaves ? 202 : 409,
-                  leaves ? "draining: see /_status for progress"
-                         : "no other member is live and up to take its data");
     } else if (!n->view) {
         call_tell(c, 503, "%s", unhealthy(c->server));
     } else {
@@ -5431,9 +5554,9 @@ static const struct route {
     [ROUTE_LIST] = {.methods = reading, answer_list},
     [ROUTE_CREATE] = {.methods = "POST"}, /* restic makes a repository: nothing is to be done */
     [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
+    [ROUTE_NODE] = {.path = "_nodes[/]*", "GET, HEAD, DELETE", answer_node},
     {.path = "_health", reading, answer_health},
     {.path = "_ready", reading, answer_health},
-    {.path = "_nodes[/]*", "GET, HEAD, DELETE", answer_node},
     {.path = "_status", reading, .print = print_status, "application/json"},
     {.path = "_nodes", reading, .print = print_nodes, "text/plain"},
     {.path = "_ring", reading, .print = print_page, "text/html; charset=utf-8"},
@@ -6002,6 +6125,8 @@ static void server_open(struct server *s)
     }
     if (!whole)
         server_rebirth(s, true);
+    if (!n->view && o->force_new_cluster)
+        error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
     if (!n->view && !o->bootstrap == !o->join)
         error(2, 0, "the data directory is empty: --bootstrap a new cluster, or --join another");
     disk_start(&s->disk, log_end(n));
@@ -6010,6 +6135,8 @@ static void server_open(struct server *s)
     if (n->reserve > n->wall && n->reserve < n->wall + 2 * (RESERVE_AHEAD + RESERVE_MARGIN))
         usleep((useconds_t)(n->reserve - n->wall));
     n->wall = clock_us(CLOCK_REALTIME);
+    if (o->force_new_cluster && n->self >= 0 && n->view->members_count > 1)
+        node_fork(n);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, (uint32_t)o->replicas);
     if (o->join)
@@ -6181,6 +6308,7 @@ static const struct setting option_rows[] = {
     {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
     {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
     {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
+    {.name = "force-new-cluster", FLAG, NULL, NULL, "of this data alone", AT(force_new_cluster)},
     {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
     {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
     {.name = "weight", COUNT, "1 to 100", "1", "share of the keys", AT(weight), 1, WEIGHT_MAX},

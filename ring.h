@@ -24,6 +24,7 @@ enum member_state {
     MEMBER_JOINING,
     MEMBER_UP,
     MEMBER_LEAVING,
+    MEMBER_LOST, /* its disk is gone for good: it is not heard any more, but counts in the old ring */
 };
 
 /* One member of a view, also as it stands in views on the wire and in the log (little-endian):

@@ -862,6 +862,65 @@ START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
 }
 END_TEST
 
+static int declare_lost(const struct node *by, const char *ids)
+{
+    return status_of(by->url, "DELETE", text("/_nodes/%s?lost=true", ids), NULL, NULL);
+}
+
+START_TEST(test_two_of_five_that_are_declared_lost_are_given_up)
+{
+    struct cluster *c = behind_nginx(5, NULL);
+    keys_on("PUT", 1000, c->nginx_url);
+    await_copies(c, 1000, 3);
+    char *third = node_id(&c->nodes[3]), *fourth = node_id(&c->nodes[4]);
+    for (int i = 3; i < 5; i++) {
+        node_kill(c, i);
+        folder_remove(in_folder(c->nodes[i].folder, "data"));
+    }
+    AWAIT(declare_lost(&c->nodes[0], text("%s,%s", third, fourth)) == 202,
+          20); /* or a lease runs */
+    ck_assert_int_eq(declare_lost(&c->nodes[0], node_id(&c->nodes[1])), 409);
+    ck_assert_int_eq(declare_lost(&c->nodes[0], "0123456789abcdef"), 404);
+    ck_assert_int_eq(declare_lost(&c->nodes[0], text("%s;%s", third, fourth)), 404);
+    cluster_await(c, 3, 60);
+    keys_are_everywhere(1000, c);
+    await_copies(c, 1000, 3);
+    ck_assert_int_eq(put(c->nginx_url, "/after", "v").status, 201);
+    node_start(c, 3);
+    node_start(c, 4);
+    cluster_await(c, 5, 90);
+    keys_are_everywhere(1000, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_one_of_three_makes_a_new_cluster_of_its_data)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", 1000, c->nodes[0].url);
+    await_copies(c, 1000, 3);
+    struct response before = get(c->nodes[0].url, "/_status");
+    for (int i = 0; i < 3; i++)
+        node_kill(c, i);
+    for (int i = 1; i < 3; i++)
+        folder_remove(in_folder(c->nodes[i].folder, "data"));
+    c->nodes[0].options[0] = "--force-new-cluster";
+    node_start(c, 0);
+    AWAIT(node_healthy(&c->nodes[0]), 20);
+    ck_assert_int_eq(members(&c->nodes[0]), 1);
+    struct response after = get(c->nodes[0].url, "/_status");
+    ck_assert_str_ne(json_string(before.body, "cluster"), json_string(after.body, "cluster"));
+    keys_on("PUT", 1100, c->nodes[0].url);
+    node_kill(c, 0);
+    c->nodes[0].options[0] = NULL;
+    for (int i = 0; i < 3; i++)
+        node_start(c, i);
+    cluster_await(c, 3, 60);
+    keys_are_everywhere(1100, c);
+    cluster_stop(c);
+}
+END_TEST
+
 /* Follows the pages of a listing and counts the keys, which must come in order. */
 static int listing_count(const char *url, const char *path)
 {
@@ -1725,6 +1784,8 @@ int main(void)
         {"moves", test_a_change_goes_on_when_the_coordinator_dies},
         {"moves", test_a_node_that_missed_many_views_follows_them},
         {"moves", test_a_disk_lost_five_times_in_a_row_costs_no_request},
+        {"moves", test_two_of_five_that_are_declared_lost_are_given_up},
+        {"moves", test_one_of_three_makes_a_new_cluster_of_its_data},
         {"moves", test_a_listing_is_complete_while_data_moves},
         {"moves", test_five_nodes_live_through_everything},
         {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},

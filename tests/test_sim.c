@@ -76,6 +76,7 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (20 * SECOND)
 #define LISTING_WAIT      (20 * SECOND)
+#define LOST_TIME         (10 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
 #define RULE(number) (broken_rule != (number))
@@ -133,7 +134,20 @@ static void ring_place(struct ring *ring, const struct member *members, size_t m
 
 /* === 2 The world ============================================================================== */
 
-enum event_type { TICKS, MAIL, DISK_DONE, ARRIVE, CLIENT, TIMEOUT, RETRY, FAULT, DIE, UP, DOWN };
+enum event_type {
+    WORDS,
+    TICKS,
+    MAIL,
+    DISK_DONE,
+    ARRIVE,
+    CLIENT,
+    TIMEOUT,
+    RETRY,
+    FAULT,
+    DIE,
+    UP,
+    DOWN
+};
 
 struct event {
     uint64_t time, sequence;
@@ -206,6 +220,7 @@ enum fault {
     BLACKOUT, /* all at once */
     SLOW,
     FULL, /* no room on the disk */
+    LOSS, /* any disks at once, for good; somebody says so */
     SWAP, /* the disk is put aside, the machine has an empty one; or it is put back */
     HANG, /* the disk stalls, and then the host dies */
     FAULT_KINDS
@@ -228,7 +243,8 @@ struct plan {
     unsigned echo;        /* writes that are sent again, though they were answered */
     uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
-    bool mortal;  /* keys may have a time to live: clocks are right, more or less */
+    bool mortal; /* keys may have a time to live: clocks are right, more or less */
+    bool lose_two;
     bool crowded; /* all keys in one partition; in the end only the first is written, for long */
     bool listed;  /* all keys are */
     bool heaped;  /* listed keys are in few partitions: a page of a listing has not all of one */
@@ -272,9 +288,13 @@ struct world {
     bool clocks_ran_ahead; /* of the clients': what they repeat may count as too old */
     uint64_t next_value;
     uint64_t clock_error_max;
-    uint64_t deciding; /* the newest view with a transition that may be at its end */
-    uint64_t whole;    /* the newest view in which the cluster was seen to be whole */
-    unsigned wiped;    /* the host that lost its disk last */
+    uint64_t gone[HOSTS_MAX]; /* ids of the disks that were lost for good, all at once */
+    unsigned gone_count;
+    uint64_t words_after;     /* that is said then, and until they are out of the view */
+    bool excused[PARTITIONS]; /* no majority of its owners is left */
+    uint64_t deciding;        /* the newest view with a transition that may be at its end */
+    uint64_t whole;           /* the newest view in which the cluster was seen to be whole */
+    unsigned wiped;           /* the host that lost its disk last */
     struct view **views;
     size_t views_count;
     uint64_t operations, answered_ok, events, unknown;
@@ -839,7 +859,7 @@ static void views_check(struct host *h)
             for (uint32_t i = 0; tracing && i < v->members_count; i++)
                 trace(h, "view %" PRIu64 " member %u: %s %s", v->epoch, i,
                       id_name(v->members[i].id),
-                      (const char *[]){"joining", "up", "leaving"}[v->members[i].state]);
+                      (const char *[]){"joining", "up", "leaving", "lost"}[v->members[i].state]);
         }
         if (view_bytes(v) != view_bytes(w.views[e]) || memcmp(v, w.views[e], view_bytes(v)) != 0)
             violation("h%d adopted another view %" PRIu64 " than others", h->index, v->epoch);
@@ -941,8 +961,8 @@ static void judge_ready(struct host *h)
         uint16_t partition = key_partition(k->name, strlen(k->name));
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
         struct ballot newest = key_reached(n, k, 1, &live);
-        if (n->owners[1][partition] & self_bit(n) && live && ballot_equal(newest, h->must[i]) &&
-            !(e && ballot_equal(e->accepted, newest)))
+        if (n->owners[1][partition] & self_bit(n) && live && !w.excused[partition] &&
+            ballot_equal(newest, h->must[i]) && !(e && ballot_equal(e->accepted, newest)))
             violation("h%d is ready, and has not %s of before its lease", h->index, k->name);
     }
 }
@@ -1289,7 +1309,7 @@ static void echo_answered(struct op *op, const struct message *m)
 {
     const struct message *first = &op->first;
     bool etag = m->status != 412; /* that is of the moment */
-    if (m->status != STATUS_UNKNOWN &&
+    if (m->status != STATUS_UNKNOWN && !w.excused[op->m.partition] &&
         (m->status != first->status || (etag && m->number != first->number)))
         violation("a write to %s was answered %u and number %" PRIu64
                   ", its repeat %u and %" PRIu64,
@@ -1368,7 +1388,7 @@ static void judge_all(const struct host *h, const struct try *t, const struct me
 static bool owners_changed(void)
 {
     const unsigned *weight = w.plan.weight;
-    return w.views_count > 1 || weight[WIPE] || weight[FLIP] || weight[FAR_CLOCK];
+    return w.views_count > 1 || weight[WIPE] || weight[LOSS] || weight[FLIP] || weight[FAR_CLOCK];
 }
 
 /* One of consistency=one: some owner has it on disk, or a later one. It may be down by now. */
@@ -1852,6 +1872,14 @@ static uint64_t members_kept(const struct view *v, const struct host *but)
     return kept;
 }
 
+static struct host *host_of_disk(uint64_t id)
+{
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].id == id && !w.hosts[i].far && !w.hosts[i].disk_flipped)
+            return &w.hosts[i];
+    return NULL;
+}
+
 /* Whether a majority of the owners of each partition, and of all, keeps its disk. */
 static bool ring_keeps(const struct view *v, unsigned states, uint64_t kept)
 {
@@ -1947,7 +1975,7 @@ static bool rings_allow(const struct view *v, const struct host *but)
 static bool may_lose_a_disk(struct host *but)
 {
     const struct view *v = newest_view();
-    bool may = v && (machines_allow(v, but) || rings_allow(v, but));
+    bool may = v && !w.gone_count && (machines_allow(v, but) || rings_allow(v, but));
     but->damaged |= may;
     return may;
 }
@@ -2053,6 +2081,80 @@ static void host_off(struct host *h)
     h->id = 0;
 }
 
+/* Disks are lost for good, as many as may be: not a majority of the voters', nor those of all that know
+ * the newest view. What a majority of a partition's owners, of each ring, keeps must be there again. One
+ * of them may come back after all, when others go by without it. */
+static void fault_loss(void)
+{
+    const struct view *v = newest_view();
+    uint64_t side = w.plan.lose_two
+                        ? UINT64_C(1) << below(w.hosts_count) | UINT64_C(1) << below(w.hosts_count)
+                        : chance_u64();
+    uint64_t kept = 0, known = 0, excused = 0;
+    bool may_end = w.deciding >= v->epoch, back = chance(300);
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        const struct host *h = host_of_disk(v->members[i].id);
+        if (!h || side >> h->index & 1)
+            continue;
+        kept |= UINT64_C(1) << i;
+        if (h->node && h->node->view && h->node->view->epoch == v->epoch)
+            may_end |= joiners_are_complete(h->node);
+    }
+    known = members_knowing(v) & kept & view_members(v, VOTERS);
+    if (w.gone_count || !known || !majority(kept, view_members(v, VOTERS)) ||
+        (may_end && !majority(kept, view_members(v, TARGET))))
+        return;
+    struct ring before, after;
+    ring_place(&before, v->members, v->members_count, view_members(v, VOTERS), v->replicas);
+    ring_place(&after, v->members, v->members_count, view_members(v, TARGET), v->replicas);
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        w.excused[p] =
+            !majority(kept, before.sets[p]) || (may_end && !majority(kept, after.sets[p]));
+        excused += w.excused[p];
+    }
+    trace(NULL, "disks are lost for good, %" PRIx64 " keep theirs; excused: %" PRIu64 " partitions",
+          kept, excused);
+    for (uint32_t i = 0; i < v->members_count; i++)
+        if (!(kept >> i & 1))
+            w.gone[w.gone_count++] = v->members[i].id;
+    for (unsigned j = 0; j < w.hosts_count; j++) {
+        struct host *h = &w.hosts[j];
+        if (!(side >> j & 1) || !h->id || h->aside || h->off)
+            continue;
+        if (back) {
+            host_down(h, below(8 * w.plan.lease));
+            back = false;
+            continue;
+        }
+        host_wipe(h);
+        h->off = chance(500);
+        if (!h->off)
+            event_at(w.now + below(8 * w.plan.lease), UP, h, NULL, 0);
+    }
+    w.words_after = w.now + below(4 * w.plan.lease);
+}
+
+/* Somebody says which disks are gone, to one host or another, until they are in no view any more. */
+static void words(void)
+{
+    struct host *h = random_host();
+    uint64_t lost = 0;
+    if (!w.gone_count || !h || w.now < w.words_after || h->node->self < 0 || !h->node->has_lease)
+        return;
+    for (unsigned i = 0; i < w.gone_count; i++) {
+        int index = member_index(h->node->view, w.gone[i]);
+        w.gone[i] = host_of(w.gone[i]) ? 0 : w.gone[i]; /* it is back */
+        if (index >= 0 && h->node->voters >> index & 1 && w.gone[i])
+            lost |= UINT64_C(1) << index;
+    }
+    if (!lost)
+        return;
+    host_time(h);
+    bool heard = node_lose(h->node, lost);
+    trace(h, "is told that %" PRIx64 " are lost: %d", lost, heard);
+    host_settle(h);
+}
+
 static void fault_clock(struct host *h, bool far)
 {
     int64_t most = (int64_t)w.plan.skew;
@@ -2131,6 +2233,9 @@ static void fault_happens(enum fault fault)
             host_wipe(h);
             event_at(w.now + below(4 * lease), UP, h, NULL, 0);
         }
+        break;
+    case LOSS:
+        fault_loss();
         break;
     case SWAP:
         if (may_lose_a_disk(h))
@@ -2402,6 +2507,8 @@ static void judge(void)
         }
     for (unsigned i = 0; i < w.keys_count; i++) {
         struct key *k = &w.keys[i];
+        if (w.excused[key_partition(k->name, strlen(k->name))])
+            continue;
         if (k->kind == ONE)
             judge_one_at_end(k);
         enum history_verdict verdict = (k->kind == ONE ? history_check_names : history_check)(
@@ -2557,6 +2664,26 @@ static void shape_full(struct plan *p)
     p->fault_pause = between(100, 1000) * MS;
 }
 
+/* Many disks are lost at once, for good. */
+static void shape_lost(struct plan *p)
+{
+    p->replicas = (unsigned)between(1, 5);
+    p->hosts = (unsigned)between(2, 6);
+}
+
+/* Two of five, while what is written is at three of them. */
+static void shape_lost5(struct plan *p)
+{
+    p->replicas = p->hosts = 5;
+    p->built_by_joins = false;
+    p->lose_two = true;
+    p->keys = 6;
+    p->loss = 350;
+    p->think = 5 * MS;
+    p->fault_pause = between(30, 150) * MS;
+    p->fault_time = 5 * SECOND;
+}
+
 /* Disks are lost, the same again and again, with any number of copies. */
 static void shape_again(struct plan *p)
 {
@@ -2586,6 +2713,10 @@ static const struct mix mixes[] = {
     {"epochs", {[JOIN] = 2, [DRAIN] = 5, [CUT] = 5, [CRASH] = 1, [CLOCK] = 1}, shape_epochs},
     {"deaf", {[CUT] = 1}, shape_deaf},
     {"restarts", {[CRASH] = 1}, shape_restarts},
+    {"lost",
+     {[LOSS] = 1, [CRASH] = 3, [CUT] = 2, [PAUSE] = 2, [JOIN] = 1, [DRAIN] = 1, [STALL] = 1},
+     shape_lost},
+    {"lost5", {[LOSS] = 1, [CRASH] = 3, [CUT] = 2, [PAUSE] = 2, [STALL] = 1}, shape_lost5},
     {"again",
      {[WIPE] = 12, [SWAP] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1, [JOIN] = 1, [DRAIN] = 1},
      shape_again},
@@ -2672,6 +2803,8 @@ static void keys_make(void)
             k->kind = REGISTER;
         if (w.plan.listed)
             k->kind = LISTED;
+        if ((k->kind == LISTED || k->kind == ONE) && w.plan.weight[LOSS])
+            k->kind = REGISTER;
         unsigned of = w.plan.crowded ? PARTITIONS : w.plan.heaped ? PARTITIONS / 2 : 1, j = 0;
         do
             snprintf(k->name, sizeof k->name, k->kind == LISTED ? "l/%02u-%u" : "k%02u-%u", i, j++);
@@ -2770,6 +2903,9 @@ static void event_handle(struct event *e)
     w.events++;
     if (e->type == UP) {
         host_up(h);
+    } else if (e->type == WORDS) {
+        words();
+        event_at(w.now + 1 + below(2 * w.plan.lease / 3), WORDS, NULL, NULL, 0);
     } else if (e->type == FAULT) {
         fault_event();
     } else if (e->type == DOWN) {
@@ -2923,6 +3059,8 @@ static void simulate(uint64_t seed, const struct mix *mix)
     cluster_begin();
     clients_start(clients);
     event_at(SECOND, FAULT, NULL, NULL, 0);
+    if (w.plan.weight[LOSS])
+        event_at(SECOND, WORDS, NULL, NULL, 0);
     run_until(w.plan.fault_time);
     heal();
     run_until(w.now + (w.plan.crowded ? 20 : 1) * SECOND);
@@ -3608,6 +3746,7 @@ static const struct mutant mutants[] = {
     {23, "again", NULL},
     {24, NULL, hand_live_member_stays_while_another_is_dead},
     {25, NULL, hand_nothing_begins_that_cannot_end},
+    {26, "lost5", NULL},
     {35, "crashes", NULL},
 };
 static unsigned *const broken = &broken_rule;

@@ -1288,7 +1288,7 @@ START_TEST(test_a_view_makes_sense_only_with_members_that_do)
     BAD(members[1].id = 1);
     BAD(members[1].weight = 0);
     BAD(members[1].weight = WEIGHT_MAX + 1);
-    BAD(members[1].state = MEMBER_LEAVING + 1);
+    BAD(members[1].state = MEMBER_LOST + 1);
     BAD(members[0].state = MEMBER_JOINING);
     BAD(members[0].zone[0] = memset(v.members[0].zone, 'z', ZONE_BYTES) ? 'z' : 0);
     BAD(members[0].address[0] = memset(v.members[0].address, '1', ADDRESS_BYTES) ? '1' : 0);
