@@ -3449,6 +3449,7 @@ struct listing {
     struct bytes page;         /* struct listed, to be told */
     uint64_t reads;            /* under way, to be added to the page */
     bool more, failed;         /* more: there are keys above `bound` */
+    bool one;                  /* consistency=one: the lists that come in time are enough */
 };
 
 static void listing_ask(struct node *n, struct listing *l)
@@ -3518,6 +3519,8 @@ static void listing_end(struct node *n, struct listing *l)
     free(l);
 }
 
+static void listing_merge(struct node *n, struct listing *l);
+
 /* Begins those whose turn it is. Lists that did not come, as in a new view, are asked for again: all,
  * as they must be of one view. */
 static void listings_tick(struct node *n)
@@ -3528,12 +3531,14 @@ static void listings_tick(struct node *n)
         bool begins = !l->due && turn < LISTINGS_MAX;
         if (l->due && !l->op)
             continue; /* its reads have deadlines of their own */
-        l->failed = l->deadline <= n->now || n->self < 0 || !n->has_lease ||
+        l->failed = l->deadline <= n->now || n->self < 0 || !(n->has_lease || l->one) ||
                     (begins && n->hooks->left && n->hooks->left(n, l->client));
         if (begins)
             l->deadline = n->now + LISTING_TIME;
         if (l->failed)
             listing_end(n, l);
+        else if (l->one && l->told && l->due <= n->now)
+            listing_merge(n, l);
         else if (begins || (l->due && l->due <= n->now))
             listing_ask(n, l);
     }
@@ -3543,12 +3548,13 @@ static void listings_tick(struct node *n)
  * a list of struct listed; after those of status 100 comes one that is the last. If there are more
  * keys than that (FLAG_WATCH), they come after the last that was told. */
 static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
-                      const void *after, size_t after_bytes, uint64_t limit)
+                      const void *after, size_t after_bytes, uint64_t limit, bool one)
 {
     struct listing *l = allocate(sizeof *l);
     STAILQ_INSERT_TAIL(&n->listings, l, next);
     l->client = client;
     l->limit = limit;
+    l->one = one;
     l->deadline = n->now + LISTING_WAIT;
     bytes_append(&l->prefix, prefix, prefix_bytes);
     bytes_append(&l->after, after, after_bytes);
@@ -3577,9 +3583,10 @@ static void listing_go_on(struct node *n, struct listing *l)
 static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    bool agreed = quorum(n, partition, same) || !RULE(40);
-    if (agreed && !(e->expiry && e->expiry <= node_date(n))) {
-        bool live = !(e->flags & FLAG_TOMBSTONE);
+    bool agreed = quorum(n, partition, same) || l->one || !RULE(40);
+    bool expired = e->expiry && e->expiry <= node_date(n);
+    if (agreed && (!expired || l->one)) {
+        bool live = !(e->flags & FLAG_TOMBSTONE) && !expired;
         if (live)
             listed_append(&l->page, e, e->key);
         l->count += live;
@@ -5244,7 +5251,7 @@ static bool call_wire(struct call *c, const char *method, const char *version)
 }
 
 #define QUERY(field) .offset = offsetof(struct query, field)
-enum { PARAMETER_BY };
+enum { PARAMETER_BY, PARAMETER_OP, PARAMETER_CONSISTENCY };
 static const struct setting parameters[] = {
     {"by", SIGNED, "a 64-bit integer", QUERY(by), .methods = "POST"},
     {"op", CHOICE, "add", QUERY(op), .methods = "POST"},
@@ -5277,7 +5284,8 @@ static bool call_query(struct call *c, char *query)
             i++;
         if (i == PARAMETERS && c->m.function == DO_READ)
             continue; /* caches and git send such; on a write, a misspelt one must not be lost */
-        if (i == PARAMETERS || parameters[i].route != c->route ||
+        bool goes = i == PARAMETER_CONSISTENCY && c->route == ROUTE_LIST;
+        if (i == PARAMETERS || (parameters[i].route != c->route && !goes) ||
             !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
             return call_tell(c, 400, "parameter '%.40s' is %s", part,
                              seen >> i & 1 ? "there twice" : "unknown here");
@@ -5472,7 +5480,7 @@ static void answer_list(struct call *c)
     bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
     bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
     node_list(c->server->node, c, prefix.data, prefix.count, c->query.after.data,
-              c->query.after.count, c->restic ? UINT32_MAX : c->query.limit);
+              c->query.after.count, c->restic ? UINT32_MAX : c->query.limit, c->m.flags & FLAG_ONE);
     bytes_free(&prefix);
 }
 
@@ -5748,8 +5756,9 @@ static void reply_list(struct call *c, const struct message *m)
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
     bool slash = *path == '/'; /* after two, the name of a host would be read */
     if (m->flags & FLAG_WATCH)
-        snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s", slash ? "%2F" : "",
-                 path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix);
+        snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s%s", slash ? "%2F" : "",
+                 path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix,
+                 c->m.flags & FLAG_ONE ? "&consistency=one" : "");
     if (c->restic)
         bytes_print(&c->body, "]\n");
     else if (c->json)

@@ -1558,6 +1558,14 @@ START_TEST(test_each_consistency_reads_and_writes)
     r = ask(_i, 200, "PUT", text("%s?consistency=one", own("new")), NULL, "one");
     for (int i = 0; i < 2; i++)
         AWAIT((r = get(at(_i), own(i ? "new" : "k"))).status == 200 && body_is(&r, "one", 3), 10);
+    static const char *const consistencies[] = {"quorum", "all", "one"};
+    for (int i = 0; i < 3; i++) {
+        r = get(at(_i), text("%s?consistency=%s&limit=1", own(""), consistencies[i]));
+        ck_assert_str_eq(r.body, text("%s\n", own("k") + 1));
+        char *next = strndup(header(&r, "Link") + 1, strcspn(header(&r, "Link"), ">") - 1);
+        ck_assert_int_eq(strstr(next, "consistency=one") != NULL, i == 2);
+        ck_assert_str_eq(get(at(_i), next).body, text("%s\n", own("new") + 1));
+    }
     ask(_i, 200, "DELETE", text("%s?consistency=one", own("k")), NULL, NULL);
     AWAIT(status_of(at(_i), "GET", own("k"), NULL, NULL) == 404, 10);
     ask(_i, 201, "PUT", text("%s?consistency=all", own("k")), "If-None-Match: *", "again");

@@ -526,6 +526,11 @@ START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
         struct response r = get(url, text("%s?consistency=one", key_of(i)));
         ck_assert_msg(r.status == 200 || r.status == 404, "%d", r.status);
     }
+    struct response list =
+        get(url, "/?consistency=one&limit=100000"); /* all that can be read out */
+    ck_assert_int_eq(list.status, 200);
+    for (int i = 0; i < 100; i++)
+        ck_assert_msg(strstr(list.body, text("%s\n", key_of(i) + 1)) != NULL, "%s", key_of(i));
     struct response r = put(url, "/lonely?consistency=one", "still taken");
     ck_assert_int_eq(r.status, 200);
     node_start(c, 1);

@@ -1592,7 +1592,7 @@ static void try_arrive(struct host *h, struct try *t)
           t->m.flags & FLAG_REPEAT ? ", a repeat" : "",
           (const char *[]){"", ", if-match", ", if it exists", ", if absent"}[t->m.condition]);
     if (t->m.type == M_LIST) {
-        node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit);
+        node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit, false);
         return;
     }
     if (t->m.function != DO_READ)
