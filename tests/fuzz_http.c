@@ -16,7 +16,7 @@ static int fields_count, answered_status;
 static char buffer[1 << 16]; /* as libmicrohttpd's, where two NULs stand for a line's end */
 static union MHD_ConnectionInfo header_size;
 static uint64_t answered_version;
-static union MHD_ConnectionInfo context = {.socket_context = &answered_version};
+static union MHD_ConnectionInfo with_connection = {.socket_context = &answered_version};
 
 static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                               const char *name);
@@ -26,7 +26,8 @@ static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kin
 #define MHD_lookup_connection_value field_find
 #define MHD_get_connection_values_n fields_each
 #define MHD_get_connection_info(connection, kind)                                                  \
-    ((void)(connection), (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &context : &header_size)
+    ((void)(connection),                                                                           \
+     (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &with_connection : &header_size)
 #define MHD_suspend_connection(connection)
 #define MHD_resume_connection(connection)
 #define MHD_queue_response(connection, status, response) (answered_status = (int)(status), MHD_YES)
