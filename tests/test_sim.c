@@ -58,6 +58,7 @@ enum {
     BYTES_PER_US = 16,
 };
 static uint64_t sim_memory; /* microseconds; a seed's choice */
+static uint64_t sim_margin; /* the same; of a key's time, above how far clocks differ */
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
 #define RESERVE_AHEAD     (250 * MS)
@@ -66,7 +67,7 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 #define CLOCK_AHEAD_MAX   (10 * SECOND)
 #define MEMORY_OF_ANSWERS sim_memory
 #define KEY_TIME_SLACK    (100 * MS)
-#define KEY_TIME_MARGIN   (200 * MS)
+#define KEY_TIME_MARGIN   sim_margin
 #define FIRST_TRY_LEAD    0 /* a client may repeat at once */
 #define REPEAT_TIME       (MEMORY_OF_ANSWERS - 2 * KEY_TIME_MARGIN)
 #define REQUEST_TIME      (2300 * MS)
@@ -109,6 +110,7 @@ enum {
     OPS_MAX = 9000, /* in the history of one key */
     TICK = 10000,   /* microseconds, on average */
 };
+#define FORGET_TIME   (30 * SECOND)       /* owners that agree by chance have done so by then */
 #define VALUE_OF_ONE  (UINT64_C(1) << 40) /* a write of consistency=one has one above it */
 #define WALL_AT_START (UINT64_C(1763712000) * SECOND)
 
@@ -1712,7 +1714,7 @@ static void op_choose_retry_key(struct op *op)
     if (dice < 200)
         time -= below(sim_memory);
     else if (dice < 300)
-        time += below(KEY_TIME_MARGIN);
+        time += below(200 * MS);
     else if (dice < 400)
         op->first_try = time;
     if (dice >= 300 && dice < 500)
@@ -2441,7 +2443,7 @@ static void judge_forgetting(const struct host *h)
         const struct partition *p = &h->node->partitions[i];
         for (uint32_t j = 0; j < p->count; j++) {
             const struct entry *e = p->entries[j];
-            if (e->flags & FLAG_TOMBSTONE && e->accepted.time + 15 * SECOND < h->node->clock &&
+            if (e->flags & FLAG_TOMBSTONE && e->accepted.time + FORGET_TIME < h->node->clock &&
                 ballot_compare(e->accepted, p->forgotten) > 0)
                 violation("h%d: the tombstone of %.*s is %.3f s old, and still needed", h->index,
                           e->key_bytes, (const char *)e->key,
@@ -2557,9 +2559,10 @@ static void shape_forget_moves(struct plan *p)
     p->hosts = 4;
     p->echo = 400;
     p->late_repeat = 6 * SECOND;
+    p->evict_after = 6 * p->lease; /* after a change is called off nothing begins for so long */
     p->away = 0;
     p->fault_pause = between(500, 2000) * MS;
-    sim_memory = between(400, 700) * MS;
+    sim_memory = between(500, 700) * MS;
 }
 
 /* What a node tells while its disk hangs is lost with it. Partitions have few owners. */
@@ -2779,7 +2782,8 @@ static void plan_make(const struct mix *mix)
     if (mix->shape)
         mix->shape(p);
     p->mortal = !p->weight[FAR_CLOCK] && !p->restart_at_once;
-    sim_memory = max_u64(sim_memory, p->skew + SECOND); /* or a right clock is always too late */
+    sim_margin = 200 * MS + (p->weight[CLOCK] ? p->skew : 0);
+    sim_memory = max_u64(sim_memory, 2 * sim_margin + (p->weight[CLOCK] ? p->skew + SECOND : 0));
     p->think =
         max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     /* They drift, too, until the last reads: at most 0.1 ms in a second. */
@@ -3063,7 +3067,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
         event_at(SECOND, WORDS, NULL, NULL, 0);
     run_until(w.plan.fault_time);
     heal();
-    run_until(w.now + (w.plan.crowded ? 20 : 1) * SECOND);
+    run_until(w.now + (w.plan.crowded ? FORGET_TIME + 5 * SECOND : SECOND));
     for (unsigned i = 0; i < w.hosts_count; i++)
         if (w.plan.crowded && w.hosts[i].node)
             judge_forgetting(&w.hosts[i]);
@@ -3456,7 +3460,7 @@ static bool hand_cleaning_keeps(struct node *n, struct ballot floor)
 static bool hand_asks(struct node *n, const struct message *head, struct bytes *prepare)
 {
     struct message m = *head;
-    m.type = M_FORWARD;
+    m.type = M_REQUEST;
     m.partition = key_partition("k", 1);
     m.key_bytes = 1;
     hand_status = 0;
@@ -3759,6 +3763,7 @@ static bool by_hand(const struct mutant *m)
     struct node *n = hand_node(&disk);
     hand_ahead = 0;
     sim_memory = 4 * SECOND;
+    sim_margin = 200 * MS;
     bool holds = m->holds(n);
     node_free(n);
     bytes_free(&disk);
