@@ -537,9 +537,10 @@ struct entry {
 struct partition {
     struct entry **entries; /* sorted by key */
     uint32_t count, capacity;
-    uint64_t digest;         /* XOR over live keys of hash(key, accepted) */
-    struct ballot floor;     /* promised for every key without a record or with a tombstone */
-    uint64_t floor_lsn;      /* of the log's newest entry that tells the floor */
+    uint64_t digest;     /* XOR over live keys of hash(key, accepted) */
+    struct ballot floor; /* promised for every key without a record or with a tombstone */
+    uint64_t floor_lsn;  /* of the log's newest entry that tells the floor */
+    uint64_t reserve;    /* at start: its keys count as promised up to it; 0: it was not owned */
     struct ballot forgotten; /* no owner needs a tombstone up to it */
     uint64_t agreed;         /* members whose digest was seen to be as ours at this floor */
     uint64_t differs;  /* members to sync with: whose digest differs, or, while data moves, the old
@@ -1206,7 +1207,10 @@ static void mail_discard(struct node *n)
  *
  * (A1) it answers for a partition only that it owns in its view, and only messages of its epoch (R6);
  * (A2) it accepts nothing below what it promised, in ballot or in time (R1, R7);
- * (A3) after a restart every key counts as promised up to the reserve (R2).
+ * (A3) after a restart every key of a partition that it owned counts as promised up to the reserve
+ * (R2). Of others it has promised nothing that still counts: what it promised in a view is in a
+ * partition that the view gives it, no promise leaves before the view is in the log, and a settled view
+ * that takes the partition away drops its promises, too (R17). So what it is given later can be pulled.
  */
 
 static uint64_t self_bit(const struct node *n)
@@ -1260,16 +1264,17 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
 
 /* Whether a ballot may be promised or accepted. Its time never falls either: a ballot of an old epoch
  * with a late time must not lose to one of a new epoch made before it (R7). */
-static bool ballot_allowed(const struct node *n, struct ballot b, struct ballot promised)
+static bool ballot_allowed(const struct node *n, uint16_t partition, struct ballot b,
+                           struct ballot promised)
 {
     return ballot_compare(b, promised) >= 0 && b.time >= promised.time &&
-           (b.time > n->reserve_start || !RULE(2));
+           (b.time > n->partitions[partition].reserve || !RULE(2));
 }
 
 static void refuse(struct node *n, struct peer *from, const struct message *m,
                    struct ballot promised)
 {
-    promised.time = max_u64(promised.time, n->reserve_start);
+    promised.time = max_u64(promised.time, n->partitions[m->partition].reserve);
     mail(n, from, 0, &(struct message){.type = M_REFUSE, .op = m->op, .ballot = promised}, NULL);
 }
 
@@ -1371,7 +1376,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
 {
     struct entry *e = message_entry(n, m);
     struct ballot promised = register_promised(n, m->partition, e);
-    if (!ballot_allowed(n, m->ballot, promised)) {
+    if (!ballot_allowed(n, m->partition, m->ballot, promised)) {
         refuse(n, from, m, promised);
         return;
     }
@@ -1397,7 +1402,8 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     bool again = same && !mends && RULE(8); /* still true, even if more was promised since (R8) */
     bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
     struct ballot promised = register_promised(n, m->partition, e);
-    if (!again && !mends && !ballot_allowed(n, m->ballot, promised) && (!pulled || RULE(18))) {
+    if (!again && !mends && !ballot_allowed(n, m->partition, m->ballot, promised) &&
+        (!pulled || RULE(18))) {
         if (!pulled)
             refuse(n, from, m, promised);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
@@ -4040,6 +4046,9 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
     n->reserve_start = n->self < 0 && !n->gone ? 0 : n->reserve; /* no member yet: no promise */
+    for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
+        if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
+            n->partitions[p].reserve = n->reserve_start;
     n->view_lsn = log_end(n);
     return whole && log->first <= first;
 }

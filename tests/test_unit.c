@@ -780,9 +780,9 @@ START_TEST(test_a_promise_is_kept)
     lone_settle(&l);
     ck_assert_str_eq(value_of("k"), "as promised");
     struct ballot late = {2, now + 5, LONE_ID}; /* a later epoch, but an earlier time (R7) */
-    ck_assert(!ballot_allowed(l.node, late, ballot_at(now + 10)));
+    ck_assert(!ballot_allowed(l.node, 0, late, ballot_at(now + 10)));
     late.time = now + 10;
-    ck_assert(ballot_allowed(l.node, late, ballot_at(now + 10)));
+    ck_assert(ballot_allowed(l.node, 0, late, ballot_at(now + 10)));
 }
 END_TEST
 
@@ -3069,6 +3069,41 @@ START_TEST(test_who_watches_a_key_is_told_of_that_key_alone)
 }
 END_TEST
 
+/* Of four members, three of which own each partition, the last leaves: this one gets the rest. */
+START_TEST(test_after_a_restart_what_was_not_owned_is_pulled_at_once)
+{
+    peers_begin(3, 3);
+    ck_assert(recover());
+    struct node *n = l.node;
+    unsigned kept = 0, given = 0;
+    struct {
+        struct view view;
+        struct member members[MEMBERS_MAX];
+    } v;
+    uint64_t owned[VIEWS_PARTITION + 1];
+    memcpy(owned, n->owners[0], sizeof owned);
+    memcpy(&v, n->view, view_bytes(n->view));
+    v.view.epoch = 2;
+    v.members[3].state = MEMBER_LEAVING;
+    view_adopt(n, &v.view);
+    lone_settle(&l);
+    struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE};
+    m.ballot = ballot_at(LONE_WALL - 100 * SECOND);
+    for (int i = 0; i < 100; i++) {
+        char key[32];
+        m.key_bytes = (uint16_t)snprintf(key, sizeof key, "%d", i);
+        m.partition = key_partition(key, m.key_bytes);
+        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = key});
+        bool had = owned[m.partition] & 1, stored = entry_of(key) && entry_of(key)->lsn;
+        ck_assert_msg(stored == !had, "%s", had ? "owned before, and not refused" : "refused");
+        kept += had;
+        given += !had;
+    }
+    ck_assert_uint_gt(kept, 0);
+    ck_assert_uint_gt(given, 0);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -3175,6 +3210,7 @@ int main(void)
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
         {"peers", test_seeds_of_long_ago_leave_their_places_to_others, 1},
         {"peers", test_who_watches_a_key_is_told_of_that_key_alone, 1},
+        {"peers", test_after_a_restart_what_was_not_owned_is_pulled_at_once, 1},
         {"peers", test_an_idle_node_seldom_writes_its_log, 1},
         {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
         {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
