@@ -58,7 +58,8 @@ tsan:
 fuzz: $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/fuzz_*.c))
 	@for f in $^; do mkdir -p $$f.found && $$f -max_total_time=$(or $(SECONDS_EACH),60) $$f.found || exit 1; done
 run: $(BIN)     ; @tests/install.sh nginx curl && tests/run.sh
-bench: $(BIN)   ; @tests/install.sh wrk etcd-server && tests/bench.sh
+$(BUILD)/bench_bare: bench_bare.c ; $(CC) $(CFLAGS) -o $@ $< -lmicrohttpd
+bench: $(BIN) $(BUILD)/bench_bare ; @tests/install.sh wrk etcd-server nginx curl && tests/bench.sh
 fmt:            ; @tests/install.sh clang-format && clang-format -i *.[ch] tests/*.[ch]
 fixture: $(BUILD)/test_fixture ; FIXTURE=1 $<
 loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \

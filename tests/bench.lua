@@ -1,7 +1,7 @@
 -- What wrk sends, and how it tells what came of it, for bench.sh:
---   wrk ... -s bench.lua URL -- STORE OPERATION KEYS PORT...
--- STORE estoraje or etcd, OPERATION put, get or fill (each key once, then it stops), KEYS how many.
--- Thread i talks to the i-th port, again from the first when there are more threads.
+--   wrk ... -s bench.lua URL -- STORE OPERATION KEYS BYTES PORT...
+-- STORE estoraje or etcd, OPERATION put, get or fill (each key once, then no more), KEYS how many, BYTES
+-- of a value. Thread i talks to the i-th port, again from the first when there are more threads.
 
 local threads = {}
 
@@ -26,15 +26,13 @@ local function base64(s)
    return table.concat(out)
 end
 
-local value = string.rep("0123456789", 10) -- 100 bytes
-
 local builders = {
    estoraje = {
-      put = function(key) return wrk.format("PUT", "/" .. key, nil, value) end,
+      put = function(key, value) return wrk.format("PUT", "/" .. key, nil, value) end,
       get = function(key) return wrk.format("GET", "/" .. key) end,
    },
    etcd = {
-      put = function(key)
+      put = function(key, value)
          return wrk.format("POST", "/v3/kv/put", nil,
             '{"key":"' .. base64(key) .. '","value":"' .. base64(value) .. '"}')
       end,
@@ -44,36 +42,42 @@ local builders = {
    },
 }
 
+-- All keys are as long as one another: a request is what stands before the key, the key, and the rest.
+local width = 9
+
 function init(arguments)
-   local store, operation, keys = arguments[1], arguments[2], tonumber(arguments[3])
-   local ports = #arguments - 3
-   local port = arguments[4 + index % ports]
+   local store, operation = arguments[1], arguments[2]
+   keys = tonumber(arguments[3])
+   local value = string.rep("0", tonumber(arguments[4]))
+   local ports = #arguments - 4
+   local port = arguments[5 + index % ports]
    wrk.thread.addr = wrk.lookup("127.0.0.1", port)[1]
    wrk.headers["Host"] = "127.0.0.1:" .. port
-   fill, total = operation == "fill", keys
-   requests = {}
+   fill = operation == "fill"
    local build = builders[store][fill and "put" or operation]
-   local first, step = 1, 1
-   if fill then first, step = index + 1, tonumber(os.getenv("THREADS")) end
-   for key = first, keys, step do
-      table.insert(requests, build("bench/" .. key))
-   end
-   count, answered = 0, 0
+   encode = store == "etcd" and base64 or function(key) return key end
+   local sample = encode(string.rep("@", width))
+   local whole = build(string.rep("@", width), value)
+   local at = whole:find(sample, 1, true)
+   before, after = whole:sub(1, at - 1), whole:sub(at + #sample)
+   count, answered, step = 0, 0, tonumber(os.getenv("THREADS"))
+   mine = math.floor((keys - index + step - 1) / step)
    math.randomseed(index + 1)
    if fill then
       response = function()
          answered = answered + 1
-         if answered >= #requests then wrk.thread:stop() end
+         if answered >= mine then wrk.thread:stop() end
       end
    end
 end
 
 function request()
+   local key = math.random(keys)
    if fill then
+      key = count % mine * step + index + 1
       count = count + 1
-      return requests[(count - 1) % #requests + 1]
    end
-   return requests[math.random(#requests)]
+   return before .. encode(string.format("k%08d", key)) .. after
 end
 
 -- requests seconds p50_us p99_us errors
