@@ -106,6 +106,14 @@ START_TEST(test_ccache_finds_what_it_stored_with_a_node_killed)
 }
 END_TEST
 
+/* Puts all files of a folder below a path of the store. */
+static void put_files(const struct cluster *c, const char *folder, const char *path)
+{
+    do_command(120, text("cd %s && find . -type f | sed 's|^\\./\\(.*\\)|url = \"%s%s/\\1\"\\n"
+                         "upload-file = \"\\1\"\\noutput = /dev/null|' | curl -sSf -K -",
+                         folder, c->nginx_url, path));
+}
+
 /* A file of bytes that nothing can compress, and the same in the store. */
 static char *put_random(const struct cluster *c, const char *name, int mebibytes)
 {
@@ -132,6 +140,38 @@ static off_t size_of(const char *path)
     struct stat found;
     return stat(path, &found) == 0 ? found.st_size : 0;
 }
+
+/* How many files there are below a folder. */
+static int files_in(const char *folder)
+{
+    return atoi(run(20, "find %s -type f 2>/dev/null | wc -l", folder).text);
+}
+
+START_TEST(test_git_clones_with_a_node_killed)
+{
+    if (!installed("git"))
+        return;
+    struct cluster *c = behind_nginx();
+    setenv("HOME", c->folder, 1);
+    setenv("GIT_CONFIG_NOSYSTEM", "1", 1);
+    /* Objects that are not in packs are asked for one by one. */
+    do_command(60,
+               text("cd %s && git init -q work && cd work && git config user.name me && "
+                    "git config user.email me@example.org && git config gc.auto 0 && "
+                    "for i in $(seq 150); do echo $i >$i; git add $i; git commit -qm $i; done && "
+                    "cp -r .git ../repo.git && git --git-dir ../repo.git update-server-info",
+                    c->folder));
+    put_files(c, in_folder(c->folder, "repo.git"), "/repo.git");
+    char *copy = in_folder(c->folder, "copy");
+    struct command clone = command_start(text("git clone -q %s/repo.git %s", c->nginx_url, copy));
+    AWAIT(files_in(text("%s/.git/objects", copy)) > 50, 60);
+    ck_assert_int_eq(process_wait(clone.pid, 0), -1); /* in its middle */
+    node_kill(c, 1);
+    command_end(&clone, 120, "git clone");
+    do_command(20, text("git -C %s fsck && diff -r -x .git %s/work %s", copy, c->folder, copy));
+    cluster_stop(c);
+}
+END_TEST
 
 START_TEST(test_nix_copies_there_and_back_with_a_node_killed)
 {
@@ -231,6 +271,7 @@ int main(void)
         test_restic_backs_up_and_restores_with_a_node_killed,
         test_ccache_finds_what_it_stored_with_a_node_killed,
 
+        test_git_clones_with_a_node_killed,
         test_nix_copies_there_and_back_with_a_node_killed,
         test_qemu_converts_an_image_by_ranges_with_a_node_killed,
         test_aria2c_fetches_over_four_connections_with_a_node_killed,
