@@ -117,12 +117,13 @@ enum {
 };
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
-#define RESERVE_AHEAD     (1700 * MS)   /* how seldom an idle node writes */
-#define RESERVE_ROOM      (64 << 10)    /* bytes on disk that even reserves leave alone */
-#define RESERVE_MARGIN    (300 * MS)    /* a disk may stall that long, and reads do not notice */
-#define WRITE_TIME_MAX    SECOND        /* a disk that takes longer for a batch is away */
-#define CLOCK_AHEAD_MAX   (10 * SECOND) /* a message from further ahead is a clock fault */
-#define REPEAT_TIME       (60 * SECOND) /* how long a repeat surely finds its answer */
+#define RESERVE_AHEAD     (1700 * MS)      /* how seldom an idle node writes */
+#define RESERVE_ROOM      (64 << 10)       /* bytes on disk that even reserves leave alone */
+#define RESERVE_MARGIN    (300 * MS)       /* a disk may stall that long, and reads do not notice */
+#define WRITE_TIME_MAX    SECOND           /* a disk that takes longer for a batch is away */
+#define CLOCK_AHEAD_MAX   (10 * SECOND)    /* a message from further ahead is a clock fault */
+#define CLOCK_FAR_MAX     (86400 * SECOND) /* and so is such a clock, whoever tells it */
+#define REPEAT_TIME       (60 * SECOND)    /* how long a repeat surely finds its answer */
 #define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
 #define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
 #define MEMORY_OF_ANSWERS (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
@@ -681,7 +682,8 @@ struct node {
     uint64_t random;
 
     uint64_t now, wall; /* microseconds: monotonic; since 1970. Set by every event */
-    uint64_t date;      /* the latest wall clock told by a peer, microseconds since 1970 */
+    uint64_t time;      /* its own, since 1970: chapter 6 */
+    uint64_t date;      /* the latest own time told by a peer, microseconds since 1970 */
     /* Chapter 6, microseconds; reserve_start: at start, what every key counts as promised up to. The
      * LSN is where the log has the reserve. */
     uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
@@ -845,33 +847,75 @@ static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
 
 /* === 6 The clock ================================================================================
  *
- * A hybrid logical clock (Kulkarni et al. 2014): never behind the wall clock, raised by every message
- * (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted node,
- * which counts every key as promised up to it, forgets no promise (R2).
+ * A hybrid logical clock (Kulkarni et al. 2014): never behind the node's own time, raised by every
+ * message (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted
+ * node, which counts every key as promised up to it, forgets no promise (R2).
+ *
+ * A wall clock that jumps moves nothing (R31). A node's own time is the wall clock at its start, and
+ * what passed since by the monotonic clock; it is led towards the wall clock by a sixteenth of that at
+ * most. Ballots, expiry and dates go by it. Who is started with a wrong wall clock would be the only
+ * one to go by that: so a node's own time counts, for itself and for others, only when it has a lease,
+ * and without one it takes the time of a node that has. Until its first lease its clock stands at the
+ * reserve and at what it heard: no frame with a wrong time leaves it.
  */
 
-/* False: the time is too far off to be heard (R5). */
-static bool clock_raise(struct node *n, uint64_t time)
+/* Whether this node cannot tell what time it is: it has had no lease since its start, or for long. */
+static bool time_is_unsure(const struct node *n)
 {
-    if (time > max_u64(n->wall, n->reserve_start) + CLOCK_AHEAD_MAX && RULE(5))
+    return !n->has_lease && (!n->lease_at || n->lease_at + 4 * n->lease < n->now);
+}
+
+/* Time has come: `now` monotonic, `wall` since 1970, in microseconds. */
+static void node_time(struct node *n, uint64_t now, uint64_t wall)
+{
+    uint64_t passed = now - n->now, lead = passed / 16;
+    bool late = n->time + passed < wall;
+    uint64_t wrong = late ? wall - n->time - passed : n->time + passed - wall;
+    if (n->now && RULE(31))
+        n->time += passed + (late ? min_u64(lead, wrong) : -min_u64(lead, wrong));
+    else
+        n->time = wall;
+    n->now = now;
+    n->wall = wall;
+}
+
+/* A peer that has a lease tells its time. */
+static void time_hear(struct node *n, uint64_t time)
+{
+    if (!time_is_unsure(n) || llabs((int64_t)(time - n->time)) <= (int64_t)CLOCK_AHEAD_MAX)
+        return;
+    say(LEVEL_ERROR, "the wall clock differs from the cluster's time: set it right",
+        "ahead_seconds=%.3f", (double)(int64_t)(n->wall - time) / 1e6);
+    n->time = time;
+}
+
+/* False: who told that clock is too far off to be heard (R5), by its own time, `date`. Who has no lease
+ * tells none: its clock is what a reserve holds, so it was a majority's time once, and is followed. And
+ * this node, without a lease, has no time to defend. */
+static bool clock_raise(struct node *n, uint64_t time, uint64_t date)
+{
+    uint64_t most = max_u64(n->time, n->reserve_start) + CLOCK_AHEAD_MAX;
+    if ((date > most || time > most + CLOCK_FAR_MAX) && !time_is_unsure(n) && RULE(5))
         return false;
     if (RULE(4))
         n->clock = max_u64(n->clock, time);
+    if (n->clock > n->time + CLOCK_AHEAD_MAX && RULE(5))
+        n->time = n->clock; /* a reserve is behind it: there is no way back */
     return true;
 }
 
-/* The latest date that a node's wall clock shows, as far as it was heard here: what expiry goes by.
- * Not its own clock alone (R22); nor the hybrid one, which a client may push ahead by the time when
- * its write was made: that would end the time of other keys. */
+/* The latest own time of a node, as far as it was heard here: what expiry goes by. Not this node's
+ * alone (R22); nor the hybrid clock, which a client may push ahead by the time when its write was
+ * made: that would end the time of other keys. */
 static uint64_t node_date(const struct node *n)
 {
-    return RULE(22) ? max_u64(n->wall, n->date) : n->wall;
+    return RULE(22) ? max_u64(n->time, n->date) : n->time;
 }
 
 /* A time that this node never gave before: ballots and ops are made of it. */
 static uint64_t clock_tick(struct node *n)
 {
-    n->clock = max_u64(n->clock + 1, n->wall);
+    n->clock = max_u64(n->clock + 1, n->lease_at ? n->time : 0);
     return n->clock;
 }
 
@@ -885,7 +929,7 @@ static void reserve_log(struct node *n)
  * it: a slow disk makes requests slow, not impossible. Without room for that the node falls silent. */
 static void clock_reserve(struct node *n)
 {
-    n->clock = max_u64(n->clock, n->wall);
+    n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
     if (!n->boot) /* the reserve is above all that earlier starts sent; by chance, twins differ */
         n->boot = n->clock += 1 + n->random % MS;
     uint64_t margin = RESERVE_MARGIN + 2 * n->log.write_time;
@@ -1188,9 +1232,10 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
+    uint64_t date = time_is_unsure(n) ? 0 : node_date(n);
     struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count,   0,     {0},     n->cluster,     n->id,  to,
-                        n->clock,   node_date(n), epoch, n->boot, n->log.durable, n->wall};
+    *b = (struct batch){MAIL_MAGIC, out->count, 0,     {0},     n->cluster,     n->id,  to,
+                        n->clock,   date,       epoch, n->boot, n->log.durable, n->wall};
     b->check = batch_check(b);
     return true;
 }
@@ -1977,7 +2022,7 @@ static void round_scatter(struct node *n, struct round *r)
 
 static void on_refuse(struct node *n, struct peer *from, const struct message *m)
 {
-    clock_raise(n, m->ballot.time);
+    clock_raise(n, m->ballot.time, 0);
     struct round *r = round_by_op(n, m->op);
     int index = member_index(n->view, from->id);
     if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
@@ -2643,7 +2688,7 @@ static void write_made(struct node *n, struct message *m, uint64_t key_time)
     m->flags |= repeat || late ? 0 : FLAG_FIRST;
     if (m->flags & FLAG_FIRST)
         m->dropped = clock_tick(n);
-    else if (!key_time || key_time > n->wall + KEY_TIME_MARGIN)
+    else if (!key_time || key_time > n->time + KEY_TIME_MARGIN)
         m->dropped = 0;
     else
         m->dropped = key_time - KEY_TIME_MARGIN;
@@ -3362,10 +3407,11 @@ static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_
 /* Of some partitions in turn, and of all that have not caught up. */
 static void digests_send(struct node *n)
 {
+    uint64_t live = live_members(n);
     for (uint16_t p = 0; p < PARTITIONS; p++)
         if (partition_is_ours(n, p) &&
             (p % 16 == n->digest_next % 16 || !n->partitions[p].caught_up))
-            digest_send(n, p, ~UINT64_C(0), 0);
+            digest_send(n, p, live, 0);
     n->digest_next++;
 }
 
@@ -3850,14 +3896,16 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
         b->from == n->id)
         return true;
-    if (!clock_raise(n, b->clock)) {
+    if (!clock_raise(n, b->clock, b->date)) {
         if (n->now < n->next_fault)
             return true;
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
         say(LEVEL_WARN, "clock fault: mail from the future is ignored",
-            "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->wall) / 1e6);
+            "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->time) / 1e6);
         return true;
     }
+    if (b->date)
+        time_hear(n, b->date);
     n->date = max_u64(n->date, min_u64(b->date, b->clock));
     struct peer *from = peer_make(n, b->from, "");
     if (!from)
@@ -3903,11 +3951,9 @@ static void node_durable(struct node *n, uint64_t room)
     node_run(n);
 }
 
-/* Time has come: `now` monotonic, `wall` since 1970, in microseconds. */
 static void node_tick(struct node *n, uint64_t now, uint64_t wall)
 {
-    n->now = now;
-    n->wall = wall;
+    node_time(n, now, wall);
     clock_reserve(n);
     n->rounds_resting = 0;
     requests_expire(n, &n->large);
@@ -4021,6 +4067,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         n->id = n->self_peer->id = h->id;
         for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
             partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
+        n->reserve = h->first == at ? 0 : n->reserve;
         for (size_t i = sizeof *h; i < bytes;) {
             const struct message *m = message_parse((const uint8_t *)h + i, bytes - i);
             assert(m); /* its checksum says that we wrote it */
@@ -4049,6 +4096,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
         if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
             n->partitions[p].reserve = n->reserve_start;
+    if (n->reserve_start > n->time + CLOCK_AHEAD_MAX)
+        n->time = n->reserve_start; /* the wall clock went back; others still go by that time */
     n->view_lsn = log_end(n);
     return whole && log->first <= first;
 }
@@ -5363,7 +5412,8 @@ static bool call_write(struct call *c)
     const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type"),
                *retry = call_get(c, "Estoraje-Retry"), *key = call_get(c, "Idempotency-Key");
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
-    uint64_t wall = c->server->node->wall, tried = retry ? parse_unix_time(retry, 0) : 0;
+    const struct node *n = c->server->node; /* the wall clock may have jumped */
+    uint64_t wall = min_u64(n->wall, n->time), tried = retry ? parse_unix_time(retry, 0) : 0;
     bool repeat = tried || (retry && strcmp(retry, "1") == 0);
     if (call_get(c, "Content-Range"))
         return call_tell(c, 400, "Content-Range: a part of a value cannot be written");
@@ -5401,7 +5451,7 @@ static void call_version(struct call *c)
     struct bytes all = {0};
     if (!*c->retry_key) {
         c->m.flags |= FLAG_FRESH;
-        c->key_time = c->server->node->wall;
+        c->key_time = c->server->node->time;
         snprintf(c->retry_key, sizeof c->retry_key, "%" PRIu64 ".%06" PRIu64 "-%016" PRIx64,
                  c->key_time / SECOND, c->key_time % SECOND, node_random(c->server->node));
     }
@@ -6054,8 +6104,7 @@ static struct node *server_node(struct server *s)
 {
     const struct options *o = &s->options;
     struct node *n = node_new(random_u64(), random_u64(), o->advertise, &server_hooks, s);
-    n->now = clock_us(CLOCK_MONOTONIC);
-    n->wall = clock_us(CLOCK_REALTIME);
+    node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     n->lease = o->lease;
     n->evict_after = o->evict_after;
     n->weight = (uint32_t)o->weight;
@@ -6152,7 +6201,7 @@ static void server_open(struct server *s)
         disk_submit(&s->disk, &n->log);
     if (n->reserve > n->wall && n->reserve < n->wall + 2 * (RESERVE_AHEAD + RESERVE_MARGIN))
         usleep((useconds_t)(n->reserve - n->wall));
-    n->wall = clock_us(CLOCK_REALTIME);
+    node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     if (o->force_new_cluster && n->self >= 0 && n->view->members_count > 1)
         node_fork(n);
     if (!n->view && o->bootstrap)

@@ -57,8 +57,7 @@ static struct node *lone_node(struct lone *l)
 {
     struct node *n = l->node = node_new(LONE_ID, 7, "127.0.0.1:1", &lone_hooks, l);
     n->log.room = 1 << 30;
-    n->now = LONE_MONOTONIC;
-    n->wall = LONE_WALL;
+    node_time(n, LONE_MONOTONIC, LONE_WALL);
     return n;
 }
 

@@ -1372,6 +1372,15 @@ START_TEST(test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody)
 }
 END_TEST
 
+static char *library_make(const char *folder, const char *source)
+{
+    char *path = in_folder(folder, "preload.c"), *library = in_folder(folder, "preload.so");
+    file_write(path, source, strlen(source));
+    struct output o = run(60, "cc -D_GNU_SOURCE -shared -fPIC -o %s %s -ldl", library, path);
+    ck_assert_msg(o.status == 0, "%s", o.text);
+    return library;
+}
+
 /* A library that lets fdatasync fail once a file is there, or take its time. */
 static char *failing_library(const char *folder)
 {
@@ -1384,11 +1393,27 @@ static char *failing_library(const char *folder)
         "    else if (access(getenv(\"FAIL_WHEN\"), F_OK) == 0) {\n        errno = EIO;\n"
         "        return -1;\n    }\n"
         "    return real(fd);\n}\n";
-    char *path = in_folder(folder, "fail.c"), *library = in_folder(folder, "fail.so");
-    file_write(path, source, sizeof source - 1);
-    struct output o = run(60, "cc -D_GNU_SOURCE -shared -fPIC -o %s %s -ldl", library, path);
-    ck_assert_msg(o.status == 0, "%s", o.text);
-    return library;
+    return library_make(folder, source);
+}
+
+/* A library that adds to the wall clock the seconds that a file says. */
+static char *clock_library(const char *folder)
+{
+    static const char source[] =
+        "#include <dlfcn.h>\n#include <fcntl.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n"
+        "#include <time.h>\n"
+        "int clock_gettime(clockid_t clock, struct timespec *t)\n{\n"
+        "    static int (*real)(clockid_t, struct timespec *);\n"
+        "    static const volatile long *ahead;\n"
+        "    if (!real)\n"
+        "        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "
+        "\"clock_gettime\");\n"
+        "    if (!ahead)\n        ahead = mmap(0, sizeof *ahead, PROT_READ, MAP_SHARED,\n"
+        "                     open(getenv(\"CLOCK_FILE\"), O_RDONLY | O_CLOEXEC), 0);\n"
+        "    int result = real(clock, t);\n"
+        "    t->tv_sec += clock == CLOCK_REALTIME ? *ahead : 0;\n"
+        "    return result;\n}\n";
+    return library_make(folder, source);
 }
 
 START_TEST(test_a_failing_fdatasync_ends_the_process_and_loses_nothing)
@@ -1443,6 +1468,70 @@ START_TEST(test_slow_disks_are_slow_and_not_away)
             response_free(&r);
         }
     }
+    cluster_stop(c);
+}
+END_TEST
+
+static char *clock_file(const struct cluster *c, int i)
+{
+    return in_folder(c->folder, "clock%d", i);
+}
+
+/* Sets the wall clocks of some nodes; what fails later than `seconds` after it, fails the test. */
+static void clocks_jump(const struct cluster *c, unsigned nodes, long ahead, double seconds,
+                        struct load *l)
+{
+    double start = now();
+    for (int i = 0; i < c->count; i++)
+        if (nodes >> i & 1) {
+            int fd = open(clock_file(c, i), O_WRONLY);
+            ck_assert_int_eq(pwrite(fd, &ahead, sizeof ahead, 0), sizeof ahead);
+            close(fd);
+        }
+    AWAIT(now() > start + seconds, seconds + 1);
+    long failed = load_report(l).failed;
+    AWAIT(now() > start + seconds + 2, 3);
+    load_goes_on(l, 200);
+    struct load_report r = load_report(l);
+    ck_assert_msg(r.failed == failed, "%ld failed when %x were %ld s ahead, as %s",
+                  r.failed - failed, nodes, ahead, r.first_failure);
+}
+
+/* Nobody restarts anything. nginx's clock is right all the time. */
+START_TEST(test_wall_clocks_that_jump_cost_no_request_for_long)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    for (int i = 0; i < 3; i++) {
+        cluster_add(c);
+        file_write(clock_file(c, i), &(long){0}, sizeof(long));
+        c->nodes[i].environment[0] = text("LD_PRELOAD=%s", clock_library(c->folder));
+        c->nodes[i].environment[1] = text("CLOCK_FILE=%s", clock_file(c, i));
+        node_start(c, i);
+        AWAIT(i || node_healthy(&c->nodes[0]), 20);
+    }
+    cluster_await(c, 3, 40);
+    cluster_nginx(c);
+    struct load *l = load_through(c->nginx_url, "/load", 4);
+    load_goes_on(l, 200);
+    clocks_jump(c, 1, 3600, 2, l);
+    clocks_jump(c, 1, 0, 2, l);
+    clocks_jump(c, 7, 3600, 4, l);
+    clocks_jump(c, 7, 0, 4, l);
+    clocks_jump(c, 7, -120, 4, l);
+    node_stop(c, 1); /* it is started with its clock two minutes behind the cluster's time */
+    node_start(c, 1);
+    AWAIT(node_ready(&c->nodes[1]), 40);
+    clocks_jump(c, 7, 0, 4, l);
+    clocks_jump(c, 4, 3600, 2, l);
+    node_stop(c, 2); /* and one an hour ahead of it */
+    node_start(c, 2);
+    AWAIT(node_ready(&c->nodes[2]), 40);
+    clocks_jump(c, 4, 0, 4, l);
+    struct load_report r = load_end(l, "clocks that jump");
+    ck_assert_int_eq(r.wrong, 0);
+    for (int i = 0; i < 3; i++)
+        ck_assert_msg(node_ready(&c->nodes[i]), "node %d is not ready", i);
+    load_is_there(l, c);
     cluster_stop(c);
 }
 END_TEST
@@ -1804,6 +1893,7 @@ int main(void)
         {"disks", test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody},
         {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
         {"disks", test_slow_disks_are_slow_and_not_away},
+        {"clocks", test_wall_clocks_that_jump_cost_no_request_for_long},
         {"disks", test_the_log_does_not_grow_without_bound},
         {"retries", test_writes_whose_node_is_killed_get_their_true_answer_once},
         {"retries", test_writes_whose_node_is_stopped_get_their_true_answer_once},

@@ -65,6 +65,7 @@ static uint64_t sim_margin; /* the same; of a key's time, above how far clocks d
 #define RESERVE_MARGIN    (60 * MS)
 #define WRITE_TIME_MAX    (300 * MS)
 #define CLOCK_AHEAD_MAX   (10 * SECOND)
+#define CLOCK_FAR_MAX     (86400 * SECOND)
 #define MEMORY_OF_ANSWERS sim_memory
 #define KEY_TIME_SLACK    (100 * MS)
 #define KEY_TIME_MARGIN   sim_margin
@@ -188,8 +189,9 @@ struct host {
     uint64_t paused_until, paused_time, stalled_until, slow_until, deaf_until, full_until, up_at;
     int64_t clock_error; /* microseconds */
     double clock_drift;
-    bool far, ahead; /* its clock is over 10 s wrong */
-    bool deaf;       /* for good */
+    bool far;            /* its clock is over 10 s wrong */
+    uint64_t hour_until; /* its wall clock is an hour ahead */
+    bool deaf;           /* for good */
     uint8_t *disk;
     uint64_t disk_bytes, disk_start, disk_first, disk_synced,
         disk_last;       /* LSN of the last batch synced */
@@ -225,6 +227,7 @@ enum fault {
     LOSS, /* any disks at once, for good; somebody says so */
     SWAP, /* the disk is put aside, the machine has an empty one; or it is put back */
     HANG, /* the disk stalls, and then the host dies */
+    JUMP, /* one wall clock, or all, are an hour ahead for a while; or all go back, or drift */
     FAULT_KINDS
 };
 
@@ -297,6 +300,8 @@ struct world {
     uint64_t deciding;        /* the newest view with a transition that may be at its end */
     uint64_t whole;           /* the newest view in which the cluster was seen to be whole */
     unsigned wiped;           /* the host that lost its disk last */
+    int64_t wall_error;       /* of all wall clocks */
+    unsigned wrong_starts;    /* nodes that were started with a wall clock that is far ahead */
     struct view **views;
     size_t views_count;
     uint64_t operations, answered_ok, events, unknown;
@@ -650,13 +655,14 @@ static const struct hooks hooks = {
 static uint64_t host_wall(const struct host *h)
 {
     return WALL_AT_START +
-           (uint64_t)((int64_t)w.now + h->clock_error + (int64_t)(h->clock_drift * (double)w.now));
+           (uint64_t)((int64_t)w.now + h->clock_error + w.wall_error +
+                      (int64_t)(h->clock_drift * (double)w.now)) +
+           (h->hour_until > w.now ? 3600 * SECOND : 0);
 }
 
 static void host_time(struct host *h)
 {
-    h->node->now = w.now + 1000 * SECOND;
-    h->node->wall = host_wall(h);
+    node_time(h->node, w.now + 1000 * SECOND, host_wall(h));
 }
 
 static void host_node(struct host *h)
@@ -668,6 +674,7 @@ static void host_node(struct host *h)
     if (w.plan.zones)
         snprintf(n->zone, sizeof n->zone, "z%d", h->index % 3);
     h->epoch_seen = 0;
+    w.wrong_starts += host_wall(h) > WALL_AT_START + w.now + CLOCK_AHEAD_MAX;
     h->boot++;
     h->serves = true;
     host_time(h);
@@ -1704,10 +1711,20 @@ static void op_choose_read(struct op *op)
     }
 }
 
+/* What a proxy's clock shows: it is right, or as late as those of the nodes are. */
+static uint64_t proxy_time(void)
+{
+    uint64_t time = WALL_AT_START + w.now;
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].node && w.hosts[i].node->has_lease)
+            time = min_u64(time, w.hosts[i].node->clock);
+    return time;
+}
+
 /* None, one without a time, or one whose time is right, behind, or ahead. */
 static void op_choose_retry_key(struct op *op)
 {
-    uint64_t time = WALL_AT_START + w.now, dice = w.over ? 900 : below(1000);
+    uint64_t time = proxy_time(), dice = w.over ? 900 : below(1000);
     unsigned serial = (unsigned)chance_u64();
     if (dice < 150)
         return;
@@ -2164,9 +2181,24 @@ static void fault_clock(struct host *h, bool far)
     if (far) {
         h->clock_error = (int64_t)(between(16, 60) * SECOND) * (chance(700) ? 1 : -1);
         h->far = true;
-        h->ahead = h->clock_error > 0;
     }
     trace(h, "its clock is now %.3f s wrong", (double)h->clock_error / 1e6);
+}
+
+/* Nothing is lost by it: a node goes by its own time. */
+static void fault_jump(struct host *h)
+{
+    uint64_t dice = below(10), until = w.now + 4 * SECOND;
+    if (dice < 5)
+        h->hour_until = until;
+    for (unsigned i = 0; i < HOSTS_MAX && dice >= 5; i++)
+        if (dice < 8)
+            w.hosts[i].hour_until = until;
+        else if (dice < 9)
+            w.hosts[i].clock_drift = i % 2 ? .01 : -.01;
+    if (dice == 9 && !w.wall_error)
+        w.wall_error = -120 * (int64_t)SECOND;
+    trace(dice < 5 ? h : NULL, "wall clocks jump: %" PRIu64, dice);
 }
 
 static void fault_join(void)
@@ -2216,6 +2248,9 @@ static void fault_happens(enum fault fault)
     case FAR_CLOCK:
         if (may_lose_a_disk(h))
             fault_clock(h, true);
+        break;
+    case JUMP:
+        fault_jump(h);
         break;
     case JOIN:
         fault_join();
@@ -2297,7 +2332,7 @@ static void fault_event(void)
     event_at(w.now + 1 + below(2 * w.plan.fault_pause), FAULT, NULL, NULL, 0);
 }
 
-/* All faults end. A clock that was far ahead leaves its node ahead for good: it loses its disk. */
+/* All faults end. Wall clocks that went back together stay there. */
 static void heal(void)
 {
     trace(NULL, "all faults end");
@@ -2315,12 +2350,10 @@ static void heal(void)
             w.plan.deaf_for_good = false;
             trace(h, "is deaf for good");
         }
-        if (h->far) {
+        if (h->far)
             h->clock_error = 0;
-            if (h->ahead)
-                host_wipe(h);
-            h->far = false;
-        }
+        h->far = false;
+        h->hour_until = 0;
         if (h->used && !h->off && !h->node)
             host_start(h);
     }
@@ -2706,6 +2739,7 @@ static const struct mix mixes[] = {
     {"clocks", {[CLOCK] = 4, [FAR_CLOCK] = 2, [CRASH] = 3, [PAUSE] = 2, [CUT] = 1}, NULL},
     {"disks", {[FLIP] = 4, [CRASH] = 3, [STALL] = 3, [FULL] = 3, [BLACKOUT] = 1, [CUT] = 1}, NULL},
     {"full", {[FULL] = 6, [CRASH] = 1, [CUT] = 1, [DRAIN] = 1, [JOIN] = 1}, shape_full},
+    {"jumps", {[JUMP] = 3, [CRASH] = 3, [CUT] = 2, [PAUSE] = 1, [JOIN] = 1, [WIPE] = 1}, NULL},
     {"skew", {[CLOCK] = 4, [CUT] = 1, [PAUSE] = 1}, NULL},
     {"forget", {[AWAY] = 3, [CUT] = 3, [DEAF] = 1, [CRASH] = 2, [PAUSE] = 1}, shape_forget},
     {"forgetmoves", {[JOIN] = 2, [DRAIN] = 3, [CUT] = 1}, shape_forget_moves},
@@ -2770,7 +2804,7 @@ static void plan_make(const struct mix *mix)
     p->lease = between(300, 1500) * MS;
     p->evict_after = between(2, 6) * p->lease;
     p->cold = chance(500) ? 0 : (unsigned)below(300);
-    p->skew = p->weight[CLOCK] ? below(4 * SECOND) : below(100 * MS);
+    p->skew = p->weight[CLOCK] || p->weight[JUMP] ? below(4 * SECOND) : below(100 * MS);
     p->think = between(1, 60) * MS;
     p->late_repeat = chance(500) ? SECOND : 10 * SECOND;
     p->large = chance(300) ? 100 : 0;
@@ -2781,9 +2815,10 @@ static void plan_make(const struct mix *mix)
     sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
     if (mix->shape)
         mix->shape(p);
-    p->mortal = !p->weight[FAR_CLOCK] && !p->restart_at_once;
-    sim_margin = 200 * MS + (p->weight[CLOCK] ? p->skew : 0);
-    sim_memory = max_u64(sim_memory, 2 * sim_margin + (p->weight[CLOCK] ? p->skew + SECOND : 0));
+    p->mortal = !p->weight[FAR_CLOCK] && !p->weight[JUMP] && !p->restart_at_once;
+    sim_margin = 200 * MS + (p->weight[CLOCK] || p->weight[JUMP] ? p->skew : 0);
+    sim_memory = max_u64(
+        sim_memory, 2 * sim_margin + (p->weight[CLOCK] || p->weight[JUMP] ? p->skew + SECOND : 0));
     p->think =
         max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     /* They drift, too, until the last reads: at most 0.1 ms in a second. */
@@ -2961,8 +2996,9 @@ static void trace_hosts(void)
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
               LIST_FIRST(&n->by_key[VIEWS_PARTITION]) != NULL, n->log.durable, log_end(n), n->id);
-        trace(h, "clock %.3f wall %.3f reserve start %.3f date %.3f leaves %d",
+        trace(h, "clock %.3f time %.3f wall %.3f reserve at start %.3f date %.3f leaves %d",
               (double)(int64_t)(n->clock - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->time - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->reserve_start - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->date - WALL_AT_START) / 1e6, n->leaves);
@@ -3079,9 +3115,10 @@ static void simulate(uint64_t seed, const struct mix *mix)
     for (unsigned i = 0; i < w.hosts_count; i++) {
         const struct node *n = w.hosts[i].node;
         uint64_t right = WALL_AT_START + w.now;
-        if (n && n->clock > right + w.clock_error_max + CLOCK_AHEAD_MAX && !w.plan.restart_at_once)
+        if (n && n->clock > right + w.clock_error_max + CLOCK_AHEAD_MAX &&
+            !w.plan.restart_at_once && !w.wrong_starts)
             violation("h%u: its clock followed one that is wrong", i);
-        w.clocks_ran_ahead |= n && n->clock > right + 100 * MS;
+        w.clocks_ran_ahead |= n && max_u64(n->clock, n->wall) > proxy_time() + 100 * MS;
     }
     clients_start(clients);
     rest(30 * SECOND);
@@ -3222,8 +3259,7 @@ static struct node *hand_node(struct bytes *disk)
         struct member members[3];
     } first = {{1, 77, 3, 3}, {{.id = 10}, {.id = 20}, {.id = 30}}};
     struct node *n = node_new(10, 1, "h0", &by_hand, disk);
-    n->now = 1000 * SECOND;
-    n->wall = WALL_AT_START;
+    node_time(n, 1000 * SECOND, WALL_AT_START);
     n->log.room = 1 << 30;
     for (int i = 0; i < 3; i++) {
         first.members[i].weight = 1;
@@ -3380,9 +3416,7 @@ static bool hand_view_is_written_once(struct node *n)
     for (uint64_t id = 20; id <= 40; id += 10) /* 40 is no member: it wishes to join */
         hand_beat(n, id, id == 40 ? "h4" : "h9");
     for (int i = 0; i < 200 && !hand_told(n, 20, M_PREPARE, &found); i++) {
-        n->now += 10 * MS;
-        n->wall += 10 * MS;
-        node_tick(n, n->now, n->wall);
+        node_tick(n, n->now + 10 * MS, n->wall + 10 * MS);
     }
     if (!found.count)
         return false;
@@ -3401,13 +3435,28 @@ static bool hand_view_is_written_once(struct node *n)
     return same;
 }
 
+/* R5: a node whose time counts hears nobody whose time is far ahead. */
+static bool hand_far_time_is_not_followed(struct node *n)
+{
+    struct bytes mail = {0};
+    struct batch *b = bytes_extend(&mail, sizeof *b);
+    n->has_lease = true;
+    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = 20, .to = n->id};
+    b->clock = b->date = n->time + 11 * SECOND;
+    b->epoch = node_epoch(n);
+    b->bytes = sizeof *b;
+    b->check = batch_check(b);
+    uint64_t clock = b->clock;
+    bool follows = node_receive(n, mail.data, mail.count) && n->clock >= clock;
+    bytes_free(&mail);
+    return !follows;
+}
+
 #else
 static void hand_ticks(struct node *n, uint64_t time)
 {
     for (uint64_t end = n->now + time; n->now < end;) {
-        n->now += 10 * MS;
-        n->wall += 10 * MS;
-        node_tick(n, n->now, n->wall);
+        node_tick(n, n->now + 10 * MS, n->wall + 10 * MS);
     }
 }
 
@@ -3727,7 +3776,7 @@ static const struct mutant mutants[] = {
     {2, "restarts", NULL},
     {3, "crashes", NULL},
     {4, "skew", NULL},
-    {5, "all", NULL},
+    {5, NULL, hand_far_time_is_not_followed},
     {6, "crashes", NULL},
     {7, NULL, hand_old_epoch_comes_below},
     {8, NULL, hand_same_accept_is_answered_again},
@@ -3752,6 +3801,7 @@ static const struct mutant mutants[] = {
     {25, NULL, hand_nothing_begins_that_cannot_end},
     {26, "lost5", NULL},
     {35, "crashes", NULL},
+    {31, "jumps", NULL},
 };
 static unsigned *const broken = &broken_rule;
 #endif

@@ -685,22 +685,97 @@ END_TEST
 
 /* === 3 The clock ============================================================================== */
 
+static struct bytes batch_make(void)
+{
+    struct bytes b = {0};
+    struct batch *h = bytes_extend(&b, sizeof *h);
+    *h = (struct batch){.magic = MAIL_MAGIC, .cluster = LONE_CLUSTER, .from = LONE_ID + 1};
+    h->to = LONE_ID;
+    h->clock = LONE_WALL;
+    h->epoch = 1;
+    message_append(&b, &(struct message){.type = M_DIGEST}, NULL);
+    h = (struct batch *)b.data;
+    h->bytes = (uint32_t)b.count;
+    h->check = batch_check(h);
+    return b;
+}
+
+static void batch_seal(struct bytes *b)
+{
+    struct batch *h = (struct batch *)b->data;
+    h->check = batch_check(h);
+}
+
 START_TEST(test_the_clock_never_gives_a_time_twice)
 {
     lone_begin();
     struct node *n = l.node;
     uint64_t last = n->clock;
     for (int i = 0; i < 1000; i++) {
-        n->wall += i % 3 ? 0 : (uint64_t)i;
-        n->wall -= i % 7 ? 0 : 50; /* the wall clock may go back */
+        uint64_t passed = i % 3 ? 0 : (uint64_t)i;
+        node_time(n, n->now + passed, n->wall + passed - (i % 7 ? 0 : 50));
         uint64_t time = clock_tick(n);
         ck_assert_uint_gt(time, last);
         last = time;
     }
-    clock_raise(n, last + SECOND);
+    clock_raise(n, last + SECOND, 0);
     ck_assert_uint_eq(clock_tick(n), last + SECOND + 1);
-    clock_raise(n, 5);
+    clock_raise(n, 5, 0);
     ck_assert_uint_eq(clock_tick(n), last + SECOND + 2);
+}
+END_TEST
+
+START_TEST(test_a_wall_clock_that_jumps_moves_nothing)
+{
+    static const int64_t jumps[] = {3600, -3600, -120, 3};
+    lone_begin();
+    struct node *n = l.node;
+    ck_assert(n->has_lease);
+    for (size_t i = 0; i < sizeof jumps / sizeof *jumps; i++) {
+        uint64_t wall = n->wall + (uint64_t)(jumps[i] * (int64_t)SECOND), start = n->time;
+        for (int tick = 1; tick <= 200; tick++) {
+            node_tick(n, n->now + 20 * MS, wall + (uint64_t)tick * 20 * MS);
+            lone_settle(&l);
+        }
+        uint64_t passed = n->time - start;
+        ck_assert_uint_ge(passed, 4 * SECOND * 15 / 16);
+        ck_assert_uint_le(passed, 4 * SECOND * 17 / 16);
+        ck_assert_uint_le(n->clock, n->time + SECOND);
+        ck_assert_uint_eq(node_date(n), n->time);
+    }
+    for (int tick = 0; tick < 40 * 60; tick++) /* within half an hour it is led there */
+        node_tick(n, n->now + SECOND, n->wall + SECOND);
+    ck_assert_uint_eq(n->time, n->wall);
+}
+END_TEST
+
+/* It is started with a wrong clock. Before it has a lease, no frame shows that; and it takes the time
+ * of who has one. One whose time counts hears nobody who is far ahead. */
+START_TEST(test_a_node_without_a_lease_takes_the_time_of_one_that_has)
+{
+    struct bytes b = batch_make();
+    lone_node(&l);
+    struct node *n = l.node;
+    node_time(n, n->now, n->wall + 3600 * SECOND);
+    n->time = n->wall;
+    lone_view(&l, 1, 2, 3);
+    ck_assert(!n->has_lease);
+    ck_assert_uint_lt(n->clock, LONE_WALL);
+    struct batch *h = (struct batch *)b.data;
+    h->from = LONE_ID + 1;
+    h->to = LONE_ID;
+    h->clock = h->date = LONE_WALL + SECOND;
+    batch_seal(&b);
+    ck_assert(node_receive(n, b.data, b.count));
+    ck_assert_uint_eq(n->time, LONE_WALL + SECOND);
+    lone_tick(&l, 20 * MS, true);
+    ck_assert(n->has_lease);
+    ck_assert_uint_lt(n->clock, LONE_WALL + 2 * SECOND);
+    h->clock = h->date = LONE_WALL + 13 * SECOND;
+    batch_seal(&b);
+    ck_assert(node_receive(n, b.data, b.count));
+    ck_assert_uint_lt(n->clock, LONE_WALL + 2 * SECOND);
+    bytes_free(&b);
 }
 END_TEST
 
@@ -1005,7 +1080,8 @@ END_TEST
 START_TEST(test_a_log_is_cleaned_also_where_the_node_is_no_member)
 {
     struct node *n = lone_node(&l);
-    for (int i = 0; i < 150000; i++) { /* it asks to join, for days */
+    n->lease_at = n->now;              /* it was drained, and is left running */
+    for (int i = 0; i < 150000; i++) { /* for days */
         node_tick(n, n->now + 2 * SECOND, n->wall + 2 * SECOND);
         lone_settle(&l);
     }
@@ -1160,27 +1236,6 @@ START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
 }
 END_TEST
 
-static struct bytes batch_make(void)
-{
-    struct bytes b = {0};
-    struct batch *h = bytes_extend(&b, sizeof *h);
-    *h = (struct batch){.magic = MAIL_MAGIC, .cluster = LONE_CLUSTER, .from = LONE_ID + 1};
-    h->to = LONE_ID;
-    h->clock = LONE_WALL;
-    h->epoch = 1;
-    message_append(&b, &(struct message){.type = M_DIGEST}, NULL);
-    h = (struct batch *)b.data;
-    h->bytes = (uint32_t)b.count;
-    h->check = batch_check(h);
-    return b;
-}
-
-static void batch_seal(struct bytes *b)
-{
-    struct batch *h = (struct batch *)b->data;
-    h->check = batch_check(h);
-}
-
 START_TEST(test_a_batch_of_mail_with_any_byte_damaged_is_refused)
 {
     lone_begin();
@@ -1221,7 +1276,7 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
         h->cluster = rows[i].cluster;
         h->from = rows[i].from;
         h->to = rows[i].to;
-        h->clock = n->wall + rows[i].ahead;
+        h->clock = h->date = n->wall + rows[i].ahead;
         batch_seal(&b);
         uint64_t clock = n->clock;
         size_t peers = n->peers_count;
@@ -2066,7 +2121,7 @@ START_TEST(test_no_repeat_counts_as_made_later_than_its_first_try)
         ck_assert_int_eq(first.m.dropped < n->wall, late); /* else as it comes */
         uint64_t recorded = max_u64(n->clock, n->wall);
         for (int later = 0; later < 40; later++) {
-            n->wall += 250 * MS;
+            node_time(n, n->now + 250 * MS, n->wall + 250 * MS);
             struct call repeat = keyed(first.retry_key, FLAG_REPEAT);
             ck_assert_uint_eq(repeat.m.version, first.m.version);
             ck_assert_msg(repeat.m.dropped <= min_u64(first.m.dropped, recorded),
@@ -2617,7 +2672,7 @@ START_TEST(test_who_was_no_member_yet_has_promised_nothing)
     struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE, .key_bytes = 1};
     m.ballot = (struct ballot){1, LONE_WALL - 1000 * SECOND, 5};
     m.partition = key_partition("k", 1);
-    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "k"}); /* it was pulled */
+    peer_says(LONE_ID + 1, LONE_WALL, &m, &(struct body){.key = "k"}); /* it was pulled */
     ck_assert_uint_eq(l.node->repairs, 0);
     ck_assert_uint_eq(l.node->keys, 1);
     ck_assert(recover()); /* now it may have */
@@ -3138,6 +3193,8 @@ int main(void)
         {"files", test_space_is_taken_ahead_and_told, 1},
         {"files", test_bytes_that_are_not_there_are_zeros, 1},
         {"clock", test_the_clock_never_gives_a_time_twice, 1},
+        {"clock", test_a_wall_clock_that_jumps_moves_nothing, 1},
+        {"clock", test_a_node_without_a_lease_takes_the_time_of_one_that_has, 1},
         {"clock", test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve, 1},
         {"clock", test_a_restart_never_reuses_a_ballot, 1},
         {"clock", test_a_promise_is_kept, 1},
