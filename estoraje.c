@@ -1790,12 +1790,6 @@ static bool is_write(const struct request *q)
     return q->m->function != DO_READ && q->m->function != DO_REPAIR;
 }
 
-/* From now on an earlier try of it may be under way. */
-static void request_sent(struct request *q)
-{
-    q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
-}
-
 /* Ends a request without having carried it out: "no" if that is sure, else "unknown". */
 static void request_fail(struct node *n, struct request *q, uint16_t status)
 {
@@ -2299,7 +2293,7 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     message_append(&n->scratch, &d->head, &d->body);
     bytes_swap(&n->scratch, &r->record);
     for (struct request *q = r->taken; q; q = q->next)
-        request_sent(q);
+        q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
     r->state = ROUND_ACCEPT;
     r->lost = (struct ballot){0};
     r->answered = r->refused = 0;
@@ -4959,10 +4953,10 @@ static const char *unready(const struct server *s, char text[128])
 /* === 21 HTTP ====================================================================================
  *
  * A call is one request of a client. It is checked when its headers are there, collected while its
- * body comes, then answered at once or suspended until the core replies:
+ * body comes, then suspended, and answered, at once or when the core replies:
  *
- *    http_handle (headers) -> http_handle (pieces of the body) -> routes[].answer -> call_respond
- *       `-> call_begin                                               `-> core -> http_reply -'
+ *    http_handle (headers) -> http_handle (pieces of the body) -> calls_answer -> routes[].answer
+ *       `-> call_begin                      call_resume <- call_respond <- http_reply <- core <-'
  *
  * What is wrong with a request is answered when its body was read, unless that is not worth reading.
  */
@@ -5631,18 +5625,6 @@ static const struct route {
 };
 enum { ROUTES = sizeof routes / sizeof *routes };
 
-static void call_answer(struct call *c)
-{
-    const struct route *r = &routes[c->route];
-    if (r->answer) {
-        r->answer(c);
-        return;
-    }
-    if (r->print)
-        r->print(&c->body, c->server);
-    call_respond(c, 200, r->type);
-}
-
 /* What came as a whole is suspended, then answered: outside of the handler, when libmicrohttpd waits
  * for no more bytes of it. Else it would read once more when it is resumed, and a client that had
  * closed its sending side would get no answer. */
@@ -5651,7 +5633,13 @@ static void calls_answer(struct server *s)
     for (struct call *c; (c = LIST_FIRST(&s->whole));) {
         call_move(c, &s->suspended);
         MHD_suspend_connection(c->connection);
-        call_answer(c);
+        const struct route *r = &routes[c->route];
+        if (r->answer)
+            r->answer(c);
+        else if (r->print)
+            r->print(&c->body, c->server);
+        if (!r->answer)
+            call_respond(c, 200, r->type);
         if (c->route > ROUTE_LIST) /* else the core replies */
             call_resume(c);
     }
@@ -6018,10 +6006,9 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
     if (*uri != '/')
         sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
-    struct bytes rest = {0};
-    bytes_print(&rest, "%s%s", skipped && uri[skipped] != '/' ? "/" : "", uri + skipped);
-    bytes_append(&rest, "", 1);
-    char *text = (char *)rest.data;
+    char *text;
+    if (asprintf(&text, "%s%s", skipped && uri[skipped] != '/' ? "/" : "", uri + skipped) < 0)
+        die("out of memory");
     *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = text, .text = strdup(text)};
     c->connection = connection;
     call_move(c, &c->server->arriving);

@@ -421,6 +421,19 @@ START_TEST(test_what_is_not_there_is_404_with_an_empty_body)
 }
 END_TEST
 
+START_TEST(test_answers_are_never_compressed)
+{
+    char *value = letters(20000);
+    ask(_i, 201, "PUT", own("k"), "Content-Type: text/plain", value);
+    for (int i = 0; i < 2; i++) {
+        struct response r =
+            ask(_i, 200, "GET", own(i ? "" : "k"), "Accept-Encoding: gzip, br", NULL);
+        ck_assert_ptr_null(header(&r, "Content-Encoding"));
+        ck_assert(i || body_is(&r, value, 20000));
+    }
+}
+END_TEST
+
 START_TEST(test_content_types_are_given_back)
 {
     static const char *const types[] = {"text/html; charset=utf-8",
@@ -2921,6 +2934,44 @@ START_TEST(test_a_node_without_a_cluster_says_so_at_once)
 }
 END_TEST
 
+/* As certificates and containers have names. */
+START_TEST(test_nodes_have_names_and_serve_ipv6_and_ipv4_at_once)
+{
+    if (access("/proc/net/if_inet6", R_OK)) {
+        printf("left out: there is no IPv6\n");
+        return;
+    }
+    struct cluster *c = cluster_new(NULL, false);
+    char *first = NULL;
+    for (int i = 0; i < 2; i++) {
+        cluster_add(c);
+        struct node *n = &c->nodes[i];
+        char *name = text("localhost:%d", n->port);
+        const char *argv[] = {binary(),
+                              "--listen",
+                              text("[::]:%d", n->port),
+                              "--data",
+                              fresh(i ? "data2" : "data1"),
+                              "--advertise",
+                              name,
+                              "--insecure",
+                              i ? "--join" : "--bootstrap",
+                              first,
+                              NULL};
+        first = name;
+        n->pid = process_start(argv, NULL, n->log, SIGKILL);
+        AWAIT(status_of(text("http://127.0.0.1:%d", n->port), "GET", "/_ready", NULL, NULL) == 200,
+              20);
+    }
+    ck_assert_int_eq(put(text("http://[::1]:%d", c->nodes[0].port), "/k", "v").status, 201);
+    struct response r = get(c->nodes[1].url, "/k");
+    ck_assert(body_is(&r, "v", 1));
+    r = get(c->nodes[1].url, "/_nodes");
+    ck_assert_ptr_nonnull(strstr(r.body, text("localhost:%d\n", c->nodes[0].port)));
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_sigterm_sigint_and_sighup_stop_it_as_asked)
 {
     struct cluster *c = cluster_start(1, NULL);
@@ -3361,6 +3412,7 @@ static const struct entry *entries(size_t *count)
     EACH("values", test_content_types_are_given_back);
     EACH("values", test_values_of_all_sizes_come_back_as_they_were);
     EACH("values", test_chunked_bodies_are_kept);
+    EACH("values", test_answers_are_never_compressed);
     EACH("values", test_later_etags_sort_higher);
     ONCE("values", test_every_node_reads_what_any_wrote);
     EACH("large", test_a_value_of_64_mib_is_kept);
@@ -3476,6 +3528,7 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_a_node_refuses_to_change_its_cluster);
     ONCE("options", test_a_node_starts_with_the_join_of_its_first_start);
     ONCE("options", test_a_node_without_a_cluster_says_so_at_once);
+    ONCE("options", test_nodes_have_names_and_serve_ipv6_and_ipv4_at_once);
     ONCE("options", test_sigterm_sigint_and_sighup_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
     ONCE("options", test_while_it_finishes_new_requests_are_told_503);
