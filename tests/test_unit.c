@@ -2392,6 +2392,36 @@ START_TEST(test_a_large_write_that_waits_too_long_is_told_that_nothing_was_chang
 }
 END_TEST
 
+static uint16_t results_of(const char *key)
+{
+    ck_assert_int_eq(record_read(l.node, entry_of(key), 0, 0), RECORD_READ);
+    return ((struct message *)l.node->scratch.data)->answers;
+}
+
+START_TEST(test_a_record_lists_the_results_that_somebody_may_still_ask_for)
+{
+    lone_begin();
+    lone_tick(&l, SECOND, true);
+    for (uint64_t i = 1; i <= 40; i++) {
+        struct message m = request_for(DO_PUT, "k", l.node->wall);
+        m.version = i;
+        request(&m, "k");
+        if (i % 4 != 0)
+            node_delivered(l.node, i);
+        ck_assert_uint_eq(results_of("k"), (i - 1) / 4 + 1); /* with its own */
+    }
+    struct message repeat = request_for(DO_PUT, "k", l.node->wall);
+    repeat.flags |= FLAG_REPEAT;
+    repeat.version = 4;
+    request(&repeat, "k");
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, 204);
+    repeat.version = 5; /* was applied, and is not applied again */
+    request(&repeat, "k");
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, STATUS_UNKNOWN);
+    ck_assert_uint_eq(entry_of("k")->version, 40);
+}
+END_TEST
+
 /* Told within the time of a request, not of the wait: also when the wait had begun. */
 START_TEST(test_a_wait_without_a_quorum_is_503_soon)
 {
@@ -3249,6 +3279,7 @@ int main(void)
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
         {"peers", test_a_large_value_has_time_to_be_stored, 1},
+        {"peers", test_a_record_lists_the_results_that_somebody_may_still_ask_for, 1},
         {"peers", test_what_is_late_is_sent_again_each_time_after_twice_as_long, 1},
         {"peers", test_large_writes_wait_for_one_another_and_all_are_done, 1},
         {"peers", test_a_large_write_that_waits_too_long_is_told_that_nothing_was_changed, 1},
