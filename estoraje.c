@@ -718,6 +718,7 @@ struct node {
 
     struct partition partitions[VIEWS_PARTITION + 1];
     uint64_t keys, value_bytes; /* live ones here */
+    uint64_t tombstones;
     struct log log;
     struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
     struct bytes gated, cold;    /* what waits for the log: to be durable, or to be in memory */
@@ -1006,6 +1007,7 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
 static void entry_count(struct node *n, struct partition *p, const struct entry *e, int sign)
 {
     n->log.live_bytes += (uint64_t)((int64_t)e->record_bytes * sign);
+    n->tombstones += e->flags & FLAG_TOMBSTONE ? (uint64_t)sign : 0;
     if (!is_live(e->flags) || p == &n->partitions[VIEWS_PARTITION])
         return;
     uint64_t of[3] = {e->accepted.epoch, e->accepted.time, e->accepted.node};
@@ -4748,11 +4750,11 @@ static void print_status(struct bytes *out, const struct server *s)
                 n->id, n->cluster, node_epoch(n), n->view ? n->view->replicas : 0, n->lease / MS);
     print_members(out, n);
     bytes_print(out,
-                "],\"keys\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"log_bytes\":%" PRIu64
-                ",\"garbage_bytes\":%" PRIu64
+                "],\"keys\":%" PRIu64 ",\"tombstones\":%" PRIu64 ",\"bytes\":%" PRIu64
+                ",\"log_bytes\":%" PRIu64 ",\"garbage_bytes\":%" PRIu64
                 ",\"transition\":{\"complete\":%u,\"to_do\":%u,\"called_off\":\"%s\"}"
                 ",\"clock_offset_ms\":%.3f",
-                n->keys, n->value_bytes, log_end(n) - n->log.first,
+                n->keys, n->tombstones, n->value_bytes, log_end(n) - n->log.first,
                 log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
                 n->called_off ? n->called_off : "", (double)offset / 1e3);
     if (n->view)

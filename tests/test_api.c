@@ -2480,6 +2480,14 @@ START_TEST(test_status_tells_the_cluster)
 }
 END_TEST
 
+START_TEST(test_status_counts_tombstones)
+{
+    ask(_i, 201, "PUT", own("k"), NULL, "v");
+    ask(_i, 200, "DELETE", own("k"), NULL, NULL);
+    AWAIT(json_number(ask(_i, 200, "GET", "/_status", NULL, NULL).body, "tombstones") >= 1, 10);
+}
+END_TEST
+
 START_TEST(test_nodes_are_told_one_a_line)
 {
     struct response r = ask(_i, 200, "GET", "/_nodes", NULL, NULL);
@@ -3507,6 +3515,7 @@ static const struct entry *entries(size_t *count)
     EACH("reserved", test_health_is_ok);
     EACH("reserved", test_ready_is_ok_at_a_node_that_has_all_its_data);
     EACH("reserved", test_status_tells_the_cluster);
+    EACH("reserved", test_status_counts_tombstones);
     EACH("reserved", test_nodes_are_told_one_a_line);
     EACH("reserved", test_the_owners_of_a_key_are_told);
     EACH("reserved", test_the_ring_page_is_a_page);
