@@ -697,6 +697,8 @@ struct node {
     uint64_t views_lsn;    /* behind it, the log has all views */
     int self;              /* our index in the view, -1: no member */
     bool settled, gone;    /* gone: was a member, and is no more */
+    uint64_t expected;     /* nodes without data, to begin a cluster; 0: it does not */
+    uint32_t replicas;     /* of a cluster that it begins */
     bool leaves;           /* it is being drained, or was: it does not join again */
     uint64_t voters, lost; /* members; lost: those that are LOST */
     struct ring rings[2];  /* old, new */
@@ -1541,7 +1543,7 @@ static void ring_members(struct node *n, int which, uint64_t members)
 /* Makes all that follows from n->view. */
 static void view_apply(struct node *n)
 {
-    const struct view *v = n->view;
+    const struct view *v = n->view, *last = v->epoch > 1 ? n->views[v->epoch - 2] : NULL;
     n->cluster = v->cluster;
     n->lost = view_members(v, 1u << MEMBER_LOST);
     n->self = member_index(v, n->id);
@@ -1553,7 +1555,12 @@ static void view_apply(struct node *n)
     ring_members(n, 1, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
     for (uint32_t i = 0; i < v->members_count; i++) {
         n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
-        assert(n->member_peer[i]); /* there are four times as many places as members */
+        struct peer *p = n->member_peer[i];
+        assert(p); /* there are four times as many places as members */
+        int place = member_index(last, p->id);
+        bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
+        if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
+            snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
         memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
         n->member_peer[i]->loses = 0;
     }
@@ -2792,8 +2799,8 @@ static bool peer_asks_to_join(const struct node *n, const struct peer *p)
            member_index(n->view, p->id) < 0;
 }
 
-/* To the members, and to who asks to join; a node that is no member, or hears too few of them, tells
- * whoever is where one was, and so asks to become one, by the id in the batch. */
+/* To the members, and to who asks to join; a node that is no member, or misses one, tells whoever is at
+ * the addresses of --join, or where a member was, too: it asks to become one, or says where it is. */
 static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
@@ -2811,17 +2818,21 @@ static void heartbeat_send(struct node *n)
         if (!n->has_lease && strcmp(p->address, n->address) != 0)
             peer_make(n, 0, p->address);
     }
+    for (size_t i = 0; !n->view && i < MEMBERS_MAX && i < n->peers_count; i++)
+        beat.heard[i] = peer_asks_to_join(n, n->peers[i]) ? n->peers[i]->id : 0;
     struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     head.key_bytes = (uint16_t)strlen(n->address);
     head.type_bytes = (uint16_t)strlen(n->zone);
     head.status = (uint16_t)n->weight;
     head.number = n->has_lease;
     struct body body = {.key = n->address, .type = n->zone, .value = &beat};
+    uint64_t all = n->view ? view_members(n->view, ~0u) : 0;
+    bool misses = !n->has_lease || all & ~live_members(n);
     if (n->self >= 0)
         mail_members(n, ~UINT64_C(0), log_end(n), &head, &body);
     for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *p = n->peers[i];
-        if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : !n->has_lease && !n->leaves)
+        if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : misses && !n->leaves)
             mail(n, p, log_end(n), &head, &body);
     }
 }
@@ -3016,6 +3027,22 @@ static int joiner_place(const struct node *n, const struct peer *joiner)
     return place;
 }
 
+/* The same view with the address that a live member tells, so that everybody hears of it, also who comes
+ * back later. */
+static bool view_move(const struct node *n, struct view *next)
+{
+    uint64_t live = live_members(n);
+    for (uint32_t i = 0; i < next->members_count; i++) {
+        const char *address = n->member_peer[i]->address;
+        if (live >> i & 1 && strcmp(next->members[i].address, address) != 0) {
+            memset(next->members[i].address, 0, ADDRESS_BYTES);
+            memcpy(next->members[i].address, address, strlen(address));
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The same view with a node that asks to join, from an address where it hears us: so it was told, there,
  * that it is no member. */
 static bool view_join(const struct node *n, struct view *next)
@@ -3083,12 +3110,35 @@ static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
     next->epoch++;
-    if (view_lose(n, next))
+    if (view_lose(n, next) || view_move(n, next))
         return true;
     if (!n->settled)
         return view_join(n, next) || view_leave(n, next) || view_settle(n, next);
     return owners_are_live(n) &&
            ((n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next));
+}
+
+static void node_bootstrap(struct node *n, uint32_t replicas);
+
+/* Nodes without data tell one another that they have none. When as many as are expected have, each since
+ * it heard this one, and none has a smaller id, this one alone makes the first view (R27). No other can:
+ * it would have to count this machine, too, under a larger id; but it heard of the smaller. */
+static void expect_tick(struct node *n)
+{
+    uint64_t count = 1;
+    for (size_t i = 0; i < n->peers_count; i++) {
+        const struct peer *p = n->peers[i];
+        bool counts = p->hears_us && peer_asks_to_join(n, p) && strcmp(p->address, n->address) != 0;
+        for (size_t j = 0; counts && j < i;
+             j++) /* a machine once, though its disk was lost since */
+            counts =
+                !peer_asks_to_join(n, n->peers[j]) || strcmp(n->peers[j]->address, p->address) != 0;
+        if (counts && p->id < n->id && RULE(27))
+            return;
+        count += counts;
+    }
+    if (count >= n->expected)
+        node_bootstrap(n, n->replicas);
 }
 
 /* Writes a view to the register of the next one, or (null) reads it. */
@@ -3965,6 +4015,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     listings_tick(n);
     if (n->view)
         lease_tick(n);
+    else if (n->expected)
+        expect_tick(n);
     if (n->self >= 0) {
         sync_tick(n);
         coordinator_tick(n);
@@ -4054,7 +4106,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
         uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
         /* Of another version: it counts as damage, as it must not be written over. */
-        whole = h->lsn != at || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
+        whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
         h = log_batch(window_at(n, &window, &base, at, bytes, end), bytes, at);
         if (!h) {
             at += 8;
@@ -4467,7 +4519,7 @@ struct options {
     const char *tls_cert, *tls_key, *tls_ca;
     bool force_new_cluster, bootstrap, insecure;
     uint64_t sync, log_level; /* places among their choices, from 1 on */
-    uint64_t replicas, weight, lease, evict_after, max_value, memory;
+    uint64_t bootstrap_expect, replicas, weight, lease, evict_after, max_value, memory;
 };
 
 struct server {
@@ -4562,6 +4614,7 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
     snprintf(url, sizeof url, "%s://%s%s", s->options.tls_cert ? "https" : "http", address, path);
     curl_easy_setopt(easy, CURLOPT_URL, url);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, 0L); /* a name may move */
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, 1000L);
@@ -6097,6 +6150,8 @@ static struct node *server_node(struct server *s)
     n->lease = o->lease;
     n->evict_after = o->evict_after;
     n->weight = (uint32_t)o->weight;
+    n->replicas = (uint32_t)o->replicas;
+    n->expected = o->bootstrap_expect;
     snprintf(n->zone, sizeof n->zone, "%s", o->zone);
     return n;
 }
@@ -6142,14 +6197,14 @@ static bool others_are_healthy(struct server *s)
     return healthy;
 }
 
-/* Enters those to join. Where there is data, the option was meant for the first start, or is wrong:
- * then the first of them that knows its cluster tells. */
+/* Enters the places to ask. Where there is data, the first of them that knows its cluster tells whether
+ * it is this one. */
 static void server_join(struct server *s)
 {
     struct node *n = s->node;
     uint64_t cluster = 0;
     for (char *one, *list = strdupa(s->options.join); (one = strsep(&list, ","));) {
-        if (n->self < 0)
+        if (strcmp(one, n->address) != 0)
             peer_make(n, 0, one);
         if (n->view && !cluster)
             peer_ask(s, one, &cluster);
@@ -6183,7 +6238,7 @@ static void server_open(struct server *s)
         server_rebirth(s, true);
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
-    if (!n->view && !o->bootstrap == !o->join)
+    if (!n->view && !o->bootstrap == !o->join && !o->bootstrap_expect)
         error(2, 0, "the data directory is empty: --bootstrap a new cluster, or --join another");
     disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
@@ -6194,7 +6249,7 @@ static void server_open(struct server *s)
     if (o->force_new_cluster && n->self >= 0 && n->view->members_count > 1)
         node_fork(n);
     if (!n->view && o->bootstrap)
-        node_bootstrap(n, (uint32_t)o->replicas);
+        node_bootstrap(n, n->replicas);
     if (o->join)
         server_join(s);
 }
@@ -6364,6 +6419,14 @@ static const struct setting option_rows[] = {
     {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
     {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
     {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
+    {.name = "bootstrap-expect",
+     COUNT,
+     "1 to 64",
+     NULL,
+     "or when so many --join",
+     AT(bootstrap_expect),
+     1,
+     MEMBERS_MAX},
     {.name = "force-new-cluster", FLAG, NULL, NULL, "of this data alone", AT(force_new_cluster)},
     {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
     {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
@@ -6385,7 +6448,9 @@ enum { OPTIONS = sizeof option_rows / sizeof *option_rows, OPTION_KEY = 256 };
 static const char help[] =
     "A small distributed key-value store.\n\n"
     "  estoraje --listen 127.0.0.1:8001 --data data/8001 --bootstrap\n"
-    "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n\n"
+    "  estoraje --listen 127.0.0.1:8002 --data data/8002 --join 127.0.0.1:8001\n"
+    "or the same on all of three:\n"
+    "  estoraje --listen 10.0.0.1:8001 --bootstrap-expect 3 --join n1:8001,n2:8001,n3:8001\n\n"
     "A data directory that is in use needs neither --bootstrap nor --join.\n"
     "\v" /* behind the options */
     "Each option can come from the environment, as ESTORAJE_LISTEN or ESTORAJE_MAX_VALUE.\n"
@@ -6430,6 +6495,11 @@ static void options_check(struct options *o)
             o->advertise);
     if (o->join && (*o->join == ':' || !strchr(o->join, ':')))
         error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
+    uint64_t places = o->join ? 1 : 0;
+    for (const char *at = o->join; at && (at = strchr(at, ',')); at++)
+        places++;
+    if (o->bootstrap_expect && (o->bootstrap || places > o->bootstrap_expect))
+        error(2, 0, "--bootstrap-expect needs the number of all nodes in --join, no --bootstrap");
     if (strlen(o->zone) >= ZONE_BYTES || !text_is_plain(o->zone, strlen(o->zone), false))
         error(2, 0, "--zone has at most 15 bytes, without quotes");
     if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)

@@ -198,6 +198,7 @@ struct host {
     uint64_t disk_taken; /* LSN up to which there is space */
     uint64_t disk_size;  /* all that there is, while it is full */
     bool disk_full, disk_flipped;
+    unsigned moves;               /* it got so many new addresses */
     bool small;                   /* its disk is full for good, until it is an UP member */
     bool damaged;                 /* it lost its disk since the cluster was whole */
     struct host *aside;           /* its disk's place, while that is out of the machine */
@@ -224,6 +225,7 @@ enum fault {
     BLACKOUT, /* all at once */
     SLOW,
     FULL, /* no room on the disk */
+    MOVE, /* hosts get new addresses: one, or all at once */
     LOSS, /* any disks at once, for good; somebody says so */
     SWAP, /* the disk is put aside, the machine has an empty one; or it is put back */
     HANG, /* the disk stalls, and then the host dies */
@@ -250,6 +252,7 @@ struct plan {
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
     bool mortal; /* keys may have a time to live: clocks are right, more or less */
     bool lose_two;
+    bool expects; /* all hosts begin at once, without data */
     bool crowded; /* all keys in one partition; in the end only the first is written, for long */
     bool listed;  /* all keys are */
     bool heaped;  /* listed keys are in few partitions: a page of a listing has not all of one */
@@ -671,6 +674,8 @@ static void host_node(struct host *h)
     n->lease = w.plan.lease;
     n->evict_after = w.plan.evict_after;
     n->weight = 1;
+    n->replicas = w.plan.replicas;
+    n->expected = w.plan.expects ? w.plan.hosts : 0;
     if (w.plan.zones)
         snprintf(n->zone, sizeof n->zone, "z%d", h->index % 3);
     h->epoch_seen = 0;
@@ -683,8 +688,8 @@ static void host_node(struct host *h)
 
 static void host_seeds(struct host *h)
 {
-    for (unsigned i = 0; i < w.hosts_count && h->node->self < 0; i++)
-        if (w.hosts[i].used && (int)i != h->index)
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if ((w.hosts[i].used || w.plan.expects) && (int)i != h->index)
             peer_make(h->node, 0, w.hosts[i].address);
 }
 
@@ -858,6 +863,8 @@ static void views_check(struct host *h)
     for (; h->epoch_seen < n->views_count && n->views[h->epoch_seen]; h->epoch_seen++) {
         const struct view *v = n->views[h->epoch_seen];
         uint64_t e = h->epoch_seen;
+        if (n->log.durable < n->view_lsn && w.plan.expects && !e)
+            break; /* nobody but this node has heard of it, and it may forget it in a crash */
         if (e >= w.views_count) {
             w.views = realloc(w.views, (e + 1) * sizeof *w.views);
             memset(w.views + w.views_count, 0, (e + 1 - w.views_count) * sizeof *w.views);
@@ -873,7 +880,7 @@ static void views_check(struct host *h)
         if (view_bytes(v) != view_bytes(w.views[e]) || memcmp(v, w.views[e], view_bytes(v)) != 0)
             violation("h%d adopted another view %" PRIu64 " than others", h->index, v->epoch);
     }
-    if (n->view && h->epoch_seen < n->view->epoch)
+    if (n->view && h->epoch_seen < n->view->epoch && n->log.durable >= n->view_lsn)
         violation("h%d has a view but not all before it", h->index);
 }
 
@@ -887,7 +894,8 @@ static bool is_cut(int from, int to)
 static void mail_send(struct host *h, const struct peer *p, const struct bytes *batch)
 {
     int to = *p->address == 'h' ? atoi(p->address + 1) : -1;
-    if (to < 0 || to >= (int)w.hosts_count || is_cut(h->index, to))
+    if (to < 0 || to >= (int)w.hosts_count || is_cut(h->index, to) ||
+        strcmp(p->address, w.hosts[to].address) != 0)
         return;
     for (int copies = chance(w.plan.loss)    ? 0
                       : chance(w.plan.twice) ? 2
@@ -1994,7 +2002,9 @@ static bool rings_allow(const struct view *v, const struct host *but)
 static bool may_lose_a_disk(struct host *but)
 {
     const struct view *v = newest_view();
-    bool may = v && !w.gone_count && (machines_allow(v, but) || rings_allow(v, but));
+    if (!v)
+        return w.plan.expects; /* nobody has anything yet */
+    bool may = !w.gone_count && (machines_allow(v, but) || rings_allow(v, but));
     but->damaged |= may;
     return may;
 }
@@ -2271,6 +2281,16 @@ static void fault_happens(enum fault fault)
             event_at(w.now + below(4 * lease), UP, h, NULL, 0);
         }
         break;
+    case MOVE:
+        for (unsigned i = 0, all = chance(300); i < w.hosts_count; i++) {
+            struct host *moved = &w.hosts[i];
+            if (!moved->used || moved->off || (!all && moved != h))
+                continue;
+            host_down(moved, 10 * MS + below(2 * lease));
+            snprintf(moved->address, sizeof moved->address, "h%u.%u", i, ++moved->moves);
+            trace(moved, "gets another address");
+        }
+        break;
     case LOSS:
         fault_loss();
         break;
@@ -2442,6 +2462,8 @@ static const char *unsettled(char why[200])
     const struct view *v = newest_view();
     const char *found = NULL;
     struct node *any = NULL;
+    if (!v)
+        return "there is no view yet";
     for (unsigned i = 0; i < w.hosts_count && !found; i++)
         if (w.hosts[i].node && !w.hosts[i].deaf)
             found = unsettled_host(&w.hosts[i], why), any = w.hosts[i].node;
@@ -2700,6 +2722,17 @@ static void shape_full(struct plan *p)
     p->fault_pause = between(100, 1000) * MS;
 }
 
+/* Hosts without data begin at once, in any order, and are stopped and lose their disks meanwhile. */
+static void shape_first(struct plan *p)
+{
+    p->expects = true;
+    p->built_by_joins = false;
+    p->replicas = (unsigned)between(1, 3);
+    p->hosts = (unsigned)between(1, 5);
+    p->fault_pause = between(10, 200) * MS;
+    p->fault_time = between(2, 8) * SECOND;
+}
+
 /* Many disks are lost at once, for good. */
 static void shape_lost(struct plan *p)
 {
@@ -2753,6 +2786,10 @@ static const struct mix mixes[] = {
     {"lost",
      {[LOSS] = 1, [CRASH] = 3, [CUT] = 2, [PAUSE] = 2, [JOIN] = 1, [DRAIN] = 1, [STALL] = 1},
      shape_lost},
+    {"addresses",
+     {[MOVE] = 5, [CRASH] = 2, [CUT] = 2, [AWAY] = 1, [JOIN] = 1, [WIPE] = 1, [PAUSE] = 1},
+     NULL},
+    {"first", {[WIPE] = 3, [CRASH] = 5, [CUT] = 2, [PAUSE] = 2, [STALL] = 1}, shape_first},
     {"lost5", {[LOSS] = 1, [CRASH] = 3, [CUT] = 2, [PAUSE] = 2, [STALL] = 1}, shape_lost5},
     {"again",
      {[WIPE] = 12, [SWAP] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1, [JOIN] = 1, [DRAIN] = 1},
@@ -2868,6 +2905,8 @@ static void cluster_begin(void)
         memcpy(first.members[i].address, n->address, sizeof n->address);
         memcpy(first.members[i].zone, n->zone, sizeof n->zone);
     }
+    if (w.plan.expects)
+        return;
     if (w.plan.built_by_joins) {
         node_bootstrap(w.hosts[0].node, w.plan.replicas);
         for (w.hosts_count = 1; w.hosts_count < w.plan.hosts;)
@@ -3098,7 +3137,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
     keys_make();
     cluster_begin();
     clients_start(clients);
-    event_at(SECOND, FAULT, NULL, NULL, 0);
+    event_at(w.plan.expects ? 1 : SECOND, FAULT, NULL, NULL, 0);
     if (w.plan.weight[LOSS])
         event_at(SECOND, WORDS, NULL, NULL, 0);
     run_until(w.plan.fault_time);
@@ -3800,6 +3839,7 @@ static const struct mutant mutants[] = {
     {24, NULL, hand_live_member_stays_while_another_is_dead},
     {25, NULL, hand_nothing_begins_that_cannot_end},
     {26, "lost5", NULL},
+    {27, "first", NULL},
     {35, "crashes", NULL},
     {31, "jumps", NULL},
 };
