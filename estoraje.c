@@ -3946,7 +3946,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         if (n->now < n->next_fault)
             return true;
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
-        say(LEVEL_WARN, "clock fault: mail from the future is ignored",
+        say(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
             "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->time) / 1e6);
         return true;
     }
@@ -4420,7 +4420,7 @@ static void disk_submit(const struct disk *d, const struct log *log)
 {
     struct disk_job job = {.batch = &log->flight, .lsn = log->durable, .first = log->first};
     if (send(d->ends[0], &job, sizeof job, 0) < 0)
-        die("the log's thread does not hear");
+        die("cannot hand a batch to the thread that writes the log");
 }
 
 /* Others on this machine may read, or even change, what is at `path`. */
@@ -5325,7 +5325,7 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
         : strpbrk(value, controls + 1) ? "a control character is ambiguous"
         : !name_bytes || strpbrk(name, " ") || strpbrk(name, controls)
             ? "white space before the colon is ambiguous"
-        : i < SINGLES && c->headers_seen & bit ? "another, or another length, is ambiguous"
+        : i < SINGLES && c->headers_seen & bit ? "sent twice, or beside another length"
         : i == LENGTH && (!*value || value[strspn(value, "0123456789")]) ? "it must be a number"
         : i == CODING && strcasecmp(value, "chunked") != 0               ? "it must be chunked"
                                                                          : NULL;
@@ -6162,7 +6162,8 @@ __attribute__((noreturn)) static void server_rebirth(struct server *s, bool dama
 {
     struct node *n = server_node(s);
     struct disk_job job = {.damaged = damaged};
-    say(LEVEL_WARN, "beginning anew", "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
+    say(LEVEL_WARN, "joining again under a new id, without the old data",
+        "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
     job.lsn = job.first = damaged ? s->disk.taken : s->node->log.durable;
     job.batch = node_begin_anew(n, s->node, job.lsn);
     s->disk.sync = true; /* before the old log goes */
