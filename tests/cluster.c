@@ -1020,8 +1020,10 @@ void node_start(struct cluster *c, int i)
         argv[count++] = "--advertise";
         argv[count++] = n->address;
     }
-    char *others = folder_empty(data) ? join_list(c, i) : NULL;
-    if (folder_empty(data))
+    bool first =
+        folder_empty(data) && !(n->options[0] && strcmp(n->options[0], "--bootstrap-expect") == 0);
+    char *others = first ? join_list(c, i) : NULL;
+    if (first)
         argv[count++] = others ? "--join" : "--bootstrap";
     if (others)
         argv[count++] = others;

@@ -872,6 +872,91 @@ static int declare_lost(const struct node *by, const char *ids)
     return status_of(by->url, "DELETE", text("/_nodes/%s?lost=true", ids), NULL, NULL);
 }
 
+/* Nodes that are started with one and the same command line. */
+static struct cluster *cluster_expected(int nodes)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    char *all = "";
+    for (int i = 0; i < nodes; i++)
+        all = text("%s%slocalhost:%d", all, i ? "," : "", c->nodes[cluster_add(c)].port);
+    for (int i = 0; i < nodes; i++) {
+        const char *options[] = {"--bootstrap-expect", text("%d", nodes), "--join", all};
+        memcpy(c->nodes[i].options, options, sizeof options);
+    }
+    return c;
+}
+
+START_TEST(test_nodes_with_one_command_line_make_one_cluster)
+{
+    struct cluster *c = cluster_expected(3);
+    node_start(c, 2);
+    node_start(c, 0);
+    wait_seconds(1);
+    ck_assert(!node_healthy(&c->nodes[0])); /* they wait for the third */
+    disk_lost(c, 0);
+    node_start(c, 1);
+    cluster_await(c, 3, 40);
+    keys_on("PUT", 300, c->nodes[1].url);
+    disk_lost(c, 1); /* the command line is safe to leave in place */
+    cluster_await(c, 3, 40);
+    keys_are_everywhere(300, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_a_cluster_whose_nodes_all_move_serves_again)
+{
+    struct cluster *c = cluster_expected(3);
+    for (int i = 0; i < 3; i++)
+        node_start(c, i);
+    cluster_await(c, 3, 40);
+    keys_on("PUT", 300, c->nodes[0].url);
+    for (int i = 0; i < 3; i++)
+        node_kill(c, i);
+    char *all = "";
+    for (int i = 0; i < 3; i++) {
+        struct node *n = &c->nodes[i];
+        n->port = free_port();
+        snprintf(n->address, sizeof n->address, "127.0.0.1:%d", n->port);
+        snprintf(n->url, sizeof n->url, "http://%s", n->address);
+        all = text("%s%slocalhost:%d", all, i ? "," : "", n->port);
+    }
+    for (int i = 0; i < 3; i++) {
+        c->nodes[i].options[3] = all;
+        node_start(c, i);
+    }
+    cluster_await(c, 3, 40);
+    keys_are_everywhere(300, c);
+    cluster_stop(c);
+}
+END_TEST
+
+START_TEST(test_two_that_moved_in_turn_serve_without_the_third)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", 300, c->nodes[0].url);
+    for (int i = 1; i < 3; i++) {
+        struct node *n = &c->nodes[i];
+        double epoch = status_number(&c->nodes[0], "epoch");
+        node_kill(c, i);
+        n->port = free_port();
+        snprintf(n->address, sizeof n->address, "127.0.0.1:%d", n->port);
+        snprintf(n->url, sizeof n->url, "http://%s", n->address);
+        node_start(c, i);
+        AWAIT(status_number(&c->nodes[0], "epoch") > epoch && cluster_settled(c, 3), 40);
+    }
+    node_kill(c, 0);
+    for (int i = 1; i < 3; i++) { /* they know each other from the view */
+        node_kill(c, i);
+        node_start(c, i);
+    }
+    AWAIT(node_healthy(&c->nodes[1]) && node_healthy(&c->nodes[2]), 40);
+    for (int i = 1; i < 3; i++)
+        ck_assert_int_eq(put(c->nodes[i].url, text("/after%d", i), "v").status, 201);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_two_of_five_that_are_declared_lost_are_given_up)
 {
     struct cluster *c = behind_nginx(5, NULL);
@@ -1878,6 +1963,9 @@ int main(void)
         {"moves", test_a_change_goes_on_when_the_coordinator_dies},
         {"moves", test_a_node_that_missed_many_views_follows_them},
         {"moves", test_a_disk_lost_five_times_in_a_row_costs_no_request},
+        {"moves", test_nodes_with_one_command_line_make_one_cluster},
+        {"moves", test_a_cluster_whose_nodes_all_move_serves_again},
+        {"moves", test_two_that_moved_in_turn_serve_without_the_third},
         {"moves", test_two_of_five_that_are_declared_lost_are_given_up},
         {"moves", test_one_of_three_makes_a_new_cluster_of_its_data},
         {"moves", test_a_listing_is_complete_while_data_moves},
