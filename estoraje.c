@@ -995,7 +995,7 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
         if (!p->entries)
             die("out of memory");
     }
-    e = allocate(sizeof *e + bytes);
+    e = allocate(offsetof(struct entry, key) + bytes);
     e->key_bytes = (uint16_t)bytes;
     memcpy(e->key, key, bytes);
     memmove(p->entries + at + 1, p->entries + at, (p->count - at) * sizeof *p->entries);

@@ -193,14 +193,13 @@ measure() {
     p99=$(awk "BEGIN { printf \"%.2f\", $p99 / 1000 }")
 }
 
-# fill KEYS BYTES: until the store has as many.
+# fill KEYS BYTES: until the store has as many, three times.
 fill() {
-    local had job
-    had=$(metric 'estoraje_keys ')
+    local job
     (wrk_run exec estoraje fill "$1" "$2" 63 600 "${nodes# }") >/dev/null &
     job=$!
     for _ in {1..3000}; do
-        [ "$(metric 'estoraje_keys ')" -lt $((had + 3 * $1)) ] || break
+        [ "$(metric 'estoraje_keys ')" -lt $((3 * $1)) ] || break
         sleep 0.2
     done
     kill $job 2>/dev/null || true
@@ -295,12 +294,6 @@ for way in direct nginx; do
 done
 measure estoraje get 1 100 64 "$SECONDS_PER_CELL" "$bare_port" "$bare_pid"
 print GET - 100 64 bare "$rate" "$p50" "$p99" "$us" "   libmicrohttpd alone, one process"
-fill "$MANY" 100
-for operation in PUT GET; do
-    row $operation "$MANY" 100 64 direct alone
-done
-keys=$(metric 'estoraje_keys ')
-resident=$(metric process_resident_memory_bytes)
 for operation in PUT GET; do
     row $operation 1000 4096 64 direct
 done
@@ -312,4 +305,10 @@ for connections in 20 64; do # etcd takes no such values
         row $operation 60 1048576 $connections direct alone
     done
 done
-echo "memory: $((resident / 1048576)) MiB resident for $keys copies of keys, $((resident / keys)) bytes each"
+resident=$(metric process_resident_memory_bytes)
+fill "$MANY" 100
+for operation in PUT GET; do
+    row $operation "$MANY" 100 64 direct alone
+done
+grown=$(($(metric process_resident_memory_bytes) - resident))
+echo "memory: $((grown / 3 / (MANY - KEYS))) bytes for each more of $MANY keys of 9 bytes"
