@@ -3298,6 +3298,21 @@ START_TEST(test_two_thousand_idle_connections_leave_the_others_served)
 }
 END_TEST
 
+START_TEST(test_nginx_lets_go_of_who_sends_half_a_request_and_no_more)
+{
+    int port = port_of(NGINX), head = raw_connect(port), body = raw_connect(port);
+    raw_print(head, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Le", own("k"));
+    raw_print(body, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf", own("k"));
+    ck_assert(raw_closed(head, 15));
+    ck_assert(raw_closed(body, 15));
+    close(head);
+    close(body);
+    has_none(NGINX, own("k"));
+    struct response r = http(at(NGINX), "GET", own("k"), NULL, NULL, 0);
+    ck_assert_str_eq(header(&r, "Server"), "nginx");
+}
+END_TEST
+
 START_TEST(test_half_sent_requests_leave_the_others_served)
 {
     enum { HALF = 300 };
@@ -3552,6 +3567,7 @@ static const struct entry *entries(size_t *count)
     ONCE("secret", test_nodes_talk_tls);
     ONCE("clients", test_two_thousand_idle_connections_leave_the_others_served);
     EACH("clients", test_half_sent_requests_leave_the_others_served);
+    ONCE("clients", test_nginx_lets_go_of_who_sends_half_a_request_and_no_more);
     EACH("clients", test_a_slow_body_is_stored);
     EACH("clients", test_a_client_that_leaves_in_the_middle_stores_nothing);
     EACH("clients", test_clients_that_leave_in_mid_answer_hurt_nobody);
