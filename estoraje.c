@@ -48,6 +48,7 @@
 #include <gnutls/gnutls.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/tcp.h>
 #include <microhttpd.h>
 #include <netdb.h>
 #include <poll.h>
@@ -221,7 +222,8 @@ static void *bytes_extend(struct bytes *b, size_t count)
 
 static void bytes_reserve(struct bytes *b, size_t count)
 {
-    bytes_extend(b, count);
+    if (count)
+        bytes_extend(b, count);
     b->count -= count;
 }
 
@@ -4512,6 +4514,8 @@ enum {
     BATCH_UNIT = 10000, /* records that are counted as one second, in a histogram */
     SECRET_BYTES_MIN = 16,
     TURN_BYTES_MAX = 8 << 20,
+    CLIENTS_MIN = 256,
+    CLIENTS_SPARE = 32, /* places for who comes, until an idle one has gone */
 };
 
 struct options {
@@ -4533,8 +4537,11 @@ struct server {
     bool told_ready; /* to the service manager */
     char *secret;    /* null: none */
     /* Calls: of those in `arriving` a part is there, of those in `whole` all. */
-    LIST_HEAD(calls, call) arriving, whole, suspended;
-    uint64_t swept_at; /* when it was last looked whose clients had left */
+    LIST_HEAD(calls, call) arriving, whole, suspended, sending;
+    TAILQ_HEAD(, connection) idle; /* connections without a request, the longest first */
+    uint64_t clients_count, clients_max;
+    uint64_t refused_at; /* when there was no memory for something last */
+    uint64_t swept_at;   /* when it was last looked whose clients had left */
     uint64_t calls_count;
     uint64_t turn_bytes; /* of values that are read in this turn of the loop */
     uint64_t answers[METHODS][CODES];
@@ -5024,6 +5031,7 @@ enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL, ROUTE_NODE };
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define HOLD_TIME   MS             /* mail and the log's batch wait so long for more */
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
+#define STALL_TIME  (3 * SECOND) /* so long a client may stand still while others need its memory */
 
 /* What a query says; 0: nothing. */
 struct query {
@@ -5043,11 +5051,12 @@ struct call {
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
     int method, route; /* indexes in methods and routes */
     bool close, restic, json;
-    uint64_t started;  /* when its headers were there; 0: they are not */
-    struct bytes body; /* of the request, later of the answer */
-    uint64_t unsent;   /* what an answer to HEAD does without */
-    bool under_way;    /* it is in server->calls_count */
-    bool forgets;      /* a write that its client does not repeat once it was answered */
+    uint64_t started;         /* when its headers were there; 0: they are not */
+    struct bytes body;        /* of the request, later of the answer */
+    uint64_t unsent;          /* what an answer to HEAD does without */
+    uint64_t moved, moved_at; /* bytes that its client sent or took, and when it last did */
+    bool under_way;           /* it is in server->calls_count */
+    bool forgets;             /* a write that its client does not repeat once it was answered */
     struct bytes key;
     struct query query;
     struct message m;                        /* the request as the core takes it */
@@ -5131,7 +5140,7 @@ static void call_move(struct call *c, struct calls *to)
 
 static enum MHD_Result call_send(struct call *c)
 {
-    call_move(c, NULL);
+    call_move(c, &c->server->sending);
     c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
     if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
@@ -5449,7 +5458,11 @@ static bool call_reserve(struct call *c, uint64_t bytes)
     if (c->body.count + bytes > most)
         return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", most);
     uint64_t small = bytes > PARCEL_BYTES ? 0 : bytes_limit / 8; /* these may have more */
-    if (c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small)
+    bool full =
+        c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small;
+    if (full)
+        c->server->refused_at = c->server->node->now;
+    if (full)
         return call_tell(c, 503, "overloaded: too much is in flight");
     bytes_reserve(&c->body, bytes);
     return true;
@@ -5763,6 +5776,9 @@ static void call_begin(struct call *c, const char *method, const char *version)
         call_tell(c, 503, "this node is stopping");
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
         call_tell(c, 503, "%s", unhealthy(c->server));
+    else if (fine && c->server->clients_count + CLIENTS_SPARE / 2 > c->server->clients_max &&
+             !routes[c->route].path) /* what is left is for peers, and for who looks after it */
+        c->close = !call_tell(c, 503, "overloaded: too many connections");
 }
 
 /* --- a reply becomes a response --- */
@@ -5920,14 +5936,20 @@ static void http_reply(struct node *n, void *client, const struct message *m)
 static bool http_room(struct node *n, uint64_t bytes)
 {
     struct server *s = n->world;
-    bool room = bytes_held + bytes <= bytes_limit && s->turn_bytes < TURN_BYTES_MAX;
+    bool full = bytes_held + bytes > bytes_limit, room = !full && s->turn_bytes < TURN_BYTES_MAX;
+    s->refused_at = full ? n->now : s->refused_at;
     s->turn_bytes += room ? bytes : 0;
     return room;
 }
 
+static int connection_file(struct MHD_Connection *connection)
+{
+    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+}
+
 static int call_file(const struct call *c)
 {
-    return MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    return connection_file(c->connection);
 }
 
 /* Whether the client sends no more: it closed its sending side, or left. */
@@ -5949,6 +5971,31 @@ static bool http_left(struct node *n, void *client)
     return c->server->draining || (asks && send(call_file(c), interim, strlen(interim), flags) < 0);
 }
 
+/* Who holds memory that others are refused, and has not moved for a while, is let go: one at a time,
+ * the one that holds most. */
+static void calls_let_go(struct server *s)
+{
+    struct calls *lists[] = {&s->arriving, &s->sending};
+    struct call *c, *worst = NULL;
+    for (int i = 0; i < 2 && s->refused_at + SECOND > s->node->now; i++) {
+        LIST_FOREACH(c, lists[i], place)
+        {
+            struct tcp_info tcp = {0};
+            socklen_t bytes = sizeof tcp;
+            getsockopt(call_file(c), IPPROTO_TCP, TCP_INFO, &tcp, &bytes);
+            uint64_t moved = 1 + tcp.tcpi_bytes_acked + tcp.tcpi_bytes_received;
+            if (moved != c->moved)
+                c->moved_at = s->node->now;
+            c->moved = moved;
+            if (c->moved_at + STALL_TIME < s->node->now &&
+                (!worst || c->body.capacity > worst->body.capacity))
+                worst = c;
+        }
+    }
+    if (worst)
+        shutdown(call_file(worst), SHUT_RDWR);
+}
+
 /* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge,
  * and that came together with the last bytes. */
 static void calls_sweep(struct server *s)
@@ -5960,6 +6007,7 @@ static void calls_sweep(struct server *s)
             shutdown(call_file(c), SHUT_RDWR);
     }
     s->swept_at = s->node->now;
+    calls_let_go(s);
 }
 
 /* --- libmicrohttpd's side --- */
@@ -6009,6 +6057,48 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
     return MHD_YES;
 }
 
+/* A connection. When places get scarce, the one that has been without a request longest goes. */
+struct connection {
+    TAILQ_ENTRY(connection) place; /* in server->idle, unless it is busy */
+    struct MHD_Connection *connection;
+    uint64_t
+        answered; /* version of a write that is not repeated once its answer has come; 0: none */
+    bool busy;    /* with a request whose headers are there, or told to go */
+};
+
+static struct connection *connection_client(struct MHD_Connection *connection)
+{
+    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+}
+
+static void client_take(struct server *s, struct connection *client)
+{
+    if (!client->busy)
+        TAILQ_REMOVE(&s->idle, client, place);
+    client->busy = true;
+}
+
+/* A connection begins, or ends. */
+static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
+                            enum MHD_ConnectionNotificationCode what)
+{
+    struct server *s = cls;
+    struct connection *client = *context, *oldest = TAILQ_FIRST(&s->idle);
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        client_take(s, client);
+        s->clients_count--;
+        free(client);
+        return;
+    }
+    client = *context = allocate(sizeof *client);
+    client->connection = connection;
+    TAILQ_INSERT_TAIL(&s->idle, client, place);
+    if (++s->clients_count + CLIENTS_SPARE > s->clients_max && oldest) {
+        client_take(s, oldest);
+        shutdown(connection_file(oldest->connection), SHUT_RDWR);
+    }
+}
+
 /* Called with the headers, then with each piece of the body, then when all is there: first answers in
  * the first call would close the connection. */
 static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection, const char *url,
@@ -6017,9 +6107,10 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
 {
     struct call *c = *arg;
     size_t count = *bytes;
-    (void)cls, (void)url, (void)connection;
+    (void)cls, (void)url;
     *bytes = 0;
     if (!c->started) {
+        client_take(c->server, connection_client(connection));
         call_begin(c, method, version);
         return c->close ? call_send(c) : MHD_YES;
     }
@@ -6032,32 +6123,15 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     return MHD_YES;
 }
 
-/* With each connection goes the version of the write that was answered last, and is not repeated once
- * the answer has come; 0: none. */
-static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
-                            enum MHD_ConnectionNotificationCode what)
-{
-    (void)cls, (void)connection;
-    if (what == MHD_CONNECTION_NOTIFY_STARTED)
-        *context = allocate(sizeof(uint64_t));
-    else
-        free(*context);
-}
-
-static uint64_t *connection_answered(struct MHD_Connection *connection)
-{
-    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
-}
-
 /* A request begins. Who sends the next one on a connection has had the answer before it, as it promised
  * to send no second one earlier (R35). The URI before libmicrohttpd takes it apart: it would cut it at
  * %00, and let anything follow a %. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
     struct call *c = allocate(sizeof *c);
-    uint64_t *answered = connection_answered(connection);
-    node_delivered(((struct server *)cls)->node, *answered);
-    *answered = 0;
+    struct connection *client = connection_client(connection);
+    node_delivered(((struct server *)cls)->node, client->answered);
+    client->answered = 0;
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
     if (*uri != '/')
         sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
@@ -6075,11 +6149,15 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 {
     struct server *s = cls;
     struct call *c = *arg;
+    struct connection *client = connection_client(connection);
     if (!c)
         return;
     call_move(c, NULL);
+    client_take(s, client);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        *connection_answered(connection) = c->m.version;
+        client->answered = c->m.version;
+    client->busy = false;
+    TAILQ_INSERT_TAIL(&s->idle, client, place);
     s->calls_count -= c->under_way;
     if (c->started && c->route != ROUTE_MAIL) {
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
@@ -6303,13 +6381,17 @@ static void server_listen(struct server *s)
                                    {MHD_OPTION_END, 0, NULL}};
     unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (o->tls_cert ? MHD_USE_TLS : 0) |
                      (address.ss_family == AF_INET6 ? MHD_USE_DUAL_STACK : 0);
+    /* A quarter of the memory is for connections, and half of the files. */
+    s->clients_max = max_u64(bytes_limit / 4 / (2 * HEAD_BYTES_MAX), CLIENTS_MIN);
+    s->clients_max = min_u64(min_u64(s->clients_max, CALLS_MAX), files.rlim_cur / 2);
+    TAILQ_INIT(&s->idle);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
         MHD_OPTION_NOTIFY_CONNECTION, http_connection, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)min_u64(CALLS_MAX, files.rlim_cur / 2), MHD_OPTION_CONNECTION_TIMEOUT, 75u,
-        o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+        (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->clients_max,
+        MHD_OPTION_CONNECTION_TIMEOUT, 75u, o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
+        MHD_OPTION_END);
     if (s->daemon)
         return;
     say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);

@@ -14,9 +14,7 @@ static struct {
 } fields[FIELDS_MAX];
 static int fields_count, answered_status;
 static char buffer[1 << 16]; /* as libmicrohttpd's, where two NULs stand for a line's end */
-static union MHD_ConnectionInfo header_size;
-static uint64_t answered_version;
-static union MHD_ConnectionInfo with_connection = {.socket_context = &answered_version};
+static union MHD_ConnectionInfo header_size, its_client;
 
 static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                               const char *name);
@@ -26,8 +24,7 @@ static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kin
 #define MHD_lookup_connection_value field_find
 #define MHD_get_connection_values_n fields_each
 #define MHD_get_connection_info(connection, kind)                                                  \
-    ((void)(connection),                                                                           \
-     (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &with_connection : &header_size)
+    ((void)(connection), (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &its_client : &header_size)
 #define MHD_suspend_connection(connection)
 #define MHD_resume_connection(connection)
 #define MHD_queue_response(connection, status, response) (answered_status = (int)(status), MHD_YES)
@@ -81,10 +78,17 @@ static void begin(void)
     lone_accept(&lone, b, "dir/b", "");
     lone_accept(&lone, b, "dir/gone", NULL);
     lone_settle(&lone);
+    void *context = NULL;
     server.node = n;
+    server.clients_max = CLIENTS_MIN;
     n->world = &lone;
     server.options.max_value = 1 << 20;
     server.options.memory = 1 << 20;
+    if (its_client.socket_context)
+        return;
+    TAILQ_INIT(&server.idle);
+    http_connection(&server, NULL, &context, MHD_CONNECTION_NOTIFY_STARTED);
+    its_client.socket_context = context;
 }
 
 /* Cuts the next line off. */
@@ -177,7 +181,7 @@ static void request_do(char *text)
         check(line, c);
     http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);
     assert(server.calls_count == 0 && LIST_EMPTY(&server.arriving) && LIST_EMPTY(&server.whole) &&
-           LIST_EMPTY(&server.suspended));
+           LIST_EMPTY(&server.suspended) && LIST_EMPTY(&server.sending));
 }
 
 static void parsers_try(const char *text)

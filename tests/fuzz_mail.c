@@ -242,7 +242,7 @@ static void index_check(const struct node *n)
         }
     }
     for (size_t e = 0; e < n->views_count; e++)
-        live += view_bytes(n->views[e]);
+        live += sizeof(struct message) + view_bytes(n->views[e]);
     assert(count == n->keys && bytes == n->value_bytes && live == n->log.live_bytes);
 }
 

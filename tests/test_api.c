@@ -3298,6 +3298,58 @@ START_TEST(test_two_thousand_idle_connections_leave_the_others_served)
 }
 END_TEST
 
+/* More connections than there are places for: the longest idle ones go, and who asks is answered. */
+START_TEST(test_idle_connections_make_place_for_others)
+{
+    enum { IDLE = 700 };
+    struct cluster *c = cluster_start(1, (const char *const[]){"--memory", "16M", NULL});
+    const char *url = c->nodes[0].url;
+    int fds[IDLE], closed = 0;
+    for (int i = 0; i < IDLE; i++)
+        fds[i] = raw_connect(c->nodes[0].port);
+    http_fresh = true;
+    for (int i = 0; i < 20; i++) {
+        struct response r = put(url, text("/k%d", i), "v");
+        ck_assert_int_eq(r.status, 201);
+        ck_assert_double_lt(r.seconds, slowness());
+        ck_assert_int_eq(status_of(url, "GET", "/_health", NULL, NULL), 200);
+    }
+    http_fresh = false;
+    AWAIT(raw_closed(fds[0], 0), 5);
+    for (int i = 0; i < IDLE; i++)
+        closed += raw_closed(fds[i], 0);
+    ck_assert_int_ge(closed, IDLE - 256);
+    ck_assert(!raw_closed(fds[IDLE - 1], 0));
+    for (int i = 0; i < IDLE; i++)
+        close(fds[i]);
+    cluster_stop(c);
+}
+END_TEST
+
+/* Those that move keep their turn. */
+START_TEST(test_who_holds_much_and_stands_still_is_let_go_while_others_wait)
+{
+    enum { STALLED = 4, SIZE = 3 << 20 };
+    struct cluster *c = cluster_start(1, (const char *const[]){"--memory", "10M", NULL});
+    const char *url = c->nodes[0].url;
+    char *value = letters(SIZE);
+    int fds[STALLED];
+    for (int i = 0; i < STALLED; i++) {
+        fds[i] = raw_connect(c->nodes[0].port);
+        raw_print(fds[i], "PUT /half%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", i, SIZE);
+        raw_send(fds[i], value, 1000);
+    }
+    AWAIT(node_metric(&c->nodes[0], "estoraje_http_requests_in_flight") >= STALLED, 5);
+    ck_assert_int_eq(put(url, "/k", value).status, 503);
+    AWAIT(put(url, "/k", value).status / 100 == 2, 10);
+    struct response r = get(url, "/k");
+    ck_assert(body_is(&r, value, SIZE));
+    for (int i = 0; i < STALLED; i++)
+        close(fds[i]);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_nginx_lets_go_of_who_sends_half_a_request_and_no_more)
 {
     int port = port_of(NGINX), head = raw_connect(port), body = raw_connect(port);
@@ -3567,6 +3619,8 @@ static const struct entry *entries(size_t *count)
     ONCE("secret", test_nodes_talk_tls);
     ONCE("clients", test_two_thousand_idle_connections_leave_the_others_served);
     EACH("clients", test_half_sent_requests_leave_the_others_served);
+    ONCE("clients", test_idle_connections_make_place_for_others);
+    ONCE("clients", test_who_holds_much_and_stands_still_is_let_go_while_others_wait);
     ONCE("clients", test_nginx_lets_go_of_who_sends_half_a_request_and_no_more);
     EACH("clients", test_a_slow_body_is_stored);
     EACH("clients", test_a_client_that_leaves_in_the_middle_stores_nothing);
