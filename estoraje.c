@@ -6434,8 +6434,7 @@ static void server_turn(struct server *s)
     int tick_ms = node_is_restless(s->node) ? 1 : TICK_MS; /* not each turn: a tick looks at much */
     int events = 0;
     curl_multi_poll(s->multi, files, 2, ready || s->held_at ? 0 : tick_ms, &events);
-    s->node->now = clock_us(CLOCK_MONOTONIC);
-    s->node->wall = clock_us(CLOCK_REALTIME);
+    node_time(s->node, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     s->turn_bytes = 0;
     disk_events(s);
     for (int runs = 0; runs == 0 || (runs < MHD_RUNS_MAX && s->resumed); runs++) {
