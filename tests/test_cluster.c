@@ -1626,7 +1626,8 @@ START_TEST(test_the_log_does_not_grow_without_bound)
     enum { KEYS = 24, SIZE = 1 << 20, ROUNDS = 16 };
     struct cluster *c = cluster_start(1, NULL);
     const struct node *n = &c->nodes[0];
-    char *value = malloc(SIZE);
+    char *value = malloc(SIZE), *large = calloc(1, 30 * SIZE);
+    ck_assert_int_eq(http(n->url, "PUT", "/large", NULL, large, 30 * SIZE).status, 201);
     for (int i = 0; i < 20; i++)
         ck_assert_int_eq(put(n->url, text("/gone%d", i), "v").status, 201);
     for (int i = 0; i < 20; i++)
@@ -1640,6 +1641,7 @@ START_TEST(test_the_log_does_not_grow_without_bound)
         }
         if (round == ROUNDS / 2) { /* in the middle of cleaning, most likely */
             node_kill(c, 0);
+            c->nodes[0].options[0] = "--max-value=1M"; /* what is larger has to be copied, too */
             node_start(c, 0);
             AWAIT(node_healthy(n), 30);
         }
@@ -1659,6 +1661,9 @@ START_TEST(test_the_log_does_not_grow_without_bound)
             ck_assert_msg(r.status == 200 && body_is(&r, value, SIZE), "%d", r.status);
             response_free(&r);
         }
+        struct response r = get(n->url, "/large");
+        ck_assert(r.status == 200 && body_is(&r, large, 30 * SIZE));
+        response_free(&r);
         for (int i = 0; i < 20; i++)
             ck_assert_int_eq(status_of(n->url, "GET", text("/gone%d", i), NULL, NULL), 404);
         node_kill(c, 0);
