@@ -1739,7 +1739,7 @@ static void op_choose_retry_key(struct op *op)
     if (dice < 200)
         time -= below(sim_memory);
     else if (dice < 300)
-        time += below(200 * MS);
+        time += below(100 * MS);
     else if (dice < 400)
         op->first_try = time;
     if (dice >= 300 && dice < 500)
@@ -2852,14 +2852,14 @@ static void plan_make(const struct mix *mix)
     sim_memory = chance(700) ? between(3, 8) * SECOND : 60 * SECOND;
     if (mix->shape)
         mix->shape(p);
+    bool jumps = p->weight[CLOCK] || p->weight[JUMP];
     p->mortal = !p->weight[FAR_CLOCK] && !p->weight[JUMP] && !p->restart_at_once;
-    sim_margin = 200 * MS + (p->weight[CLOCK] || p->weight[JUMP] ? p->skew : 0);
-    sim_memory = max_u64(
-        sim_memory, 2 * sim_margin + (p->weight[CLOCK] || p->weight[JUMP] ? p->skew + SECOND : 0));
-    p->think =
-        max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
     /* They drift, too, until the last reads: at most 0.1 ms in a second. */
     w.clock_error_max = p->skew + MS + (p->fault_time + 200 * SECOND) / 10000;
+    sim_margin = 100 * MS + w.clock_error_max; /* a client's clock is right, but for the first */
+    sim_memory = max_u64(sim_memory, 2 * sim_margin + (jumps ? p->skew + SECOND : 0));
+    p->think =
+        max_u64(p->think, p->clients * p->fault_time / (p->keys * 1500)); /* for the checker */
 }
 
 static void keys_make(void)
@@ -3297,7 +3297,7 @@ static struct node *hand_node(struct bytes *disk)
         struct view view;
         struct member members[3];
     } first = {{1, 77, 3, 3}, {{.id = 10}, {.id = 20}, {.id = 30}}};
-    struct node *n = node_new(10, 1, "h0", &by_hand, disk);
+    struct node *n = node_new(10, 1, "h", &by_hand, disk);
     node_time(n, 1000 * SECOND, WALL_AT_START);
     n->log.room = 1 << 30;
     for (int i = 0; i < 3; i++) {
@@ -3504,7 +3504,7 @@ static void hand_beat(struct node *n, uint64_t from, bool complete)
     struct heartbeat beat = {.heard = {10, 20, 30, 40}};
     struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     memset(beat.complete, complete ? 0xff : 0, sizeof beat.complete);
-    m.key_bytes = 2;
+    m.key_bytes = from == 40 ? 2 : 1; /* as in the view */
     m.status = 1;
     hand_mail(n, from, &m, &(struct body){.key = "h9", .value = &beat});
 }
@@ -3552,9 +3552,6 @@ static bool hand_asks(struct node *n, const struct message *head, struct bytes *
     m.partition = key_partition("k", 1);
     m.key_bytes = 1;
     hand_status = 0;
-    hand_beat(n, 20, true);
-    hand_beat(n, 30, true);
-    hand_ticks(n, 10 * MS); /* it has a lease now */
     node_request(n, NULL, &m, &(struct body){.key = "k", .value = "1"}, 0);
     node_run(n);
     return hand_told(n, 20, M_PREPARE, prepare);
@@ -3757,6 +3754,7 @@ static bool hand_a_dead_joiner_stays_one(struct node *n)
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].differs = 0;
     hand_beat(n, 40, true);
+    n->now += 2 * n->lease;
     for (int i = 0; i < 12; i++) {
         hand_beat(n, 20, i > 6);
         hand_beat(n, 30, i > 6);
@@ -3854,6 +3852,11 @@ static bool by_hand(const struct mutant *m)
     hand_ahead = 0;
     sim_memory = 4 * SECOND;
     sim_margin = 200 * MS;
+#ifdef MUTATIONS
+    hand_beat(n, 20, true);
+    hand_beat(n, 30, true);
+    hand_ticks(n, 10 * MS); /* it has a lease, and so a time of its own */
+#endif
     bool holds = m->holds(n);
     node_free(n);
     bytes_free(&disk);
