@@ -4824,21 +4824,10 @@ static void print_status(struct bytes *out, const struct server *s)
     bytes_print(out, "}\n");
 }
 
-/* Whether another member lives where it was: it is the same machine, with an empty disk. */
-static bool member_is_replaced(const struct node *n, uint32_t index)
-{
-    const struct peer *old = n->member_peer[index];
-    bool replaced = false;
-    for (uint32_t i = 0; i < members_count(n); i++)
-        replaced |= peer_is_live(n, n->member_peer[i]) && !peer_is_live(n, old) &&
-                    strcmp(n->member_peer[i]->address, old->address) == 0;
-    return replaced;
-}
-
 static void print_nodes(struct bytes *out, const struct server *s)
 {
     for (uint32_t i = 0; i < members_count(s->node); i++)
-        if (s->node->view->members[i].state == MEMBER_UP && !member_is_replaced(s->node, i))
+        if (s->node->view->members[i].state == MEMBER_UP)
             bytes_print(out, "%s\n", s->node->member_peer[i]->address);
 }
 
@@ -4915,7 +4904,8 @@ static void print_peers(struct bytes *out, const struct node *n)
             double values[] = {peer_is_live(n, p), (double)p->clock_offset / 1e6, p->messages_in,
                                p->messages_out};
             char labels[128];
-            if (p == n->self_peer || member_is_replaced(n, i))
+            /* Who is replaced leaves, and another may have its address, which is the label, already. */
+            if (p == n->self_peer || n->view->members[i].state >= MEMBER_LEAVING)
                 continue;
             snprintf(labels, sizeof labels, "{peer=\"%s\"%s}", p->address, rows[row].more);
             print_sample(out, rows[row].name, labels, values[row]);
@@ -6580,8 +6570,10 @@ static void options_check(struct options *o)
     uint64_t places = o->join ? 1 : 0;
     for (const char *at = o->join; at && (at = strchr(at, ',')); at++)
         places++;
-    if (o->bootstrap_expect && (o->bootstrap || places > o->bootstrap_expect))
-        error(2, 0, "--bootstrap-expect needs the number of all nodes in --join, no --bootstrap");
+    /* Or more nodes than these could make two clusters of them. The list may leave this node out. */
+    bool exact = places == o->bootstrap_expect || places + 1 == o->bootstrap_expect;
+    if (o->bootstrap_expect && (o->bootstrap || !exact))
+        error(2, 0, "--bootstrap-expect N needs all N nodes in --join, and no --bootstrap");
     if (strlen(o->zone) >= ZONE_BYTES || !text_is_plain(o->zone, strlen(o->zone), false))
         error(2, 0, "--zone has at most 15 bytes, without quotes");
     if (!o->tls_cert != !o->tls_key || !o->tls_cert != !o->tls_ca)

@@ -2663,6 +2663,10 @@ START_TEST(test_wrong_usage_is_2_and_says_why)
     char *data = fresh("data"), *port = text("127.0.0.1:%d", free_port());
     char *lines[] = {
         text("--no-such-option"),
+        text("--listen %s --data %s --force-new-cluster", port, data),
+        text("--listen %s --data %s --bootstrap-expect 3", port, data),
+        text("--listen %s --data %s --bootstrap-expect 1 --bootstrap", port, data),
+        text("--listen %s --data %s --bootstrap-expect 2 --join a:1,b:1,c:1", port, data),
         text("--listen"),
         text("--listen nonsense --data %s --bootstrap", data),
         text("--listen %s --data %s --bootstrap --replicas x", port, data),
@@ -2683,7 +2687,7 @@ START_TEST(test_wrong_usage_is_2_and_says_why)
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct output o = run(10, "exec %s %s", binary(), lines[i]);
-        ck_assert_msg(o.status == 2 || (i >= 14 && o.status == 1), "%s: %d %s", lines[i], o.status,
+        ck_assert_msg(o.status == 2 || (i >= 18 && o.status == 1), "%s: %d %s", lines[i], o.status,
                       o.text);
         ck_assert_uint_gt(strlen(o.text), 10);
     }
@@ -2781,11 +2785,30 @@ START_TEST(test_help_names_every_option)
 {
     struct output o = run(10, "exec %s --help", binary());
     ck_assert_int_eq(o.status, 0);
-    static const char *const options[] = {
-        "--listen",    "--advertise",   "--data",     "--bootstrap",   "--join",      "--replicas",
-        "--zone",      "--weight",      "--lease",    "--evict-after", "--max-value", "--memory",
-        "--sync",      "--secret-file", "--insecure", "--tls-cert",    "--tls-key",   "--tls-ca",
-        "--log-level", "--help",        "--version",  "ESTORAJE_"};
+    static const char *const options[] = {"--listen",
+                                          "--advertise",
+                                          "--data",
+                                          "--bootstrap",
+                                          "--join",
+                                          "--replicas",
+                                          "--zone",
+                                          "--weight",
+                                          "--lease",
+                                          "--evict-after",
+                                          "--max-value",
+                                          "--memory",
+                                          "--sync",
+                                          "--secret-file",
+                                          "--insecure",
+                                          "--tls-cert",
+                                          "--tls-key",
+                                          "--tls-ca",
+                                          "--log-level",
+                                          "--help",
+                                          "--version",
+                                          "ESTORAJE_",
+                                          "--bootstrap-expect",
+                                          "--force-new-cluster"};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++)
         ck_assert_msg(strstr(o.text, options[i]) != NULL, "no %s in %s", options[i], o.text);
     o = run(10, "exec %s --version", binary());

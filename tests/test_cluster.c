@@ -971,6 +971,10 @@ START_TEST(test_two_of_five_that_are_declared_lost_are_given_up)
           20); /* or a lease runs */
     ck_assert_int_eq(declare_lost(&c->nodes[0], node_id(&c->nodes[1])), 409);
     ck_assert_int_eq(declare_lost(&c->nodes[0], "0123456789abcdef"), 404);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k?lost=true", "v").status, 400);
+    ck_assert_int_eq(
+        status_of(c->nodes[0].url, "DELETE", text("/_nodes/%s?lost=maybe", third), NULL, NULL),
+        400);
     ck_assert_int_eq(declare_lost(&c->nodes[0], text("%s;%s", third, fourth)), 404);
     cluster_await(c, 3, 60);
     keys_are_everywhere(1000, c);

@@ -2461,14 +2461,14 @@ START_TEST(test_consistency_all_is_503_at_once_when_an_owner_is_away)
 }
 END_TEST
 
-/* Of two members at one address the one that is not live was there before. */
+/* Of two members at one address the one that leaves was there before: it is replaced. */
 START_TEST(test_who_lost_its_disk_is_told_once)
 {
     peers_begin(2, 3);
     struct server s = {.node = l.node};
     struct bytes out = {0};
     strcpy(l.node->member_peer[2]->address, l.node->member_peer[1]->address);
-    l.node->member_peer[1]->heard_at = 0;
+    l.node->view->members[1].state = MEMBER_LEAVING;
     print_nodes(&out, &s);
     print_peers(&out, l.node);
     bytes_append(&out, "", 1);
