@@ -103,7 +103,7 @@ enum {
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
-    LARGE_BYTES_MAX = 8 << 20,    /* values of this node's large writes under way; others wait */
+    LARGE_BYTES_MAX = 2 << 20,    /* values of this node's large writes under way; others wait */
     RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
     DUELS_FIRST = 1,              /* the same of the time that a refused round waits: at the */
     DUELS_OTHER = 7,              /* partition's first live owner, and elsewhere */
