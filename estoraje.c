@@ -312,7 +312,7 @@ static bool text_is_plain(const char *text, size_t bytes, bool address)
  * the answer to a client. A record is an accept message; the log holds accepts as they came, and to
  * send a record again is to copy it. Little-endian, as the machine is.
  *
- *    0 check        halves of XXH3 of bytes 16 to the value, and of the rest; of records only
+ *    0 check        halves of XXH3 of bytes 16 to the value, and of the rest; in the log only
  *    8 op           the proposer's name for its operation, echoed in answers; 0: a pull's accept
  *   16 bytes        of the whole message, a multiple of 8
  *   20 type, flags, partition (u8, u8, u16)
@@ -757,8 +757,10 @@ static uint64_t node_random(struct node *n)
  *
  * An endless stream of bytes; an LSN is a position in it. The disk (chapter 18) holds its end in
  * files. One batch is in flight at a time, so that a batch is written only when all before it is
- * durable. Hence at start: a damaged batch with a whole one after it was durable once, and is
- * corruption; damage with nothing after it is a torn tail.
+ * durable. Hence at start: a damaged batch with another one after it was durable once, and is
+ * corruption; damage with nothing after it is a torn tail. A corrupt batch is read message by message:
+ * a value that fails its checksum is a damaged record of that key, which other owners have; what cannot
+ * be told apart makes the node begin anew.
  *
  *    0 magic    "eLg2"
  *    4 bytes    of the batch, header included, a multiple of 8
@@ -767,7 +769,7 @@ static uint64_t node_random(struct node *n)
  *   24 first    where the log began when it was written; nothing below is needed
  *   32 id       of the node whose log it is
  *   40 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP, M_LOST (a record that is
- *      damaged: what the index knew of it)
+ *      damaged: what the index knew of it); each has its check
  */
 
 #define LOG_MAGIC 0x32674c65u
@@ -799,8 +801,7 @@ static uint64_t log_append(struct node *n, const struct message *head, const str
     uint64_t lsn = log_end(n);
     struct message *m = message_append(&log->pending, head, body);
     log->pending_entries++;
-    if (m->type == M_ACCEPT)
-        m->check = message_check(m, true);
+    m->check = message_check(m, true);
     return lsn;
 }
 
@@ -4094,6 +4095,42 @@ static const void *window_at(struct node *n, struct bytes *window, uint64_t *bas
     return window->data + (lsn - *base);
 }
 
+/* Replays a batch message by message. False: it is damaged, and what is in it cannot be told apart. A
+ * value alone may be damaged, of a record: others have it, too. */
+static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
+{
+    for (size_t i = sizeof *h; i < h->bytes;) {
+        const struct message *m = message_parse((const uint8_t *)h + i, h->bytes - i);
+        assert(m || !sound); /* the batch's checksum says that we wrote it */
+        if (!m || (!sound && (uint32_t)m->check != message_check(m, false)))
+            return false;
+        bool damaged = !sound && m->check != message_check(m, true);
+        if (damaged && m->type != M_ACCEPT)
+            return false;
+        node_replay(n, m, h->lsn + i);
+        struct entry *e = damaged ? message_entry(n, m) : NULL;
+        if (e && e->lsn == h->lsn + i) {
+            e->flags |= FLAG_DAMAGED;
+            say(LEVEL_WARN, "damaged record, unless it is newer behind", "lsn=%" PRIu64, e->lsn);
+        }
+        i += m->bytes;
+    }
+    return true;
+}
+
+/* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where the
+ * log begins, or began anew, it cannot be told whose it is. */
+static bool batch_was_durable(const struct node *n, const struct log_header *h, uint64_t at,
+                              size_t bytes)
+{
+    if (h->magic != LOG_MAGIC || h->lsn != at || h->bytes < sizeof *h || h->bytes % 8 ||
+        h->bytes + sizeof *h > bytes)
+        return false;
+    const struct log_header *next = (const void *)((const uint8_t *)h + h->bytes);
+    return next->magic == LOG_MAGIC && next->lsn == at + h->bytes && next->id == n->id &&
+           h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
+}
+
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
  * was durable once (chapter 5). The last batch may not be durable: it is in flight, to be written again
  * where it stands. */
@@ -4109,8 +4146,10 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
         /* Of another version: it counts as damage, as it must not be written over. */
         whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
-        h = log_batch(window_at(n, &window, &base, at, bytes, end), bytes, at);
-        if (!h) {
+        uint64_t seen = bytes ? min_u64(bytes + sizeof *h, end - at) : 0;
+        h = window_at(n, &window, &base, at, seen, end);
+        bool sound = log_batch((const uint8_t *)h, bytes, at);
+        if (!sound && !batch_was_durable(n, h, at, seen)) {
             at += 8;
             continue;
         }
@@ -4118,17 +4157,12 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
             partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
         n->reserve = h->first == at ? 0 : n->reserve;
-        for (size_t i = sizeof *h; i < bytes;) {
-            const struct message *m = message_parse((const uint8_t *)h + i, bytes - i);
-            assert(m); /* its checksum says that we wrote it */
-            node_replay(n, m, at + i);
-            i += m->bytes;
-        }
+        whole = batch_replay(n, h, sound);
         if (log->flight.count == 0)
             log->first = at;
         else
-            whole = at == log_end(n);
-        first = h->first;
+            whole &= at == log_end(n);
+        first = sound ? h->first : first;
         bytes_set(&log->flight, h, bytes);
         log_mark(log, at);
         log->durable = at;

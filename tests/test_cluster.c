@@ -1200,6 +1200,48 @@ static void megabytes_put(const char *url, int count)
     free(value);
 }
 
+/* A value that is damaged costs a pull, wherever it stands, and no node begins anew for it. */
+START_TEST(test_values_damaged_at_every_node_are_all_there_after_a_restart)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    char *ids[3];
+    for (int i = 0; i < 30; i++)
+        ck_assert_int_eq(put(c->nodes[0].url, text("/k%d", i), marked(i)).status, 201);
+    for (int n = 0; n < 3; n++) {
+        ids[n] = node_id(&c->nodes[n]);
+        AWAIT(search(c->nodes[n].folder, marked(29)).found > 0, 20);
+    }
+    for (int n = 0; n < 3; n++)
+        node_kill(c, n);
+    for (int n = 0; n < 3; n++) {
+        struct search s = search(c->nodes[n].folder, marked(7 + n));
+        flip_bit(s.path, s.at + 10);
+    }
+    for (int round = 0; round < 2; round++) { /* then once more, one after the other */
+        for (int n = 0; n < 3; n++) {
+            if (round)
+                node_kill(c, n);
+            node_start(c, n);
+            if (round)
+                AWAIT(node_ready(&c->nodes[n]), 40);
+        }
+        for (int n = 0; n < 3; n++) {
+            AWAIT(node_ready(&c->nodes[n]), 40);
+            ck_assert_str_eq(node_id(&c->nodes[n]), ids[n]);
+        }
+        for (int n = 0; n < 3; n++)
+            for (int i = 0; i < 30; i++) {
+                struct response r = get(c->nodes[n].url, text("/k%d", i));
+                ck_assert_msg(r.status == 200 && body_is(&r, marked(i), strlen(marked(i))),
+                              "k%d: %d %s", i, r.status, r.body);
+            }
+    }
+    for (int n = 0; n < 3; n++) /* whole again on its own disk */
+        AWAIT(search(c->nodes[n].folder, marked(7 + n)).found > 0, 40);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
 {
     enum { COUNT = 600 };
@@ -1217,7 +1259,7 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
         if (kind)
             ck_assert_int_eq(truncate(s.path, s.at + 10), 0);
         else
-            flip_bit(s.path, s.at + 10);
+            flip_bit(s.path, s.at - 1); /* of its head */
         struct load *l = load_through(c->nginx_url, text("/load%d", kind), 3);
         node_start(c, 1);
         cluster_await(c, 3, 60);
@@ -1247,13 +1289,13 @@ START_TEST(test_a_lone_node_with_a_damaged_log_says_so_and_stops)
     node_kill(c, 0);
     struct search s = search(c->nodes[0].folder, marked(50));
     ck_assert_int_ge(s.found, 1);
-    flip_bit(s.path, s.at + 10);
+    flip_bit(s.path, s.at - 1);
     node_start(c, 0);
     int status = process_wait(c->nodes[0].pid, 30);
     ck_assert_int_eq(status, 1);
     c->nodes[0].pid = 0;
     ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "level=error"));
-    flip_bit(s.path, s.at + 10); /* and it destroyed nothing: put right again, all is there */
+    flip_bit(s.path, s.at - 1); /* and it destroyed nothing: put right again, all is there */
     node_start(c, 0);
     AWAIT(node_healthy(&c->nodes[0]), 20);
     for (int i = 0; i < 100; i++)
@@ -1980,6 +2022,7 @@ int main(void)
         {"moves", test_a_listing_is_complete_while_data_moves},
         {"moves", test_five_nodes_live_through_everything},
         {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},
+        {"disks", test_values_damaged_at_every_node_are_all_there_after_a_restart},
         {"disks", test_damage_found_at_start_makes_a_node_join_anew},
         {"disks", test_a_lone_node_with_a_damaged_log_says_so_and_stops},
         {"disks", test_a_torn_tail_is_dropped},
