@@ -2376,6 +2376,8 @@ static void heal(void)
         h->hour_until = 0;
         if (h->used && !h->off && !h->node)
             host_start(h);
+        if (h->node)
+            host_seeds(h); /* names of --join mean the addresses of now */
     }
 }
 
