@@ -15,7 +15,7 @@
  *  11  Many runs     workers; tests; mutants
  *
  * SEEDS=n runs the first n seeds, SEED=n one of them; TRACE=1 prints what happens, TRACE=2 heartbeats
- * too; RULE=n breaks that rule of PROTOCOL.md; MIX=name takes the faults of that name.
+ * too; RULE=n breaks that rule of Part I; MIX=name takes the faults of that name.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -3254,7 +3254,7 @@ static int workers_run(uint64_t first, uint64_t count, const struct mix *mix, st
 #ifdef MUTANTS
 /* === 12 Mutants ===============================================================================
  *
- * Without each rule of PROTOCOL.md something must go wrong: in a run of some mix of faults or, where
+ * Without each rule of Part I something must go wrong: in a run of some mix of faults or, where
  * chance would be slow, in a scenario by hand: one node, member 10 of 10, 20 and 30, and the test
  * plays the others.
  */
