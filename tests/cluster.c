@@ -162,6 +162,21 @@ int harness_end(SRunner *runner)
     return failed ? 1 : 0;
 }
 
+int harness_run(const char *name, int timeout_seconds, const TTest *const *tests, size_t count)
+{
+    harness_begin(name);
+    Suite *suite = suite_create(name);
+    TCase *kind = tcase_create(name);
+    tcase_set_timeout(kind, timeout_seconds);
+    suite_add_tcase(suite, kind);
+    for (size_t i = 0; i < count; i++)
+        if (harness_wants(tests[i]))
+            tcase_add_test(kind, tests[i]);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    return harness_end(runner);
+}
+
 static int socket_on(int port, bool listening)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

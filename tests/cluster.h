@@ -28,6 +28,8 @@ enum { NODES_MAX = 8, HEADERS_MAX = 48 };
  * left of failed tests. */
 void harness_begin(const char *name);
 int harness_end(SRunner *runner);
+/* All of that for a suite of one kind: main's result. */
+int harness_run(const char *name, int timeout_seconds, const TTest *const *tests, size_t count);
 /* ESTORAJE_TEST_ONLY=words runs the tests with these in their names. */
 bool harness_wants(const TTest *test);
 const char *harness_folder(void);

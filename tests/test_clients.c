@@ -270,22 +270,11 @@ int main(void)
     const TTest *tests[] = {
         test_restic_backs_up_and_restores_with_a_node_killed,
         test_ccache_finds_what_it_stored_with_a_node_killed,
-
         test_git_clones_with_a_node_killed,
         test_nix_copies_there_and_back_with_a_node_killed,
         test_qemu_converts_an_image_by_ranges_with_a_node_killed,
         test_aria2c_fetches_over_four_connections_with_a_node_killed,
         test_wget_resumes_with_a_node_killed,
     };
-    harness_begin("clients");
-    Suite *suite = suite_create("clients");
-    TCase *kind = tcase_create("clients");
-    tcase_set_timeout(kind, 240);
-    suite_add_tcase(suite, kind);
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (harness_wants(tests[i]))
-            tcase_add_test(kind, tests[i]);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    return harness_end(runner);
+    return harness_run("clients", 240, tests, sizeof tests / sizeof *tests);
 }

@@ -300,13 +300,6 @@ END_TEST
 
 int main(void)
 {
-    harness_begin("crowd");
-    Suite *suite = suite_create("crowd");
-    TCase *kind = tcase_create("crowd");
-    tcase_set_timeout(kind, 600);
-    suite_add_tcase(suite, kind);
-    tcase_add_test(kind, test_a_crowd_of_bad_clients_costs_nothing_that_stays);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    return harness_end(runner);
+    const TTest *tests[] = {test_a_crowd_of_bad_clients_costs_nothing_that_stays};
+    return harness_run("crowd", 600, tests, 1);
 }

@@ -164,15 +164,5 @@ int main(void)
                             test_data_of_earlier_versions_is_read};
     const TTest *making[] = {test_fixture_is_made};
     bool make = getenv("FIXTURE") != NULL;
-    harness_begin("fixture");
-    Suite *suite = suite_create("fixture");
-    TCase *kind = tcase_create("fixture");
-    tcase_set_timeout(kind, 240);
-    suite_add_tcase(suite, kind);
-    for (size_t i = 0; i < (make ? 1 : 2); i++)
-        if (harness_wants(make ? making[i] : tests[i]))
-            tcase_add_test(kind, make ? making[i] : tests[i]);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    return harness_end(runner);
+    return harness_run("fixture", 240, make ? making : tests, make ? 1 : 2);
 }

@@ -122,15 +122,5 @@ int main(void)
                             test_the_man_page_names_each_option,
                             test_systemd_finds_no_fault_with_the_unit,
                             test_packages_are_installed_by_one_at_a_time};
-    harness_begin("install");
-    Suite *suite = suite_create("install");
-    TCase *kind = tcase_create("install");
-    tcase_set_timeout(kind, 120);
-    suite_add_tcase(suite, kind);
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (harness_wants(tests[i]))
-            tcase_add_test(kind, tests[i]);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    return harness_end(runner);
+    return harness_run("install", 120, tests, sizeof tests / sizeof *tests);
 }

@@ -18,13 +18,6 @@ END_TEST
 
 int main(void)
 {
-    harness_begin("page");
-    Suite *suite = suite_create("page");
-    TCase *kind = tcase_create("page");
-    tcase_set_timeout(kind, 120);
-    tcase_add_test(kind, test_the_ring_page_shows_what_status_says);
-    suite_add_tcase(suite, kind);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    return harness_end(runner);
+    const TTest *tests[] = {test_the_ring_page_shows_what_status_says};
+    return harness_run("page", 120, tests, 1);
 }

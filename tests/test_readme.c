@@ -253,15 +253,5 @@ int main(void)
                             test_a_backup_brings_back_every_key_with_type_and_expiry,
                             test_of_two_backups_the_later_value_of_a_key_is_restored,
                             test_a_backup_that_cannot_be_whole_says_so};
-    harness_begin("readme");
-    Suite *suite = suite_create("readme");
-    TCase *lines = tcase_create("lines");
-    tcase_set_timeout(lines, 120);
-    suite_add_tcase(suite, lines);
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (harness_wants(tests[i]))
-            tcase_add_test(lines, tests[i]);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    return harness_end(runner);
+    return harness_run("readme", 120, tests, sizeof tests / sizeof *tests);
 }
