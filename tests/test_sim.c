@@ -913,27 +913,28 @@ static void mail_send(struct host *h, const struct peer *p, const struct bytes *
 
 static struct host *host_of(uint64_t id);
 
-static const struct entry *owner_entry(const struct node *n, uint32_t member, const struct key *k)
+static const struct entry *owner_entry(const struct node *n, int ring, uint32_t member,
+                                       const struct key *k)
 {
     uint16_t partition = key_partition(k->name, strlen(k->name));
     const struct host *h =
-        n->owners[0][partition] >> member & 1 ? host_of(n->view->members[member].id) : NULL;
+        n->owners[ring][partition] >> member & 1 ? host_of(n->view->members[member].id) : NULL;
     const struct entry *e =
         h ? entry_find(&h->node->partitions[partition], k->name, strlen(k->name)) : NULL;
     return e && e->flags & FLAG_RECORD ? e : NULL;
 }
 
-/* The highest ballot that so many of a key's owners have reached on disk (or, if one, at all), in the old ring of n's view.
- * `live`: whether one of them holds a live record at it. */
-static struct ballot key_reached(const struct node *n, const struct key *k, unsigned owners,
-                                 bool *live)
+/* The highest ballot that so many of a key's owners in that ring of n's view have reached on disk (or,
+ * if one, at all). `live`: whether one of them holds a live record at it. */
+static struct ballot key_reached(const struct node *n, int ring, const struct key *k,
+                                 unsigned owners, bool *live)
 {
     struct ballot reached[MEMBERS_MAX] = {{0}}, most;
     const struct entry *e;
     unsigned count = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++) {
         const struct host *h = host_of(n->view->members[i].id);
-        if (!(e = owner_entry(n, i, k)))
+        if (!(e = owner_entry(n, ring, i, k)))
             continue;
         if (owners > 1 && e->lsn + e->record_bytes > h->node->log.durable)
             continue; /* nobody was told of it, and a crash may undo it */
@@ -945,15 +946,26 @@ static struct ballot key_reached(const struct node *n, const struct key *k, unsi
     most = reached[owners - 1]; /* zero if fewer have any */
     *live = false;
     for (uint32_t i = 0; i < n->view->members_count; i++)
-        if ((e = owner_entry(n, i, k)))
+        if ((e = owner_entry(n, ring, i, k)))
             *live |= is_live(e->flags) && ballot_equal(e->accepted, most);
     return most;
 }
 
-static unsigned key_majority(const struct node *n, const struct key *k)
+/* What may have been acknowledged: the highest ballot that a majority of the owners has; of those in
+ * each ring, but for what was written before the transition. */
+static struct ballot key_chosen(const struct node *n, const struct key *k)
 {
-    uint64_t owners = n->owners[0][key_partition(k->name, strlen(k->name))];
-    return (unsigned)__builtin_popcountll(owners) / 2 + 1;
+    struct ballot chosen[2];
+    const struct view *before = node_epoch(n) > 1 ? n->views[node_epoch(n) - 2] : NULL;
+    bool live;
+    for (int ring = 0; ring < 2; ring++) {
+        uint64_t owners = n->owners[ring][key_partition(k->name, strlen(k->name))];
+        unsigned majority = (unsigned)__builtin_popcountll(owners) / 2 + 1;
+        chosen[ring] = key_reached(n, ring, k, majority, &live);
+    }
+    if (before && !view_members(before, ~(1u << MEMBER_UP)) && chosen[0].epoch <= before->epoch)
+        return chosen[0];
+    return chosen[ballot_compare(chosen[1], chosen[0]) < 0];
 }
 
 /* Called when more of what this node took is on disk: from then on others may have been told of it. */
@@ -983,7 +995,7 @@ static void judge_ready(struct host *h)
         h->lease_clock = n->lease_clock;
         h->ready = false;
         for (unsigned i = 0; i < w.keys_count; i++)
-            h->must[i] = key_reached(n, &w.keys[i], key_majority(n, &w.keys[i]), &live);
+            h->must[i] = key_chosen(n, &w.keys[i]);
     }
     if (h->ready || !n->settled || partitions_behind(n))
         return;
@@ -993,7 +1005,7 @@ static void judge_ready(struct host *h)
         const struct key *k = &w.keys[i];
         uint16_t partition = key_partition(k->name, strlen(k->name));
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
-        struct ballot newest = key_reached(n, k, 1, &live);
+        struct ballot newest = key_reached(n, 0, k, 1, &live);
         if (ballot_compare(k->newest, newest) > 0)
             continue;
         if (n->owners[1][partition] & self_bit(n) && live && !w.excused[partition] &&
