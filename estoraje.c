@@ -986,6 +986,7 @@ struct node {
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
+    uint64_t doubts_until;  /* it was told that it is gone: until then it asks for no views */
     uint64_t next_fault;    /* until then no clock fault is logged again */
     uint64_t progress_at;   /* when a transition last moved data, as far as this node heard */
     uint64_t begin_after;   /* no change begins until then, as one was called off */
@@ -2007,13 +2008,30 @@ static bool view_has_room(const struct node *n)
                                PARTITIONS * sizeof(struct message));
 }
 
+/* Whether this node would be no member any more, or LOST, though a majority of the voters that it knows
+ * was live a moment ago. Its log is given up then, so one peer's word is not enough: voters that have
+ * such a view send no heartbeats to this node. Hence if it is true, the leases end, and the view is told
+ * again. Until then it is a message that is late. */
+static bool view_is_doubtful(const struct node *n, const struct view *v)
+{
+    uint64_t lately = 0;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        lately |= (uint64_t)(n->member_peer[i]->live_at + 2 * n->lease > n->now) << i;
+    int index = member_index(v, n->id);
+    bool stays = index >= 0 && v->members[index].state != MEMBER_LOST;
+    return n->self >= 0 && !stays && majority(lately, n->voters);
+}
+
 static void on_view(struct node *n, struct peer *from, const struct message *m)
 {
-    (void)from;
     struct bytes value = message_value(m);
     const struct view *v = (const struct view *)value.data;
-    if (view_makes_sense(v, value.count) && (!n->cluster || v->cluster == n->cluster) &&
-        v->epoch == node_epoch(n) + 1 && view_has_room(n))
+    if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
+        v->epoch != node_epoch(n) + 1 || !view_has_room(n))
+        return;
+    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own: a majority decided it */
+        n->doubts_until = n->now + n->lease / 4;
+    else
         view_adopt(n, v);
 }
 
@@ -4251,7 +4269,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     }
     if (b->epoch < node_epoch(n) && *from->address)
         views_tell(n, from, b->epoch);
-    else if (b->epoch > node_epoch(n) &&
+    else if (b->epoch > node_epoch(n) && n->doubts_until <= n->now &&
              view_has_room(n)) /* asks for its views, by the epoch of the batch */
         mail(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);

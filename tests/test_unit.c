@@ -2044,6 +2044,45 @@ static void ticks(unsigned count, uint64_t time)
         lone_tick(&l, time, true);
 }
 
+/* Its log would be given up: not on one peer's word. */
+START_TEST(test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it)
+{
+    lone_node(&l);
+    lone_view(&l, 1, 2, 3);
+    struct {
+        struct view view;
+        struct member members[3];
+    } v = {{2, LONE_CLUSTER, 3, 2}, {{0}}};
+    for (unsigned i = 0; i < 3; i++) {
+        v.members[i] = (struct member){.id = LONE_ID + (i + 1) % 3, .weight = 1};
+        snprintf(v.members[i].address, ADDRESS_BYTES, "127.0.0.1:%u", i + 2);
+        v.members[i].state = i == 2 ? MEMBER_LOST : MEMBER_UP;
+    }
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE};
+    lone_tick(&l, 20 * MS, true);
+    accept_at(clock_tick(l.node), "k", "v");
+    for (v.view.members_count = 2; v.view.members_count <= 3; v.view.members_count++) {
+        m.value_bytes = view_bytes(&v.view);
+        for (int i = 0; i < 100; i++) { /* it is told again and again */
+            peer_says(i % 2 ? LONE_ID + 1 : 99, l.node->clock, &m, &(struct body){.value = &v});
+            lone_tick(&l, 20 * MS, true);
+        }
+        ck_assert(!l.node->gone && l.node->has_lease && node_epoch(l.node) == 1);
+    }
+    ck_assert_str_eq(value_of("k"), "v");
+    ck_assert(recover());
+    v.view.members_count = 3;
+    for (int i = 0; i < 2 * (int)(l.node->lease / (20 * MS)); i++) {
+        ck_assert(!l.node->gone); /* nor just after its start */
+        peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
+        lone_tick(&l, 20 * MS, false);
+    }
+    lone_tick(&l, 20 * MS, false);
+    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
+    ck_assert(l.node->gone);
+}
+END_TEST
+
 START_TEST(test_a_tombstone_is_forgotten_while_other_keys_change)
 {
     char busy[32] = "";
@@ -3244,6 +3283,7 @@ int main(void)
         {"log", test_views_floors_and_the_reserve_are_replayed, 1},
         {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
         {"log", test_a_node_that_is_in_no_view_any_more_knows_it_is_gone, 1},
+        {"log", test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it, 1},
         {"files", test_a_batch_that_spans_two_files_is_one, 1},
         {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
         {"files", test_a_missing_file_is_corruption, 2},
