@@ -5603,7 +5603,7 @@ static uint64_t parse_unix_time(const char *text, char after)
 static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
 {
     static const char digits[] = "0123456789";
-    if (strncmp(text, "bytes=", 6) != 0)
+    if (strncasecmp(text, "bytes=", 6) != 0)
         return false;
     const char *first = text + 6, *dash = first + strspn(first, digits);
     if (*dash != '-' || dash[1 + strspn(dash + 1, digits)] || strlen(first) == 1)
@@ -6131,6 +6131,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
                 parse_range(range, m->number, &from, &count);
     bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
     if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
+        c->unsent = count; /* told as a 200 would tell it */
         call_respond(c, 304, NULL);
     } else if (part && !count) {
         call_tell(c, 416, "the value has %" PRIu64 " bytes", m->number);

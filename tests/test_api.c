@@ -629,6 +629,8 @@ START_TEST(test_if_none_match_on_get_saves_the_body)
             struct response r = ask(_i, 304, methods[m], own("k"), if_none_match(same[i]), NULL);
             header_is(&r, "ETag", etag);
             ck_assert_uint_eq(r.body_bytes, 0);
+            if (header(&r, "Content-Length")) /* that of a 200 (RFC 9110, 8.6) */
+                header_is(&r, "Content-Length", "5");
         }
         ask(_i, 200, methods[m], own("k"), "If-None-Match: \"other\"", NULL);
         ask(_i, 404, methods[m], own("none"), if_none_match(etag), NULL);
@@ -770,6 +772,7 @@ START_TEST(test_ranges_are_cut_out)
         {"bytes=5-100", 206, "56789", "bytes 5-9/10"},
         {"bytes=-100", 206, "0123456789", "bytes 0-9/10"},
         {"bytes=0-9", 206, "0123456789", "bytes 0-9/10"},
+        {"Bytes=0-3", 206, "0123", "bytes 0-3/10"},
         {"bytes=10-", 416, NULL, "bytes */10"},
         {"bytes=10-12", 416, NULL, "bytes */10"},
         {"bytes=-0", 416, NULL, "bytes */10"},
@@ -2012,7 +2015,7 @@ START_TEST(test_other_methods_are_405_with_allow)
 {
     static const struct row rows[] = {
         {"PATCH", "k", NULL, "v", 405, 0},         {"OPTIONS", "k", NULL, NULL, 405, 0},
-        {"BREW", "k", NULL, NULL, 405, 0},         {"TRACE", "k", NULL, NULL, 405, 405},
+        {"BREW", "k", NULL, NULL, 405, 0},         {"TRACE", "k", NULL, NULL, 405, 0},
         {"PUT", "/_health", NULL, "v", 405, 403},  {"POST", "/_ready", NULL, "v", 405, 403},
         {"POST", "/_status", NULL, "v", 405, 403}, {"DELETE", "/_metrics", NULL, NULL, 405, 403},
         {"GET", "/_mail", NULL, NULL, 405, 403},
