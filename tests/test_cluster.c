@@ -96,9 +96,10 @@ static void nginx_asks_again(const struct cluster *c, int i)
     const char *made = "estoraje_http_requests_total{method=\"PUT\",code=\"201\"}";
     const char *replaced = "estoraje_http_requests_total{method=\"PUT\",code=\"204\"}";
     double end = now() + 20 * slowness();
+    int keys = 0; /* it asks one node for each */
     while (!(node_metric(&c->nodes[i], made) > 0) && !(node_metric(&c->nodes[i], replaced) > 0)) {
         ck_assert_msg(now() < end, "nginx does not ask node %d", i);
-        ck_assert_int_ne(put(c->nginx_url, "/asked", "v").status, 0);
+        ck_assert_int_ne(put(c->nginx_url, text("/asked%d", keys++), "v").status, 0);
         pause_ms(20);
     }
 }
@@ -1406,7 +1407,8 @@ static void disk_fill_and_empty(int disk_mib)
     char *value = calloc(SIZE, 1);
     for (int i = 0; i < TIMES; i++) {
         int status = 0, stored = 0;
-        for (double last = now(); now() < last + 2;) { /* full for good, whatever can be cleaned */
+        /* Full for good, whatever can be cleaned: that takes some seconds after much was deleted. */
+        for (double last = now(); now() < last + (stored < disk_mib / 4 ? 10 : 2);) {
             status = http(n->url, "PUT", text("/k%d", stored), NULL, value, SIZE).status;
             last = status / 100 == 2 ? now() : last;
             stored += status / 100 == 2;
