@@ -51,6 +51,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <linux/tcp.h>
+#include <malloc.h>
 #include <microhttpd.h>
 #include <netdb.h>
 #include <poll.h>
@@ -487,8 +488,11 @@ static void *bytes_extend(struct bytes *b, size_t count)
         b->data = realloc(b->data, b->capacity);
         if (!b->data)
             die("out of memory");
-        if (b->capacity > BYTES_KEPT / 8) /* a fault for each 2 MiB, not for each 4 KiB */
-            madvise((void *)(((uintptr_t)b->data | 4095) + 1), b->capacity - 4096, MADV_HUGEPAGE);
+        /* A fault for each 2 MiB, not for each 4 KiB. All that malloc mapped: mremap moves no mapping of
+         * which a part is unlike the rest, and realloc would copy it, each time that it grows. */
+        if (b->capacity > BYTES_KEPT / 8)
+            madvise(b->data - (uintptr_t)b->data % 4096,
+                    malloc_usable_size(b->data) + (uintptr_t)b->data % 4096, MADV_HUGEPAGE);
     }
     b->count += count;
     return b->data + b->count - count;
