@@ -285,8 +285,9 @@
  *
  * The log is one stream of batches. A batch is written when all before it is on disk. Therefore
  * damage at the end of the stream is a torn tail, which nobody was told of; damage with a whole
- * batch behind it was on disk once, and is corruption. That rests on fdatasync keeping its word;
- * with --sync none it does not hold.
+ * batch behind it was on disk once, and is corruption. That rests on fdatasync keeping its word.
+ * With --sync none a hole before a whole batch may be a torn tail too, which clients were told of:
+ * such a node takes its data from the others, or ends its log at the hole if none has a lease.
  *
  * --- The rules, and what breaks without each ---
  *
@@ -930,6 +931,7 @@ struct log {
     uint64_t room;    /* bytes on disk that are sure to be there, ahead of the end */
     bool full;        /* the disk has no more */
     bool starved;     /* a record that was pulled found no room */
+    bool torn;        /* at start: whole batches stand behind its end and a hole */
 };
 
 struct counters {
@@ -4451,11 +4453,11 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
             partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
         n->reserve = h->first == at ? 0 : n->reserve;
-        whole = batch_replay(n, h, sound);
-        if (log->flight.count == 0)
-            log->first = at;
-        else
-            whole &= at == log_end(n);
+        whole = (log->flight.count == 0 || at == log_end(n)) && batch_replay(n, h, sound);
+        log->torn = !whole && log->flight.count;
+        if (log->torn)
+            break; /* the log's end stays where the hole begins */
+        log->first = log->flight.count ? log->first : at;
         first = sound ? h->first : first;
         bytes_set(&log->flight, h, bytes);
         log_mark(log, at);
@@ -4729,6 +4731,8 @@ static void disk_write(struct disk *d, struct disk_job *job)
         snprintf(aside, sizeof aside, "%s.damaged", name);
         if (job->damaged)
             renameat(d->dir, name, d->dir, aside);
+        else if (!d->sync && syncfs(d->dir) < 0) /* the copies first: only a tail may be lost */
+            die("the disk failed");
         else
             unlinkat(d->dir, name, 0);
     }
@@ -4812,6 +4816,26 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     free(names);
     d->taken = (*end + SEGMENT_BYTES - 1) / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
+}
+
+/* Ends the log at `lsn`. What stands behind would be taken for the log's own once that has grown so
+ * far: it is kept in a file to be looked at, and zeros take its place. */
+static void disk_cut(struct disk *d, uint64_t lsn, uint64_t end)
+{
+    char name[32];
+    struct bytes tail = {0};
+    snprintf(name, sizeof name, "%" PRIu64 ".damaged", lsn);
+    int file = openat(d->dir, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    for (; file >= 0 && lsn < end; lsn += tail.count, tail.count = 0) {
+        size_t part = segment_part(lsn, end - lsn);
+        disk_read(d, lsn, bytes_extend(&tail, part), part, true);
+        if (write(file, tail.data, part) != (ssize_t)part || fsync(file) < 0 || fsync(d->dir) < 0)
+            die("cannot set aside the end of the log");
+        stream_write(d, lsn, memset(tail.data, 0, part), part, true);
+    }
+    bytes_free(&tail);
+    if (close(file) < 0)
+        die("cannot set aside the end of the log");
 }
 
 /* Begins to write behind `end`, the log's end as it was recovered. */
@@ -6627,6 +6651,16 @@ static void server_open(struct server *s)
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
             o->data);
+        if (tries == DAMAGED_TRIES && n->log.torn && n->self >= 0 && !s->disk.sync) {
+            /* It forgets what it accepted and promised behind the hole. So this is the last resort:
+             * where a majority lives, which may have been told of that, a node begins anew. */
+            say(LEVEL_ERROR, "going on without what is behind a hole in the log: writes are lost",
+                "sync=none lsn=%" PRIu64, log_end(n));
+            disk_cut(&s->disk, log_end(n), end);
+            close(s->disk.dir);
+            server_open(s);
+            return;
+        }
         if (tries == DAMAGED_TRIES)
             die("the log is damaged: restore it, or move it away and join other nodes");
         usleep((useconds_t)o->lease);

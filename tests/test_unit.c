@@ -245,6 +245,29 @@ START_TEST(test_damage_at_any_byte_below_the_last_batch_costs_what_was_damaged)
 }
 END_TEST
 
+/* Of each hole between whole batches: from any byte of a batch to its end, or to that of the next. */
+START_TEST(test_a_log_with_a_hole_ends_where_the_hole_begins)
+{
+    log_make();
+    uint64_t end = l.disk.count;
+    uint8_t *whole = memcpy(allocate(end), l.disk.data, end);
+    for (int b = 0; b < BATCHES - 2; b++) {
+        for (uint64_t at = batch_start[b]; at < batch_start[b + 1]; at += 8) {
+            memset(l.disk.data + at, 0, batch_start[b + 1 + _i] - at);
+            bool sound = memcmp(l.disk.data, whole, end) == 0;
+            ck_assert(sound || !recover());
+            ck_assert(sound || l.node->log.torn);
+            ck_assert(sound || log_end(l.node) == batch_start[b]);
+            memset(l.disk.data + batch_start[b], 0, end - batch_start[b]);
+            ck_assert(recover() && !l.node->log.torn);
+            ck_assert_uint_eq(state(), batch_state[b]);
+            memcpy(l.disk.data, whole, end);
+        }
+    }
+    free(whole);
+}
+END_TEST
+
 START_TEST(test_what_a_torn_tail_held_is_not_found_behind_the_next_batch)
 {
     log_make();
@@ -275,6 +298,7 @@ START_TEST(test_a_log_of_another_version_is_not_taken_for_an_empty_one)
     for (int b = 0; b < BATCHES; b++)
         l.disk.data[batch_start[b] + 3] ^= 1;
     ck_assert(!recover());
+    ck_assert(!l.node->log.torn); /* it must not be cut */
 }
 END_TEST
 
@@ -606,6 +630,35 @@ START_TEST(test_files_below_the_first_needed_byte_are_removed)
     ck_assert_str_eq(value_of("more"), "m");
     ck_assert_ptr_nonnull(entry_of("4"));
     ck_assert_uint_eq(disk.oldest, first);
+}
+END_TEST
+
+/* Without --sync always the power failed: in the middle there is a hole now. */
+START_TEST(test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside)
+{
+    char path[96];
+    struct stat aside;
+    files_three();
+    uint64_t hole = entry_of("2")->lsn - sizeof(struct log_header);
+    uint64_t behind = entry_of("end")->lsn, end = disk.taken;
+    stream_write(&disk, hole, (const uint8_t *)big, 4096, false);
+    ck_assert(!files_recover());
+    ck_assert(l.node->log.torn && log_end(l.node) == hole);
+    disk_cut(&disk, hole, end);
+    ck_assert(files_recover());
+    ck_assert(log_end(l.node) == hole && entry_of("1") && !entry_of("2") && !entry_of("end"));
+    files_settle();
+    for (int i = 0; log_end(l.node) < behind; i++) { /* now where the old batches stood */
+        files_accept("new", big, sizeof big / (size_t)(1 + i % 9));
+        files_settle();
+        ck_assert(files_recover());
+        ck_assert(entry_of("1") && entry_of("new") && !entry_of("2") && !entry_of("end"));
+        files_settle();
+    }
+    snprintf(path, sizeof path, "%s/%" PRIu64 ".damaged", folder, hole);
+    ck_assert_int_eq(stat(path, &aside), 0);
+    ck_assert_uint_eq((uint64_t)aside.st_size, end - hole);
+    unlink(path);
 }
 END_TEST
 
@@ -3275,6 +3328,7 @@ int main(void)
         {"log", test_a_tail_torn_at_any_byte_is_dropped_and_nothing_else, 3},
         {"log", test_a_log_cut_off_at_any_byte_ends_before_its_last_whole_batch, 1},
         {"log", test_damage_at_any_byte_below_the_last_batch_costs_what_was_damaged, 1},
+        {"log", test_a_log_with_a_hole_ends_where_the_hole_begins, 2},
         {"log", test_what_a_torn_tail_held_is_not_found_behind_the_next_batch, 1},
         {"log", test_an_empty_log_is_whole, 1},
         {"log", test_a_batch_counts_only_where_it_was_written, 1},
@@ -3287,6 +3341,7 @@ int main(void)
         {"files", test_a_batch_that_spans_two_files_is_one, 1},
         {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
         {"files", test_a_missing_file_is_corruption, 2},
+        {"files", test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside, 1},
         {"files", test_without_its_last_file_the_log_ends_earlier, 1},
         {"files", test_files_below_the_first_needed_byte_are_removed, 1},
         {"files", test_who_begins_anew_keeps_the_views_alone, 1},
