@@ -292,8 +292,8 @@ static bool fault(struct text *why, const struct knowledge *known, const char *w
     return true;
 }
 
-/* H1, and notes each value's first read. */
-static bool fault_in_reads(struct knowledge *known, struct text *why)
+/* H1, and notes each value's first read. `final`: what was refused is never applied. */
+static bool fault_in_reads(struct knowledge *known, bool final, struct text *why)
 {
     for (const struct history_op *op = known->ops; op < known->ops + known->count; op++) {
         if (op->kind != HISTORY_GET || op->outcome != HISTORY_OK || op->number)
@@ -303,7 +303,7 @@ static bool fault_in_reads(struct knowledge *known, struct text *why)
             return fault(why, known, "H1: a value was read that nobody wrote", op, NULL);
         if (value->writer->outcome == HISTORY_FAILED)
             return fault(why, known, "H1: a failed write was read", op, value->writer);
-        if (value->writer->outcome == HISTORY_REFUSED)
+        if (value->writer->outcome == HISTORY_REFUSED && final)
             return fault(why, known, "H1: a refused write was read", op, value->writer);
         if (value->writer->start > op->end)
             return fault(why, known, "H1: a value was read before it was written", op,
@@ -1364,7 +1364,7 @@ enum history_verdict history_check(const struct history_op *ops, size_t count, c
     struct knowledge known;
     knowledge_gather(&known, ops, count);
     enum history_verdict verdict = HISTORY_VIOLATED;
-    if (!fault_in_reads(&known, &text) && !fault_in_names(&known, &text) &&
+    if (!fault_in_reads(&known, true, &text) && !fault_in_names(&known, &text) &&
         !fault_in_order(&known, &text)) {
         struct search search;
         search_start(&search, &known);
@@ -1391,7 +1391,7 @@ enum history_verdict history_check_names(const struct history_op *ops, size_t co
         why[0] = '\0';
     struct knowledge known;
     knowledge_gather(&known, ops, count);
-    bool faulty = fault_in_reads(&known, &text) || fault_in_names(&known, &text);
+    bool faulty = fault_in_reads(&known, false, &text) || fault_in_names(&known, &text);
     free(known.values);
     free(known.etags);
     return faulty ? HISTORY_VIOLATED : HISTORY_LINEARIZABLE;

@@ -101,7 +101,8 @@ enum history_verdict {
 enum history_verdict history_check(const struct history_op *ops, size_t count, char *why,
                                    size_t why_bytes);
 
-/* The same, but of H1 and H2 alone: what holds for a key that is also written without a quorum. */
+/* The same, but of H1 and H2 alone: what holds for a key that is also read and written without a quorum.
+ * A read may then tell what one node alone has, of a write that is refused in the end. */
 enum history_verdict history_check_names(const struct history_op *ops, size_t count, char *why,
                                          size_t why_bytes);
 

@@ -444,6 +444,12 @@ START_TEST(test_names_alone_are_checked_where_the_order_may_be_any)
                                        told(get(4, 5, 1), 20)};
     ck_assert_int_eq(history_check_names(twice, COUNT(twice), why, sizeof why), HISTORY_VIOLATED);
     ck_assert_ptr_nonnull(strstr(why, "H2: a value has two ETags"));
+    struct history_op refused[] = {put(0, 9, 1), get(2, 3, 1)};
+    refused[0].condition = HISTORY_IF_PRESENT;
+    refused[0].outcome = HISTORY_REFUSED;
+    expect_violated(refused, COUNT(refused), "H1: a refused write was read");
+    ck_assert_int_eq(history_check_names(refused, COUNT(refused), why, sizeof why),
+                     HISTORY_LINEARIZABLE);
     const struct history_op nobodys[] = {put(0, 1, 1), get(2, 3, 2)};
     ck_assert_int_eq(history_check_names(nobodys, COUNT(nobodys), why, sizeof why),
                      HISTORY_VIOLATED);
