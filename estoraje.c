@@ -377,7 +377,7 @@ enum {
     PARCEL_BYTES = 64 << 10,      /* a message above it goes by the second link */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
-    OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live */
+    OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live, or while memory is short */
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
     LARGE_BYTES_MAX = 2 << 20,    /* values of this node's large writes under way; others wait */
     RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
@@ -1472,7 +1472,9 @@ static void mail(struct node *n, struct peer *to, uint64_t gate, const struct me
         return;
     }
     struct bytes *box = &to->outbox[message_bytes(head) > PARCEL_BYTES];
-    if (box->count > (peer_is_live(n, to) ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
+    bool short_of_memory = bytes_held / 5 > bytes_limit / 4; /* bodies alone do not take so much */
+    bool keeps = peer_is_live(n, to) && !short_of_memory;
+    if (box->count > (keeps ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
         box->count = 0;
     if (box->count == 0)
         bytes_extend(box, sizeof(struct batch));
@@ -4905,6 +4907,9 @@ struct server {
 
 /* No form of a web page can be of this type. */
 #define MAIL_TYPE "application/x-estoraje-mail"
+/* Of a batch: what an outbox may hold, a message with the largest value that --max-value can allow, and
+ * slack. This node's own --max-value may have been lowered, and larger values are still copied. */
+enum { MAIL_BYTES_MAX = OUTBOX_BYTES_MAX + (1 << 30) + (1 << 20) };
 
 /* One of the two POSTs to a peer. */
 struct channel {
@@ -6364,7 +6369,7 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
     while (c->body.count - at >= sizeof(struct batch)) {
         const struct batch *b = (const struct batch *)(c->body.data + at);
         size_t left = c->body.count - at;
-        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b) {
+        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b || b->bytes > MAIL_BYTES_MAX) {
             answer_mail(c);
             return MHD_YES;
         }

@@ -2097,6 +2097,48 @@ static void ticks(unsigned count, uint64_t time)
         lone_tick(&l, time, true);
 }
 
+START_TEST(test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes)
+{
+    for (uint32_t more = 0; more <= 8; more += 8) {
+        struct server s = {.node = lone_node(&l)};
+        struct call c = {.server = &s};
+        struct batch b = {.magic = MAIL_MAGIC, .bytes = MAIL_BYTES_MAX + more};
+        ck_assert_int_eq(mail_piece(&c, (const char *)&b, sizeof b), MHD_YES);
+        ck_assert_int_eq(c.response != NULL, more != 0);
+        if (c.response)
+            MHD_destroy_response(c.response);
+        bytes_free(&c.body);
+        lone_free(&l);
+    }
+    lone_begin();
+}
+END_TEST
+
+/* What is lost so is sent again, as all mail is. */
+START_TEST(test_while_memory_is_short_little_mail_waits_for_a_live_peer)
+{
+    struct bytes all = {0};
+    struct message m = {.type = M_PULL, .value_bytes = OUTBOX_BYTES_DEAD};
+    m.flags = FLAG_WHOLE;
+    lone_node(&l);
+    lone_view(&l, 1, 2, 3);
+    lone_tick(&l, 20 * MS, true);
+    struct peer *to = l.node->member_peer[1];
+    void *value = bytes_extend(&all, OUTBOX_BYTES_DEAD);
+    memset(value, 'v', OUTBOX_BYTES_DEAD);
+    for (int i = 0; i < 20; i++)
+        mail(l.node, to, 0, &m, &(struct body){.value = value});
+    ck_assert_uint_gt(to->outbox[1].count, 20 * OUTBOX_BYTES_DEAD);
+    bytes_limit = bytes_held / 3;
+    for (int i = 0; i < 20; i++) {
+        mail(l.node, to, 0, &m, &(struct body){.value = value});
+        ck_assert_uint_lt(to->outbox[1].count, 2 * OUTBOX_BYTES_DEAD);
+    }
+    bytes_limit = UINT64_MAX;
+    bytes_free(&all);
+}
+END_TEST
+
 /* Its log would be given up: not on one peer's word. */
 START_TEST(test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it)
 {
@@ -3338,6 +3380,8 @@ int main(void)
         {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
         {"log", test_a_node_that_is_in_no_view_any_more_knows_it_is_gone, 1},
         {"log", test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it, 1},
+        {"peers", test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes, 1},
+        {"peers", test_while_memory_is_short_little_mail_waits_for_a_live_peer, 1},
         {"files", test_a_batch_that_spans_two_files_is_one, 1},
         {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
         {"files", test_a_missing_file_is_corruption, 2},
