@@ -921,6 +921,7 @@ struct log {
     uint64_t pending_entries;
     uint64_t flight_reserve; /* the newest reserve in `flight` or below */
     uint64_t flight_at;      /* when it was handed to the disk, microseconds */
+    bool writing;            /* the disk is at work: on that batch or, without one, on room */
     uint64_t write_time;     /* what the disk takes for a batch, the longest of late */
     struct bytes marks;      /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
     uint64_t cleaned;        /* what is live below it is being copied; 0: nothing is */
@@ -1091,19 +1092,25 @@ static void log_mark(struct log *log, uint64_t lsn)
         bytes_append(&log->marks, &lsn, sizeof lsn);
 }
 
-/* The batch to be written now at n->log.durable, or null if there is none or one is under way. */
+/* The batch to be written now at n->log.durable, or null if there is none or one is under way. Of a full
+ * disk, an empty one asks for room now and then: without room nothing is appended, not even a reserve,
+ * and no other batch would tell that there is some again. */
 static const struct bytes *log_flush(struct node *n)
 {
     struct log *log = &n->log;
-    if (log->flight.count || !log->pending.count)
+    bool asks = log->full && log->flight_at + SECOND <= n->now;
+    if (log->writing || (!log->pending.count && !asks))
         return NULL;
+    log->writing = true;
+    log->flight_at = n->now;
+    if (!log->pending.count)
+        return &log->flight;
     bytes_swap(&log->flight, &log->pending);
     struct log_header *h = (struct log_header *)log->flight.data;
     *h = (struct log_header){LOG_MAGIC, log->flight.count, 0, log->durable, log->first, n->id};
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log_mark(log, log->durable);
     log->flight_reserve = n->reserve;
-    log->flight_at = n->now;
     log->pending_entries = 0;
     return &log->flight;
 }
@@ -4158,6 +4165,8 @@ static void clean_tick(struct node *n)
     if (log->cleaned_until && log->durable >= log->cleaned_until) {
         log->first = log->cleaned;
         log->cleaned = log->cleaned_until = 0;
+        reserve_log(
+            n); /* a batch tells it, and makes room, though there be none for another reserve */
     }
     if (!log->cleaned_until && (!log->cleaned || log->full))
         clean_begin(n);
@@ -4292,6 +4301,7 @@ static void node_durable(struct node *n, uint64_t room)
     log->write_time = max_u64(min_u64(took, WRITE_TIME_MAX), log->write_time - log->write_time / 8);
     log->durable += log->flight.count;
     log->room = room;
+    log->writing = false;
     bytes_clear(&log->flight);
     n->reserve_durable = log->flight_reserve;
     mail_ungate(n);
@@ -4462,6 +4472,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         log->first = log->flight.count ? log->first : at;
         first = sound ? h->first : first;
         bytes_set(&log->flight, h, bytes);
+        log->writing = true;
         log_mark(log, at);
         log->durable = at;
         at += bytes;
@@ -4751,10 +4762,12 @@ static void *disk_thread(void *arg)
     return NULL;
 }
 
-/* Hands the batch in flight to the thread. */
+/* Hands the batch in flight to the thread. An empty one tells no `first`, so nothing is removed by it:
+ * at start the log would begin below its files. */
 static void disk_submit(const struct disk *d, const struct log *log)
 {
-    struct disk_job job = {.batch = &log->flight, .lsn = log->durable, .first = log->first};
+    struct disk_job job = {.batch = &log->flight, .lsn = log->durable};
+    job.first = log->flight.count ? log->first : 0;
     if (send(d->ends[0], &job, sizeof job, 0) < 0)
         die("cannot hand a batch to the thread that writes the log");
 }
@@ -6533,9 +6546,11 @@ static const struct hooks server_hooks = {http_reply, server_log_read, http_left
 static void log_submit(struct server *s)
 {
     uint64_t entries = s->node->log.pending_entries;
-    if (!log_flush(s->node))
+    const struct bytes *batch = log_flush(s->node);
+    if (!batch)
         return;
-    histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
+    if (batch->count)
+        histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
     /* The thread is at rest. Cleaning copies also what is above a --max-value that was lowered since. */
     s->disk.ahead_bytes = max_u64(s->disk.ahead_bytes, s->node->log.largest + 2 * DISK_KEEP_BYTES);
     disk_submit(&s->disk, &s->node->log);
@@ -6555,7 +6570,8 @@ static void disk_events(struct server *s)
         close(hot->file);
         hot->file = 0;
     }
-    histogram_add(&s->fsync_seconds, done.seconds);
+    if (s->node->log.flight.count)
+        histogram_add(&s->fsync_seconds, done.seconds);
     s->node->log.full = done.full;
     node_durable(s->node, done.room);
 }
@@ -6810,7 +6826,7 @@ static void server_turn(struct server *s)
             notify("READY=1"), s->told_ready = true;
     }
     node_run(s->node);
-    if (s->node->gone && !s->node->leaves && !s->node->log.flight.count)
+    if (s->node->gone && !s->node->leaves && !s->node->log.writing)
         server_rebirth(s, false); /* when the log's thread is at rest */
     errno = ENOSPC;
     if (node_is_too_small(s->node))
@@ -6837,7 +6853,7 @@ static void server_stop(struct server *s)
     uint64_t until = s->node->now + STOP_TIME;
     while (s->calls_count && s->node->now < until)
         server_turn(s);
-    while (s->node->log.flight.count || s->node->log.pending.count) {
+    while (s->node->log.writing || s->node->log.pending.count) {
         disk_events(s);
         log_submit(s);
         usleep(1000);

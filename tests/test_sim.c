@@ -538,7 +538,7 @@ static void drive_submit(struct host *h)
         return;
     drive_take(h, h->node->log.durable + batch->count);
     drive_reach(h, h->node->log.durable + batch->count);
-    h->disk_first = h->node->log.first;
+    h->disk_first = batch->count ? h->node->log.first : h->disk_start;
     uint64_t time = 1 + below(w.plan.sync_time) + (chance(20) ? below(20 * MS) : 0);
     event_at(w.now + time, DISK_DONE, h, NULL, 0);
 }
@@ -561,7 +561,7 @@ static void drive_done(struct host *h)
         return;
     }
     memcpy(h->disk + log->durable, log->flight.data, log->flight.count);
-    h->disk_last = log->durable;
+    h->disk_last = log->flight.count ? log->durable : h->disk_last;
     h->disk_synced = log->durable + log->flight.count;
     h->serves = true;
     drive_trim(h, h->disk_first);
@@ -1023,7 +1023,7 @@ static void host_settle(struct host *h)
     node_run(n);
     views_check(h);
     judge_ready(h);
-    if (n->gone && !n->log.flight.count) {
+    if (n->gone && !n->log.writing) {
         trace(h, "is gone from the view");
         h->node = NULL;
         h->boot++;

@@ -558,6 +558,29 @@ START_TEST(test_a_batch_that_spans_two_files_is_one)
 }
 END_TEST
 
+/* The log begins in its second file, and no batch on disk tells that yet. */
+START_TEST(test_a_disk_that_is_asked_for_room_writes_and_removes_nothing)
+{
+    files_begin(SEGMENT_BYTES - 4096);
+    memset(big, 'x', sizeof big);
+    files_accept("big", big, sizeof big);
+    files_settle();
+    struct node *n = l.node;
+    n->log.first = n->log.durable;
+    n->log.full = true;
+    n->now += 2 * SECOND;
+    ck_assert(log_flush(n) == &n->log.flight && log_flush(n) == NULL);
+    disk_start(&disk, n->log.durable);
+    disk_submit(&disk, &n->log);
+    struct disk_job done;
+    ck_assert_int_eq(recv(disk.ends[0], &done, sizeof done, 0), sizeof done);
+    ck_assert(!done.full && done.room > 0);
+    node_durable(n, done.room);
+    ck_assert(file_exists(0) && files_recover());
+    ck_assert_ptr_nonnull(entry_of("big"));
+}
+END_TEST
+
 START_TEST(test_a_batch_torn_in_its_second_file_is_dropped)
 {
     files_begin(SEGMENT_BYTES - 4096);
@@ -2784,6 +2807,44 @@ START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
 }
 END_TEST
 
+/* Its reserve runs out, as even that finds no room. Nobody restarts it; the disk is given more. */
+START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_again)
+{
+    lone_begin();
+    struct node *n = l.node;
+    uint64_t end = log_end(n), bytes = end + RESERVE_ROOM - 1;
+    n->log.full = true;
+    n->log.room = RESERVE_ROOM - 1;
+    for (int i = 0; i < 200; i++) {
+        node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
+        full_settle(bytes);
+    }
+    ck_assert(!mail_may_leave(n));
+    ck_assert_uint_eq(log_end(n), end);
+    for (int i = 0; i < 4; i++) {
+        node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
+        full_settle(bytes + SEGMENT_BYTES);
+    }
+    ck_assert(mail_may_leave(n));
+}
+END_TEST
+
+/* Cleaning ends with so little room that the disk's next reserve finds none. */
+START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve)
+{
+    lone_begin();
+    struct node *n = l.node;
+    n->log.full = true;
+    n->log.room = RESERVE_ROOM - 1;
+    n->log.cleaned = n->log.cleaned_until = n->log.durable;
+    node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
+    const struct bytes *batch = log_flush(n);
+    ck_assert_ptr_nonnull(batch);
+    ck_assert_uint_gt(batch->count, 0);
+    ck_assert_uint_eq(((const struct log_header *)batch->data)->first, n->log.durable);
+}
+END_TEST
+
 /* A chain of views larger than what reserves leave alone, on a disk that has no more. */
 START_TEST(test_views_are_appended_only_where_there_is_room)
 {
@@ -3383,6 +3444,7 @@ int main(void)
         {"peers", test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes, 1},
         {"peers", test_while_memory_is_short_little_mail_waits_for_a_live_peer, 1},
         {"files", test_a_batch_that_spans_two_files_is_one, 1},
+        {"files", test_a_disk_that_is_asked_for_room_writes_and_removes_nothing, 1},
         {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
         {"files", test_a_missing_file_is_corruption, 2},
         {"files", test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside, 1},
@@ -3461,6 +3523,9 @@ int main(void)
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
         {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
+        {"peers", test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_again, 1},
+        {"peers", test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve,
+         1},
         {"peers", test_views_are_appended_only_where_there_is_room, 1},
         {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
         {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
