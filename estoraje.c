@@ -3290,10 +3290,11 @@ static bool view_settle(const struct node *n, struct view *next)
     return true;
 }
 
-/* A joiner whose disk cannot take its share: it is to stop, as all other changes wait for it (R25). */
+/* A joiner whose disk cannot take its share: it is to stop, as all other changes wait for it (R25). So is
+ * one that is no member yet: it might not even find room for the views. */
 static bool node_is_too_small(const struct node *n)
 {
-    bool joins = n->self >= 0 && n->view->members[n->self].state == MEMBER_JOINING;
+    bool joins = n->self >= 0 ? n->view->members[n->self].state == MEMBER_JOINING : !n->gone;
     return joins && n->log.full &&
            (n->log.starved || !log_has_room(n, DISK_KEEP_BYTES + PARCEL_BYTES));
 }
@@ -4165,8 +4166,7 @@ static void clean_tick(struct node *n)
     if (log->cleaned_until && log->durable >= log->cleaned_until) {
         log->first = log->cleaned;
         log->cleaned = log->cleaned_until = 0;
-        reserve_log(
-            n); /* a batch tells it, and makes room, though there be none for another reserve */
+        reserve_log(n); /* a batch tells it, which makes room: there may be none for another */
     }
     if (!log->cleaned_until && (!log->cleaned || log->full))
         clean_begin(n);

@@ -3249,7 +3249,7 @@ static const struct {
     {14, "deaths"},       {49, "deaths"},      {3, "clocks"},          {47, "clocks"},
     {1310, "disks"},      {157, "disks"},      {40, "skew"},           {55, "restarts"},
     {71, "coordinators"}, {1933, "minutes"},   {2365, "all"},          {1798, "minutes"},
-    {492, "all"},         {30061, "restarts"}, {20027, "forgetmoves"},
+    {492, "all"},         {30061, "restarts"}, {20027, "forgetmoves"}, {100467, "full"},
 };
 enum { KNOWN = sizeof known / sizeof *known };
 

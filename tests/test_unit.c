@@ -2829,6 +2829,22 @@ START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_agai
 }
 END_TEST
 
+START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
+{
+    struct node *n = lone_node(&l);
+    n->log.room = RESERVE_ROOM;
+    ck_assert(!node_is_too_small(n));
+    n->log.full = true;
+    ck_assert(node_is_too_small(n));
+    n->gone = true; /* it begins anew, without its log */
+    ck_assert(!node_is_too_small(n));
+    lone_begin();
+    l.node->log.room = RESERVE_ROOM;
+    l.node->log.full = true;
+    ck_assert(!node_is_too_small(l.node));
+}
+END_TEST
+
 /* Cleaning ends with so little room that the disk's next reserve finds none. */
 START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve)
 {
@@ -3523,6 +3539,7 @@ int main(void)
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
         {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
+        {"peers", test_who_is_no_member_yet_stops_where_the_disk_is_too_small, 1},
         {"peers", test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_again, 1},
         {"peers", test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve,
          1},
