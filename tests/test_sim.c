@@ -3442,12 +3442,10 @@ static bool hand_proposes(struct node *n, uint64_t seconds, bool joins)
     struct bytes found = {0};
     bool proposes = false;
     for (uint64_t end = n->now + seconds * SECOND; n->now < end && !proposes;) {
-        n->now += 100 * MS;
-        n->wall += 100 * MS;
-        hand_beat(n, 20, "h2");
+        node_tick(n, n->now + 100 * MS, n->wall + 100 * MS);
+        hand_beat(n, 20, "h");
         if (joins)
             hand_beat(n, 40, "h4");
-        node_tick(n, n->now, n->wall);
         proposes = hand_told(n, 20, M_PREPARE, &found);
     }
     bytes_free(&found);
@@ -3480,7 +3478,7 @@ static bool hand_nothing_begins_that_cannot_end(struct node *n)
     if (hand_proposes(n, 8, true))
         return false;
     for (int i = 0; i < 8; i++) { /* it is back */
-        hand_beat(n, 30, "h3");
+        hand_beat(n, 30, "h");
         if (hand_proposes(n, 1, true))
             return true;
     }
