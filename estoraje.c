@@ -4323,6 +4323,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     }
     bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may be in memory */
     bytes_clear(&n->cold);
+    bytes_clear(&n->scratch); /* who used it last may have left a large value in it */
     listings_tick(n);
     if (n->view)
         lease_tick(n);
@@ -6357,6 +6358,34 @@ static void calls_let_go(struct server *s)
         shutdown(call_file(worst), SHUT_RDWR);
 }
 
+static void bytes_trim(struct bytes *b)
+{
+    if (!b->count)
+        bytes_free(b);
+}
+
+/* Somebody was refused memory: the buffers that stay, and have nothing in them now, are given back. */
+static void server_trim(struct server *s)
+{
+    struct node *n = s->node;
+    struct call *c;
+    struct bytes *own[] = {&n->inbox, &n->handled, &n->gated,      &n->ungated,
+                           &n->cold,  &n->scratch, &n->log.flight, &n->log.pending};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        bytes_trim(own[i]);
+    for (size_t i = 0; i < 2 * n->peers_count; i++) {
+        struct channel *link = n->peers[i / 2]->link;
+        bytes_trim(&n->peers[i / 2]->outbox[i % 2]);
+        if (link)
+            bytes_trim(&link[i % 2].sending);
+    }
+    LIST_FOREACH(c, &s->arriving, place)
+    {
+        if (c->route == ROUTE_MAIL)
+            bytes_trim(&c->body);
+    }
+}
+
 /* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge,
  * and that came together with the last bytes. */
 static void calls_sweep(struct server *s)
@@ -6369,6 +6398,8 @@ static void calls_sweep(struct server *s)
     }
     s->swept_at = s->node->now;
     calls_let_go(s);
+    if (s->refused_at + SECOND > s->node->now)
+        server_trim(s);
 }
 
 /* --- libmicrohttpd's side --- */

@@ -289,9 +289,9 @@ START_TEST(test_a_crowd_of_bad_clients_costs_nothing_that_stays)
     AWAIT(metric_sum(cluster, "estoraje_http_requests_in_flight") == NODES, 10);
     AWAIT(sockets_of(cluster) <= sockets + 2 * NODES, 10); /* our own connections are kept */
     /* What nobody has in flight any more is not counted: there is room for a large value. */
-    char *largest = calloc(1, 30 << 20);
+    char *largest = calloc(1, 60 << 20);
     for (int i = 0; i < NODES; i++) /* the one before is under way a little longer */
-        AWAIT(http(cluster->nodes[i].url, "PUT", "/room", NULL, largest, 30 << 20).status / 100 ==
+        AWAIT(http(cluster->nodes[i].url, "PUT", "/room", NULL, largest, 60 << 20).status / 100 ==
                   2,
               30);
     cluster_stop(cluster);
