@@ -845,7 +845,7 @@ struct peer {
     uint64_t joins_at;   /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
     uint32_t weight;                      /* it would have these */
-    uint64_t epoch, boot, clock;          /* of its last batch */
+    uint64_t epoch, clock;                /* of its last batch */
     uint64_t beat_clock;                  /* of that with its last heartbeat */
     uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
     uint64_t keys, value_bytes, requests; /* of that node, for reports */
@@ -969,7 +969,6 @@ struct node {
     /* Chapter 6, microseconds; reserve_start: at start, what every key counts as promised up to. The
      * LSN is where the log has the reserve. */
     uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
-    uint64_t boot; /* the number of this start: above every clock that was sent before it */
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
@@ -1221,8 +1220,6 @@ static void reserve_log(struct node *n)
 static void clock_reserve(struct node *n)
 {
     n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
-    if (!n->boot) /* the reserve is above all that earlier starts sent; by chance, twins differ */
-        n->boot = n->clock += 1 + n->random % MS;
     uint64_t margin = RESERVE_MARGIN + 2 * n->log.write_time;
     bool room = !n->log.full || log_has_room(n, RESERVE_ROOM);
     if (n->clock + margin <= n->reserve || !room)
@@ -1378,22 +1375,22 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl3"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
+ *    0 magic "eMl4"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
  *   16 mac: of the same bytes, by the cluster's secret (chapter 19); zeros without one
  *   32 cluster       40 from: id   48 to: id, or 0 to whoever has this address
- *   56 clock         64 date       72 epoch        80 boot: of the sender
- *   88 log_end: up to which its log is durable     96 wall: its wall clock   104 messages
+ *   56 clock         64 date       72 epoch        80 wall: the sender's wall clock
+ *   88 messages
  */
 
-#define MAIL_MAGIC 0x336c4d65u
+#define MAIL_MAGIC 0x346c4d65u
 
 struct batch {
     uint32_t magic, bytes;
     uint64_t check;
     uint8_t mac[16];
-    uint64_t cluster, from, to, clock, date, epoch, boot, log_end, wall;
+    uint64_t cluster, from, to, clock, date, epoch, wall;
 };
-_Static_assert(sizeof(struct batch) == 104 && offsetof(struct batch, cluster) == 32, "layout");
+_Static_assert(sizeof(struct batch) == 88 && offsetof(struct batch, cluster) == 32, "layout");
 
 static uint64_t batch_check(const struct batch *b)
 {
@@ -1528,8 +1525,8 @@ static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *o
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
     uint64_t date = time_is_unsure(n) ? 0 : node_date(n);
     struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count, 0,     {0},     n->cluster,     n->id,  to,
-                        n->clock,   date,       epoch, n->boot, n->log.durable, n->wall};
+    *b = (struct batch){MAIL_MAGIC, out->count, 0,    {0},   n->cluster, n->id,
+                        to,         n->clock,   date, epoch, n->wall};
     b->check = batch_check(b);
     return true;
 }
@@ -4267,7 +4264,6 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     if (!from)
         return true;
     from->epoch = b->epoch;
-    from->boot = b->boot;
     from->clock = b->clock;
     from->clock_offset = (int64_t)(b->wall - n->wall);
     for (size_t at = sizeof *b; at < bytes;) {
