@@ -4414,10 +4414,8 @@ static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
             return false;
         node_replay(n, m, h->lsn + i);
         struct entry *e = damaged ? message_entry(n, m) : NULL;
-        if (e && e->lsn == h->lsn + i) {
-            e->flags |= FLAG_DAMAGED;
-            say(LEVEL_WARN, "damaged record, unless it is newer behind", "lsn=%" PRIu64, e->lsn);
-        }
+        if (e && e->lsn == h->lsn + i)
+            e->flags |= FLAG_DAMAGED; /* unless it was mended, and stands whole behind */
         i += m->bytes;
     }
     return true;
@@ -4434,6 +4432,14 @@ static bool batch_was_durable(const struct node *n, const struct log_header *h, 
     const struct log_header *next = (const void *)((const uint8_t *)h + h->bytes);
     return next->magic == LOG_MAGIC && next->lsn == at + h->bytes && next->id == n->id &&
            h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
+}
+
+static void damage_tell(const struct node *n)
+{
+    for (const struct partition *p = n->partitions; p <= &n->partitions[VIEWS_PARTITION]; p++)
+        for (uint32_t i = 0; i < p->count; i++)
+            if (p->entries[i]->flags & FLAG_DAMAGED)
+                say(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
 }
 
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
@@ -4489,6 +4495,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     if (n->reserve_start > n->time + CLOCK_AHEAD_MAX)
         n->time = n->reserve_start; /* the wall clock went back; others still go by that time */
     n->view_lsn = log_end(n);
+    damage_tell(n);
     return whole && log->first <= first;
 }
 

@@ -1184,6 +1184,13 @@ START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
             }
     for (int i = 0; i < 30; i++) /* whole again on its own disk */
         AWAIT(search(c->nodes[1].folder, marked(i)).found > 0, 40);
+    char *id = node_id(&c->nodes[1]);
+    node_kill(c, 1);
+    ck_assert_int_eq(truncate(c->nodes[1].log, 0), 0);
+    node_start(c, 1);
+    AWAIT(node_ready(&c->nodes[1]), 40);
+    ck_assert_str_eq(node_id(&c->nodes[1]), id);
+    ck_assert_ptr_null(strstr(file_read(c->nodes[1].log, NULL), "damaged")); /* it was mended */
     cluster_stop(c);
 }
 END_TEST
