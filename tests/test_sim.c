@@ -1382,6 +1382,7 @@ static void op_failed(struct op *op, const struct try *t, uint16_t status)
     if (!outcome && t->m.flags & FLAG_REPEAT)
         violation("a repeat was told that nothing was changed");
     MHD_destroy_response(c.response);
+    bytes_free(&c.body);
     if (outcome)
         op_open(op);
     else

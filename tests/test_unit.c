@@ -1841,6 +1841,7 @@ static int condition_of(uint8_t function, uint8_t flags, struct ballot *etag)
     *etag = c.m.ballot;
     if (c.response)
         MHD_destroy_response(c.response);
+    bytes_free(&c.body);
     ck_assert(fine == !c.response && (fine || c.status == 400));
     return fine ? c.m.condition : -1;
 }
@@ -2420,6 +2421,7 @@ START_TEST(test_a_repeat_is_never_told_that_nothing_was_changed)
         ck_assert_int_eq(MHD_get_response_header(c.response, "Idempotency-Key") != NULL,
                          unknown && !one);
         MHD_destroy_response(c.response);
+        bytes_free(&c.body);
     }
 }
 END_TEST
@@ -2838,6 +2840,7 @@ START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
     ck_assert(node_is_too_small(n));
     n->gone = true; /* it begins anew, without its log */
     ck_assert(!node_is_too_small(n));
+    lone_node_free(&l);
     lone_begin();
     l.node->log.room = RESERVE_ROOM;
     l.node->log.full = true;
