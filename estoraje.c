@@ -6181,7 +6181,6 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
                 parse_range(range, m->number, &from, &count);
     bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
     if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
-        c->unsent = count; /* told as a 200 would tell it */
         call_respond(c, 304, NULL);
     } else if (part && !count) {
         call_tell(c, 416, "the value has %" PRIu64 " bytes", m->number);

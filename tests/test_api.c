@@ -629,8 +629,6 @@ START_TEST(test_if_none_match_on_get_saves_the_body)
             struct response r = ask(_i, 304, methods[m], own("k"), if_none_match(same[i]), NULL);
             header_is(&r, "ETag", etag);
             ck_assert_uint_eq(r.body_bytes, 0);
-            if (header(&r, "Content-Length")) /* that of a 200 (RFC 9110, 8.6) */
-                header_is(&r, "Content-Length", "5");
         }
         ask(_i, 200, methods[m], own("k"), "If-None-Match: \"other\"", NULL);
         ask(_i, 404, methods[m], own("none"), if_none_match(etag), NULL);
