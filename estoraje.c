@@ -1982,10 +1982,13 @@ static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
     bool was_member = n->self >= 0;
-    /* Who was leaving is gone or called back, and then stays unless asked anew. */
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+    /* Who was leaving is gone or called back, and then stays unless asked anew. Who was a member does not
+     * ask to join any more: what it said before must not bring it back when it has left. */
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        n->member_peer[i]->joins_at = 0;
         if (n->view->members[i].state == MEMBER_LEAVING)
             n->member_peer[i]->leave = false;
+    }
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
     if (n->view)

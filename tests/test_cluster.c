@@ -702,6 +702,21 @@ START_TEST(test_two_can_join_at_once)
 }
 END_TEST
 
+START_TEST(test_a_member_that_is_drained_right_after_it_joined_stays_away)
+{
+    struct cluster *c = cluster_start(4, NULL);
+    char *id = node_id(&c->nodes[3]);
+    drain(c, 3);
+    AWAIT(!strcmp(member_state(&c->nodes[0], id), "leaving"), 20);
+    AWAIT(strcmp(member_state(&c->nodes[0], id), "leaving"), 60);
+    AWAIT(strstr(get(c->nodes[3].url, "/_health").body, "not a member") != NULL, 20);
+    ck_assert_str_eq(member_state(&c->nodes[0], id), "none");
+    bury(c, 3);
+    cluster_await(c, 3, 40);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_a_drained_member_leaves_and_its_data_stays)
 {
     int count = setting("ESTORAJE_TEST_KEYS", 2000);
@@ -2083,6 +2098,7 @@ int main(void)
         {"moves", test_two_can_join_at_once},
         {"moves", test_a_joiner_is_ready_when_it_is_up_and_has_its_share},
         {"moves", test_a_drained_member_leaves_and_its_data_stays},
+        {"moves", test_a_member_that_is_drained_right_after_it_joined_stays_away},
         {"moves", test_a_dead_member_is_evicted_and_joins_anew},
         {"moves", test_nobody_is_evicted_when_too_few_would_remain},
         {"moves", test_a_join_is_called_off_when_the_joiner_dies},
