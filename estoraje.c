@@ -1174,8 +1174,10 @@ static void time_hear(struct node *n, uint64_t time)
 {
     if (!time_is_unsure(n) || llabs((int64_t)(time - n->time)) <= (int64_t)CLOCK_AHEAD_MAX)
         return;
-    say(LEVEL_ERROR, "the wall clock differs from the cluster's time: set it right",
-        "ahead_seconds=%.3f", (double)(int64_t)(n->wall - time) / 1e6);
+    int64_t ahead = (int64_t)(n->wall - time);
+    if (llabs(ahead) > (int64_t)SECOND) /* else its own time was wrong, of an earlier wall clock */
+        say(LEVEL_ERROR, "the wall clock differs from the cluster's time: set it right",
+            "ahead_seconds=%.3f", (double)ahead / 1e6);
     n->time = time;
 }
 
