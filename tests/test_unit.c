@@ -1836,8 +1836,7 @@ static int condition_of(uint8_t function, uint8_t flags, struct ballot *etag)
 {
     static struct server server;
     struct call c = {.server = &server, .m = {.function = function, .flags = flags}};
-    bool fine = (function == DO_READ || call_condition(&c, "If-Match", false)) &&
-                call_condition(&c, "If-None-Match", true);
+    bool fine = call_condition(&c, "If-Match", false) && call_condition(&c, "If-None-Match", true);
     *etag = c.m.ballot;
     if (c.response)
         MHD_destroy_response(c.response);
@@ -1879,7 +1878,8 @@ START_TEST(test_conditions_are_read_as_rfc_9110_has_them)
         {DO_PUT, FLAG_ONE, "*", NULL, -1, 0},
         {DO_PUT, FLAG_ONE, NULL, "*", -1, 0},
         {DO_READ, 0, NULL, NULL, IF_NONE, 0},
-        {DO_READ, 0, "nonsense", NULL, IF_NONE, 0}, /* reads do not look at it */
+        {DO_READ, 0, "nonsense", NULL, -1, 0},
+        {DO_READ, 0, TAG ", " OTHER_TAG, NULL, IF_NONE, 0}, /* the reply is compared with it */
         {DO_READ, 0, NULL, TAG, IF_MATCH, 5},
         {DO_READ, 0, NULL, "\"x\", " TAG, IF_MATCH, 5},
         {DO_READ, 0, NULL, "\"x\" ,W/\"y\",\t" TAG, IF_MATCH, 5},
