@@ -212,7 +212,7 @@
  *   a try of a write counts as made no later than the answer to an earlier try was recorded.
  *
  * Step 4 keeps the first: a record lists the answers of the one it replaces, and where it lets some
- * go, dropped rises to the latest of them. write_made keeps the second. So in step 3: listed, the
+ * go, dropped rises to the latest of them. write_issued_at keeps the second. So in step 3: listed, the
  * write gets the same answer; not listed and dropped >= made, nobody can know, and the client is
  * told so; else it was never applied, and is applied now (R11).
  *
@@ -256,7 +256,7 @@
  * well.
  *
  * What may begin. A voter is never added while another is dead, but in exchange for it: else a
- * machine that loses its disk twice leaves two live voters of four, and no view can follow (R23). A
+ * machine that declares_lost its disk twice leaves two live voters of four, and no view can follow (R23). A
  * live member leaves only while all other voters are live (R24). Nothing begins without a live
  * majority of every partition's owners, and what moves no data for the eviction time is called off
  * (R25).
@@ -366,7 +366,7 @@
 enum {
     KEY_BYTES_MAX = 1024,
     TYPE_BYTES_MAX = 255,         /* a Content-Type */
-    ANSWERS_MAX = 256,            /* earlier answers that a record remembers */
+    RESULTS_MAX = 256,            /* earlier answers that a record remembers */
     ROUND_WRITES_MAX = 64,        /* writes that one round carries */
     LIST_PAGE_KEYS = 512,         /* keys in one message of a list, when nodes sync */
     LISTING_PAGE_KEYS = 5,        /* of one partition in a listing's page: some thousand in all */
@@ -374,7 +374,7 @@ enum {
     PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
     SYNCS_MAX = 8,                /* partitions that sync at once */
     REPAIRS_MAX = 64,             /* repairs of single keys under way */
-    PARCEL_BYTES = 64 << 10,      /* a message above it goes by the second link */
+    BULK_BYTES = 64 << 10,        /* a message above it goes by the second link */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
     OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live, or while memory is short */
@@ -394,16 +394,16 @@ enum {
 };
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
-#define RESERVE_AHEAD     (1700 * MS)      /* how seldom an idle node writes */
-#define RESERVE_ROOM      (64 << 10)       /* bytes on disk that even reserves leave alone */
-#define RESERVE_MARGIN    (300 * MS)       /* a disk may stall that long, and reads do not notice */
+#define BOUND_AHEAD       (1700 * MS)      /* how seldom an idle node writes */
+#define BOUND_ROOM        (64 << 10)       /* bytes on disk that even reserves leave alone */
+#define BOUND_MARGIN      (300 * MS)       /* a disk may stall that long, and reads do not notice */
 #define WRITE_TIME_MAX    SECOND           /* a disk that takes longer for a batch is away */
 #define CLOCK_AHEAD_MAX   (10 * SECOND)    /* a message from further ahead is a clock fault */
 #define CLOCK_FAR_MAX     (86400 * SECOND) /* and so is such a clock, whoever tells it */
 #define REPEAT_TIME       (60 * SECOND)    /* how long a repeat surely finds its answer */
 #define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
 #define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
-#define MEMORY_OF_ANSWERS (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
+#define RESULTS_KEPT_TIME (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
 #define FIRST_TRY_LEAD    (100 * MS) /* no repeat is carried out so soon after its first try came */
 #define REQUEST_TIME      (2300 * MS) /* a request is answered within it */
 #define STEP_TIME         (100 * MS)  /* a step of a round, before it is sent again */
@@ -441,8 +441,8 @@ enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 static enum log_level log_level = LEVEL_INFO;
 
 /* One logfmt line on stderr; `format` tells the key=value pairs after msg. */
-__attribute__((format(printf, 3, 4))) static void say(enum log_level level, const char *message,
-                                                      const char *format, ...)
+__attribute__((format(printf, 3, 4))) static void
+log_line(enum log_level level, const char *message, const char *format, ...)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
     if (level > log_level)
@@ -466,7 +466,7 @@ __attribute__((format(printf, 3, 4))) static void say(enum log_level level, cons
  * failed fdatasync the kernel may call lost pages clean. */
 __attribute__((noreturn)) static void die(const char *message)
 {
-    say(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
+    log_line(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
     _exit(1); /* maybe of the log's thread, while the other goes on */
 }
 
@@ -612,14 +612,18 @@ struct ballot {
 };
 
 struct message {
-    uint64_t check, op;
+    uint64_t check, round_id;
     uint32_t bytes;
     uint8_t type, flags;
     uint16_t partition;
     struct ballot ballot;
-    uint64_t version, modified, expiry, dropped, number;
+    uint64_t write_id, modified, expiry;
+    union {
+        uint64_t results_lost_until, issued_at, bytes_max;
+    };
+    uint64_t number;
     uint32_t value_bytes;
-    uint16_t key_bytes, type_bytes, answers, status;
+    uint16_t key_bytes, type_bytes, results_count, status;
     uint8_t function, condition, zero[2];
 };
 _Static_assert(sizeof(struct message) == 104 && offsetof(struct message, bytes) == 16, "layout");
@@ -627,15 +631,15 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire and disk are lit
 
 /* What the client of a write was, or would be, told. `recorded`: the time of the ballot that put it
  * into the record. `number`: a counter's value, else modified. */
-struct answer {
-    uint64_t version, recorded, number;
+struct result {
+    uint64_t write_id, recorded, number;
     uint32_t status, zero;
 };
-_Static_assert(sizeof(struct answer) == 32, "layout");
+_Static_assert(sizeof(struct result) == 32, "layout");
 
 /* Where the parts of a message are. Owned by whoever owns the message. */
 struct body {
-    const void *answers, *key, *type, *value;
+    const void *results, *key, *type, *value;
 };
 
 enum message_type {
@@ -643,9 +647,9 @@ enum message_type {
     M_PROMISE,
     M_ACCEPT,
     M_ACCEPTED,
-    M_REFUSE,
+    M_REJECT,
     M_READ,
-    M_ANSWER,
+    M_READ_REPLY,
     M_HEARTBEAT,
     M_VIEW,
     M_LIST,
@@ -653,13 +657,13 @@ enum message_type {
     M_PULL,
     M_DIGEST,
     M_TYPES,
-    M_RESERVE = 32, /* from here on in the log only */
-    M_FLOOR,
+    M_CLOCK_BOUND = 32, /* from here on in the log only */
+    M_PROMISE_FLOOR,
     M_DROP,
     M_LOST,
     M_LOG_TYPES,
     M_REQUEST, /* these stay inside a node: what a client asks, and is told */
-    M_RESULT,
+    M_REPLY,
 };
 
 enum {
@@ -672,7 +676,7 @@ enum {
     FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
     FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
     FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
-    FLAG_KEYED = 1,     /* request only: its client may repeat it; refusals are remembered, too */
+    FLAG_KEYED = 1,     /* request only: its client may repeat it; rejections are remembered, too */
     FLAG_FIRST = 2,     /* request only: its first try, and nothing of it was sent */
 };
 
@@ -711,14 +715,15 @@ static struct ballot ballot_max(struct ballot a, struct ballot b)
 static size_t message_bytes(const struct message *m)
 {
     size_t value_bytes = m->flags & FLAG_WHOLE ? m->value_bytes : 0;
-    size_t bytes = sizeof *m + m->answers * sizeof(struct answer) + m->key_bytes + m->type_bytes;
+    size_t bytes =
+        sizeof *m + m->results_count * sizeof(struct result) + m->key_bytes + m->type_bytes;
     return (bytes + value_bytes + 7) & ~(size_t)7;
 }
 
 static struct body message_body(const struct message *m)
 {
-    struct body b = {.answers = m + 1};
-    b.key = (const uint8_t *)b.answers + m->answers * sizeof(struct answer);
+    struct body b = {.results = m + 1};
+    b.key = (const uint8_t *)b.results + m->results_count * sizeof(struct result);
     b.type = (const uint8_t *)b.key + m->key_bytes;
     b.value = (const uint8_t *)b.type + m->type_bytes;
     return b;
@@ -732,14 +737,14 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
     if (count < sizeof *m || m->bytes > count || m->bytes != message_bytes(m))
         return NULL;
     if (m->type >= M_LOG_TYPES || m->partition > VIEWS_PARTITION || m->key_bytes > KEY_BYTES_MAX ||
-        m->type_bytes > TYPE_BYTES_MAX || m->answers > ANSWERS_MAX)
+        m->type_bytes > TYPE_BYTES_MAX || m->results_count > RESULTS_MAX)
         return NULL;
     /* What is kept is a whole record; a tombstone has no value; only promises and answers may leave
      * one out. */
     bool whole = m->flags & FLAG_WHOLE || m->value_bytes == 0;
     if ((m->type == M_ACCEPT && (~m->flags & (FLAG_RECORD | FLAG_WHOLE))) ||
         (m->flags & FLAG_TOMBSTONE && m->value_bytes) ||
-        (!whole && m->type != M_PROMISE && m->type != M_ANSWER))
+        (!whole && m->type != M_PROMISE && m->type != M_READ_REPLY))
         return NULL;
     return m;
 }
@@ -769,7 +774,7 @@ static struct message *message_append(struct bytes *to, const struct message *he
     *m = *head;
     m->bytes = (uint32_t)bytes;
     uint8_t *at = (uint8_t *)(m + 1);
-    at = put(at, parts.answers, m->answers * sizeof(struct answer));
+    at = put(at, parts.results, m->results_count * sizeof(struct result));
     at = put(at, parts.key, m->key_bytes);
     at = put(at, parts.type, m->type_bytes);
     at = put(at, parts.value, m->flags & FLAG_WHOLE ? m->value_bytes : 0);
@@ -807,7 +812,7 @@ _Static_assert(sizeof(struct view) == 24, "layout");
  * record_bytes at lsn with that ballot, unless FLAG_RECORD is not set: then it is a mere promise. */
 struct entry {
     struct ballot accepted;
-    uint64_t version, modified, expiry, lsn;
+    uint64_t write_id, modified, expiry, lsn;
     struct ballot *promised; /* null: nothing above accepted is promised */
     uint32_t value_bytes, record_bytes;
     uint16_t key_bytes;
@@ -819,12 +824,12 @@ struct entry {
 struct partition {
     struct entry **entries; /* sorted by key */
     uint32_t count, capacity;
-    uint64_t digest;     /* XOR over live keys of hash(key, accepted) */
-    struct ballot floor; /* promised for every key without a record or with a tombstone */
-    uint64_t floor_lsn;  /* of the log's newest entry that tells the floor */
-    uint64_t reserve;    /* at start: its keys count as promised up to it; 0: it was not owned */
-    struct ballot forgotten; /* no owner needs a tombstone up to it */
-    uint64_t agreed;         /* members whose digest was seen to be as ours at this floor */
+    uint64_t digest;             /* XOR over live keys of hash(key, accepted) */
+    struct ballot promise_floor; /* promised for every key without a record or with a tombstone */
+    uint64_t promise_floor_lsn;  /* of the log's newest entry that tells the floor */
+    uint64_t clock_bound;   /* at start: its keys count as promised up to it; 0: it was not owned */
+    struct ballot gc_floor; /* no owner needs a tombstone up to it */
+    uint64_t agreed;        /* members whose digest was seen to be as ours at this floor */
     uint64_t differs;  /* members to sync with: whose digest differs, or, while data moves, the old
                          owners whose list has not been pulled yet */
     uint64_t compared; /* members all of whose records were seen to be here, in this view */
@@ -839,10 +844,10 @@ struct peer {
     uint64_t heard_at;      /* when its heartbeat last came, 0: never */
     uint64_t live_at;       /* when it was last live */
     bool hears_us, has_lease;
-    bool leave;          /* somebody wishes it to leave */
-    uint64_t lost_until; /* until then it counts that this node was told that its disk is gone */
-    uint64_t loses;      /* members of which it was told so, in this epoch */
-    uint64_t joins_at;   /* when it was last heard as no member of our view, 0: never */
+    bool leave;             /* somebody wishes it to leave */
+    uint64_t lost_until;    /* until then it counts that this node was told that its disk is gone */
+    uint64_t declares_lost; /* members of which it was told so, in this epoch */
+    uint64_t joins_at;      /* when it was last heard as no member of our view, 0: never */
     char zone[ZONE_BYTES];
     uint32_t weight;                      /* it would have these */
     uint64_t epoch, clock;                /* of its last batch */
@@ -870,7 +875,7 @@ struct request {
     struct listing *listing; /* that the read is for */
     unsigned tries;          /* fast reads that met no agreement */
     uint32_t large_bytes;    /* it counts for that in n->large_bytes */
-    struct answer answer;    /* as decided in step 3, to be told when a quorum holds it */
+    struct result result;    /* as decided in step 3, to be told when a quorum holds it */
 };
 
 enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
@@ -878,26 +883,26 @@ enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WA
 /*              round_begin          round_decide            round_finish
  *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
  *     ^                          |  ^ \            /  \
- *     |  round_refused           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
+ *     |  round_rejected           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
  *     +--------------------------+------ timeouts, a new view
  *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
  *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
  *    make it a WATCH, which begins again when an owner tells of a change
  */
 struct round {
-    LIST_ENTRY(round) by_op, by_key;
-    struct request *waiting, *taken; /* oldest first; between events it has taken at least one */
+    LIST_ENTRY(round) by_id, by_key;
+    struct request *queued, *in_flight; /* oldest first; between events it has taken at least one */
     enum round_state state;
     uint16_t partition;
-    bool keyed;  /* it is the key's one write round, found by key; else nothing waits */
-    uint64_t op; /* = ballot.time */
+    bool keyed;        /* it is the key's one write round, found by key; else nothing waits */
+    uint64_t round_id; /* = ballot.time */
     struct ballot ballot;
-    struct ballot best;               /* highest accepted ballot that was told */
-    uint64_t answered, same, refused; /* members; `same`: those that told `best` */
-    struct ballot lost;               /* highest that was told as damaged, */
-    uint64_t lost_by;                 /* by these */
-    struct bytes record;              /* message: as told at best; then the accept that is sent */
-    unsigned refusals, sends;         /* sends: of the step under way */
+    struct ballot highest;                   /* highest accepted ballot that was told */
+    uint64_t answered, at_highest, rejected; /* members; `same`: those that told `best` */
+    struct ballot damaged_at;                /* highest that was told as damaged, */
+    uint64_t damaged_by;                     /* by these */
+    struct bytes record;        /* message: as told at best; then the accept that is sent */
+    unsigned rejections, sends; /* sends: of the step under way */
     uint64_t due;
     uint16_t key_bytes;
     uint8_t key[];
@@ -907,11 +912,11 @@ struct round {
 struct sync {
     uint16_t partition; /* at rest: the last that it looked at, */
     unsigned source;    /* and the last member */
-    uint64_t op;        /* of the page that was asked for, 0: it came */
+    uint64_t page_id;   /* of the page that was asked for, 0: it came */
     uint64_t due;       /* it is given up then, if nothing comes; 0: it is at rest */
     bool more;
-    struct bytes page;      /* struct listed; the next page comes after its last */
-    size_t here, under_way; /* in the page: up to these all is here, and is under way */
+    struct bytes page;          /* struct listed; the next page comes after its last */
+    size_t pulled_to, asked_to; /* in the page: up to these all is here, and is under way */
 };
 
 struct log {
@@ -919,14 +924,14 @@ struct log {
     struct bytes flight;     /* the batch being written, at `durable` */
     struct bytes pending;    /* the batch being filled, behind it; header first */
     uint64_t pending_entries;
-    uint64_t flight_reserve; /* the newest reserve in `flight` or below */
-    uint64_t flight_at;      /* when it was handed to the disk, microseconds */
-    bool writing;            /* the disk is at work: on that batch or, without one, on room */
-    uint64_t write_time;     /* what the disk takes for a batch, the longest of late */
-    struct bytes marks;      /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
-    uint64_t cleaned;        /* what is live below it is being copied; 0: nothing is */
-    uint64_t cleaned_until;  /* all was: first becomes `cleaned` once durable up to here; or 0 */
-    uint16_t clean_next;     /* partition */
+    uint64_t flight_clock_bound; /* the newest reserve in `flight` or below */
+    uint64_t flight_at;          /* when it was handed to the disk, microseconds */
+    bool writing;                /* the disk is at work: on that batch or, without one, on room */
+    uint64_t write_time;         /* what the disk takes for a batch, the longest of late */
+    struct bytes marks;          /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
+    uint64_t cleaned;            /* what is live below it is being copied; 0: nothing is */
+    uint64_t cleaned_until; /* all was: first becomes `cleaned` once durable up to here; or 0 */
+    uint16_t clean_next;    /* partition */
     uint64_t live_bytes;
     uint64_t largest; /* bytes of the largest that is appended at once: a record, or all views */
     uint64_t room;    /* bytes on disk that are sure to be there, ahead of the end */
@@ -936,20 +941,23 @@ struct log {
 };
 
 struct counters {
-    uint64_t proposals_ok, proposals_unknown, proposals_refused, lease_expirations;
+    uint64_t proposals_ok, proposals_unknown, proposals_rejected, lease_expirations;
     uint64_t repairs_damage, repairs_pull, repairs_read, pulled, listed;
 };
+
+/* The two configurations of a transition (joint consensus: Ongaro's thesis, 4.3); one if stable. */
+enum { C_OLD, C_NEW };
 
 struct node;
 /* What a node asks of the world. `world` is the caller's. */
 struct hooks {
-    /* `result`: M_RESULT or a record; valid during the call. */
+    /* `result`: M_REPLY or a record; valid during the call. */
     void (*reply)(struct node *n, void *client, const struct message *result);
     /* Copies log bytes that are no longer in a buffer. False: they are not in memory, `wait` is not
      * set; they were sent for. */
     bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
     /* Whether a client that waits for a change has left, or is to be answered. Null: none ever. */
-    bool (*left)(struct node *n, void *client);
+    bool (*client_gone)(struct node *n, void *client);
     /* Whether there is memory for that much of a value, to be read now. Null: always. */
     bool (*room)(struct node *n, uint64_t bytes);
 };
@@ -957,18 +965,18 @@ struct hooks {
 struct node {
     uint64_t id, cluster;
     const struct hooks *hooks;
-    void *world;
+    void *context;
     char address[ADDRESS_BYTES], zone[ZONE_BYTES];
     uint32_t weight;
     uint64_t lease, evict_after; /* microseconds */
     uint64_t random;
 
-    uint64_t now, wall; /* microseconds: monotonic; since 1970. Set by every event */
-    uint64_t time;      /* its own, since 1970: chapter 6 */
-    uint64_t date;      /* the latest own time told by a peer, microseconds since 1970 */
-    /* Chapter 6, microseconds; reserve_start: at start, what every key counts as promised up to. The
+    uint64_t now, wall;   /* microseconds: monotonic; since 1970. Set by every event */
+    uint64_t time;        /* its own, since 1970: chapter 6 */
+    uint64_t latest_time; /* the latest own time told by a peer, microseconds since 1970 */
+    /* Chapter 6, microseconds; clock_bound_start: at start, what every key counts as promised up to. The
      * LSN is where the log has the reserve. */
-    uint64_t clock, reserve, reserve_durable, reserve_lsn, reserve_start;
+    uint64_t clock, clock_bound, clock_bound_durable, clock_bound_lsn, clock_bound_start;
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
@@ -977,12 +985,12 @@ struct node {
     uint64_t view_lsn;     /* where the log ends with it */
     uint64_t views_lsn;    /* behind it, the log has all views */
     int self;              /* our index in the view, -1: no member */
-    bool settled, gone;    /* gone: was a member, and is no more */
+    bool stable, gone;     /* gone: was a member, and is no more */
     uint64_t expected;     /* nodes without data, to begin a cluster; 0: it does not */
     uint32_t replicas;     /* of a cluster that it begins */
     bool leaves;           /* it is being drained, or was: it does not join again */
     uint64_t voters, lost; /* members; lost: those that are LOST */
-    struct ring rings[2];  /* old, new */
+    struct ring rings[2];  /* C_OLD, C_NEW */
     uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
     struct peer *member_peer[MEMBERS_MAX];
     struct peer *peers[4 * MEMBERS_MAX];
@@ -997,17 +1005,18 @@ struct node {
     uint64_t progress_at;   /* when a transition last moved data, as far as this node heard */
     uint64_t begin_after;   /* no change begins until then, as one was called off */
     const char *called_off; /* why the last transition was, null: it was not */
-    uint16_t digest_next, walk_next;
-    uint64_t walked_at;
+    uint16_t digest_next, sweep_next;
+    uint64_t swept_at;
 
     struct partition partitions[VIEWS_PARTITION + 1];
     uint64_t keys, value_bytes; /* live ones here */
     uint64_t tombstones;
     struct log log;
     struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
-    struct bytes gated, cold;    /* what waits for the log: to be durable, or to be in memory */
-    struct bytes ungated;        /* what waits no more, while it is sent */
-    LIST_HEAD(rounds, round) by_op[ROUND_BUCKETS];
+    struct bytes awaiting_durable,
+        cold;              /* what waits for the log: to be durable, or to be in memory */
+    struct bytes released; /* what waits no more, while it is sent */
+    LIST_HEAD(rounds, round) by_id[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     LIST_HEAD(, watch) watches[ROUND_BUCKETS];
     size_t rounds_resting;
@@ -1046,7 +1055,7 @@ static uint64_t node_random(struct node *n)
  *   16 lsn      where it stands: a batch is valid only there
  *   24 first    where the log began when it was written; nothing below is needed
  *   32 id       of the node whose log it is
- *   40 messages: M_ACCEPT (a record), M_VIEW, M_RESERVE, M_FLOOR, M_DROP, M_LOST (a record that is
+ *   40 messages: M_ACCEPT (a record), M_VIEW, M_CLOCK_BOUND, M_PROMISE_FLOOR, M_DROP, M_LOST (a record that is
  *      damaged: what the index knew of it); each has its check
  */
 
@@ -1109,7 +1118,7 @@ static const struct bytes *log_flush(struct node *n)
     *h = (struct log_header){LOG_MAGIC, log->flight.count, 0, log->durable, log->first, n->id};
     h->check = XXH3_64bits(&h->lsn, h->bytes - 16);
     log_mark(log, log->durable);
-    log->flight_reserve = n->reserve;
+    log->flight_clock_bound = n->clock_bound;
     log->pending_entries = 0;
     return &log->flight;
 }
@@ -1170,14 +1179,14 @@ static void node_time(struct node *n, uint64_t now, uint64_t wall)
 }
 
 /* A peer that has a lease tells its time. */
-static void time_hear(struct node *n, uint64_t time)
+static void time_adopt(struct node *n, uint64_t time)
 {
     if (!time_is_unsure(n) || llabs((int64_t)(time - n->time)) <= (int64_t)CLOCK_AHEAD_MAX)
         return;
     int64_t ahead = (int64_t)(n->wall - time);
     if (llabs(ahead) > (int64_t)SECOND) /* else its own time was wrong, of an earlier wall clock */
-        say(LEVEL_ERROR, "the wall clock differs from the cluster's time: set it right",
-            "ahead_seconds=%.3f", (double)ahead / 1e6);
+        log_line(LEVEL_ERROR, "the wall clock differs from the cluster's time: set it right",
+                 "ahead_seconds=%.3f", (double)ahead / 1e6);
     n->time = time;
 }
 
@@ -1186,7 +1195,7 @@ static void time_hear(struct node *n, uint64_t time)
  * this node, without a lease, has no time to defend. */
 static bool clock_raise(struct node *n, uint64_t time, uint64_t date)
 {
-    uint64_t most = max_u64(n->time, n->reserve_start) + CLOCK_AHEAD_MAX;
+    uint64_t most = max_u64(n->time, n->clock_bound_start) + CLOCK_AHEAD_MAX;
     if ((date > most || time > most + CLOCK_FAR_MAX) && !time_is_unsure(n) && RULE(5))
         return false;
     if (RULE(4))
@@ -1199,9 +1208,9 @@ static bool clock_raise(struct node *n, uint64_t time, uint64_t date)
 /* The latest own time of a node, as far as it was heard here: what expiry goes by. Not this node's
  * alone (R22); nor the hybrid clock, which a client may push ahead by the time when its write was
  * made: that would end the time of other keys. */
-static uint64_t node_date(const struct node *n)
+static uint64_t node_latest_time(const struct node *n)
 {
-    return RULE(22) ? max_u64(n->time, n->date) : n->time;
+    return RULE(22) ? max_u64(n->time, n->latest_time) : n->time;
 }
 
 /* A time that this node never gave before: ballots and ops are made of it. */
@@ -1211,23 +1220,23 @@ static uint64_t clock_tick(struct node *n)
     return n->clock;
 }
 
-static void reserve_log(struct node *n)
+static void clock_bound_log(struct node *n)
 {
-    struct message m = {.type = M_RESERVE, .number = n->reserve};
-    n->reserve_lsn = log_append(n, &m, NULL);
+    struct message m = {.type = M_CLOCK_BOUND, .number = n->clock_bound};
+    n->clock_bound_lsn = log_append(n, &m, NULL);
 }
 
 /* Moves the reserve ahead before the clock reaches it, though a batch be in flight, and this one behind
  * it: a slow disk makes requests slow, not impossible. Without room for that the node falls silent. */
-static void clock_reserve(struct node *n)
+static void clock_bound_raise(struct node *n)
 {
     n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
-    uint64_t margin = RESERVE_MARGIN + 2 * n->log.write_time;
-    bool room = !n->log.full || log_has_room(n, RESERVE_ROOM);
-    if (n->clock + margin <= n->reserve || !room)
+    uint64_t margin = BOUND_MARGIN + 2 * n->log.write_time;
+    bool room = !n->log.full || log_has_room(n, BOUND_ROOM);
+    if (n->clock + margin <= n->clock_bound || !room)
         return;
-    n->reserve = n->clock + margin + RESERVE_AHEAD;
-    reserve_log(n);
+    n->clock_bound = n->clock + margin + BOUND_AHEAD;
+    clock_bound_log(n);
 }
 
 /* === 7 The index ================================================================================
@@ -1322,7 +1331,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
 {
     entry_count(n, p, e, -1);
     e->accepted = m->ballot;
-    e->version = m->version;
+    e->write_id = m->write_id;
     e->modified = m->modified;
     e->expiry = m->expiry;
     e->lsn = lsn;
@@ -1331,8 +1340,8 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     n->log.largest = max_u64(n->log.largest, e->record_bytes);
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
     e->checked = false;
-    if (ballot_compare(m->ballot, p->floor) <= 0) {
-        p->forgotten = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
+    if (ballot_compare(m->ballot, p->promise_floor) <= 0) {
+        p->gc_floor = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
         p->agreed = 0;
     }
     if (e->promised && ballot_compare(*e->promised, m->ballot) <= 0) {
@@ -1352,23 +1361,24 @@ static void partition_drop(struct node *n, struct partition *p)
     *p = (struct partition){0};
 }
 
-static void floor_log(struct node *n, uint16_t partition)
+static void promise_floor_log(struct node *n, uint16_t partition)
 {
     struct partition *p = &n->partitions[partition];
-    struct message m = {.type = M_FLOOR, .partition = partition, .ballot = p->floor};
-    p->floor_lsn = log_append(n, &m, NULL);
+    struct message m = {
+        .type = M_PROMISE_FLOOR, .partition = partition, .ballot = p->promise_floor};
+    p->promise_floor_lsn = log_append(n, &m, NULL);
 }
 
 /* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8).
  * Where there is little room it stays: a lower one claims less. */
-static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
+static void promise_floor_raise(struct node *n, uint16_t partition, struct ballot to)
 {
     struct partition *p = &n->partitions[partition];
-    if (ballot_compare(to, p->floor) <= 0 || !log_has_room(n, DISK_KEEP_BYTES / 2))
+    if (ballot_compare(to, p->promise_floor) <= 0 || !log_has_room(n, DISK_KEEP_BYTES / 2))
         return;
-    p->floor = to;
+    p->promise_floor = to;
     p->agreed = 0;
-    floor_log(n, partition);
+    promise_floor_log(n, partition);
 }
 
 /* === 8 Mail =====================================================================================
@@ -1384,25 +1394,25 @@ static void floor_raise(struct node *n, uint16_t partition, struct ballot to)
  *   88 messages
  */
 
-#define MAIL_MAGIC 0x346c4d65u
+#define FRAME_MAGIC 0x346c4d65u
 
-struct batch {
+struct frame {
     uint32_t magic, bytes;
     uint64_t check;
     uint8_t mac[16];
     uint64_t cluster, from, to, clock, date, epoch, wall;
 };
-_Static_assert(sizeof(struct batch) == 88 && offsetof(struct batch, cluster) == 32, "layout");
+_Static_assert(sizeof(struct frame) == 88 && offsetof(struct frame, cluster) == 32, "layout");
 
-static uint64_t batch_check(const struct batch *b)
+static uint64_t frame_check(const struct frame *b)
 {
-    return XXH3_64bits(&b->cluster, b->bytes - offsetof(struct batch, cluster));
+    return XXH3_64bits(&b->cluster, b->bytes - offsetof(struct frame, cluster));
 }
 
 /* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
  * in `gated` one to it that may leave when the log is durable up to `gate`. It is void if another one
  * has the peer's place by then. */
-struct waiting {
+struct queued {
     struct peer *peer;
     uint64_t id, gate; /* id: the peer's */
     struct message message;
@@ -1454,89 +1464,89 @@ static bool peer_is_live(const struct node *n, const struct peer *p)
            (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
 }
 
-static void waiting_append(struct bytes *queue, struct peer *peer, uint64_t gate,
-                           const struct message *head, const struct body *body)
+static void queue_append(struct bytes *queue, struct peer *peer, uint64_t gate,
+                         const struct message *head, const struct body *body)
 {
-    struct waiting w = {.peer = peer, .id = peer->id, .gate = gate};
-    bytes_append(queue, &w, offsetof(struct waiting, message));
+    struct queued w = {.peer = peer, .id = peer->id, .gate = gate};
+    bytes_append(queue, &w, offsetof(struct queued, message));
     message_append(queue, head, body);
 }
 
-static const struct waiting *waiting_next(const struct bytes *queue, const struct waiting *last)
+static const struct queued *queue_next(const struct bytes *queue, const struct queued *last)
 {
     const uint8_t *at = last ? (const uint8_t *)&last->message + last->message.bytes : queue->data;
-    return at && at < queue->data + queue->count ? (const struct waiting *)at : NULL;
+    return at && at < queue->data + queue->count ? (const struct queued *)at : NULL;
 }
 
 /* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
-static void mail(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
-                 const struct body *body)
+static void message_send(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
+                         const struct body *body)
 {
     bool waits = gate > n->log.durable && RULE(3);
     if (waits || to == n->self_peer) {
-        waiting_append(waits ? &n->gated : &n->inbox, to, gate, head, body);
+        queue_append(waits ? &n->awaiting_durable : &n->inbox, to, gate, head, body);
         return;
     }
-    struct bytes *box = &to->outbox[message_bytes(head) > PARCEL_BYTES];
+    struct bytes *box = &to->outbox[message_bytes(head) > BULK_BYTES];
     bool short_of_memory = bytes_held / 5 > bytes_limit / 4; /* bodies alone do not take so much */
     bool keeps = peer_is_live(n, to) && !short_of_memory;
     if (box->count > (keeps ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
         box->count = 0;
     if (box->count == 0)
-        bytes_extend(box, sizeof(struct batch));
+        bytes_extend(box, sizeof(struct frame));
     message_append(box, head, body);
     to->messages_out++;
 }
 
-static void mail_members(struct node *n, uint64_t members, uint64_t gate,
-                         const struct message *head, const struct body *body)
+static void messages_send(struct node *n, uint64_t members, uint64_t gate,
+                          const struct message *head, const struct body *body)
 {
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
         if (members >> i & 1)
-            mail(n, n->member_peer[i], gate, head, body);
+            message_send(n, n->member_peer[i], gate, head, body);
 }
 
 /* What waited for the log, and need not any more. */
-static void mail_ungate(struct node *n)
+static void messages_release(struct node *n)
 {
-    bytes_swap(&n->gated, &n->ungated);
-    for (const struct waiting *w = NULL; (w = waiting_next(&n->ungated, w));) {
+    bytes_swap(&n->awaiting_durable, &n->released);
+    for (const struct queued *w = NULL; (w = queue_next(&n->released, w));) {
         if (w->peer->id == w->id)
-            mail(n, w->peer, w->gate, &w->message, NULL);
+            message_send(n, w->peer, w->gate, &w->message, NULL);
     }
-    bytes_clear(&n->ungated);
+    bytes_clear(&n->released);
 }
 
 /* No mail leaves before the view and the clock that it is sent with are durable. */
-static bool mail_may_leave(const struct node *n)
+static bool frame_may_leave(const struct node *n)
 {
-    return (n->clock <= n->reserve_durable && n->log.durable >= n->view_lsn) || !RULE(3);
+    return (n->clock <= n->clock_bound_durable && n->log.durable >= n->view_lsn) || !RULE(3);
 }
 
 /* Moves all mail that waits for the peer into `out` as one batch. False: there is none, or it may not
  * leave yet. `which`: 0 mail, 1 parcels. */
-static bool mail_take(struct node *n, struct peer *p, int which, struct bytes *out)
+static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *out)
 {
     struct bytes *box = &p->outbox[which];
-    if (box->count == 0 || !mail_may_leave(n))
+    if (box->count == 0 || !frame_may_leave(n))
         return false;
     bytes_clear(out);
     bytes_swap(out, box);
     /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
-    uint64_t date = time_is_unsure(n) ? 0 : node_date(n);
-    struct batch *b = (struct batch *)out->data;
-    *b = (struct batch){MAIL_MAGIC, out->count, 0,    {0},   n->cluster, n->id,
-                        to,         n->clock,   date, epoch, n->wall};
-    b->check = batch_check(b);
+    uint64_t date = time_is_unsure(n) ? 0 : node_latest_time(n);
+    struct frame *b = (struct frame *)out->data;
+    *b = (struct frame){FRAME_MAGIC, out->count, 0,    {0},   n->cluster, n->id,
+                        to,          n->clock,   date, epoch, n->wall};
+    b->check = frame_check(b);
     return true;
 }
 
 /* What was not sent belongs to a view that is no more. */
-static void mail_discard(struct node *n)
+static void messages_discard(struct node *n)
 {
-    n->gated.count = n->inbox.count = n->cold.count = 0;
+    n->awaiting_durable.count = n->inbox.count = n->cold.count = 0;
     for (size_t i = 0; i < n->peers_count; i++)
         n->peers[i]->outbox[0].count = n->peers[i]->outbox[1].count = 0;
 }
@@ -1558,7 +1568,7 @@ static uint64_t self_bit(const struct node *n)
 
 static uint64_t partition_owners(const struct node *n, uint16_t partition)
 {
-    return (n->owners[0][partition] & ~n->lost) | n->owners[1][partition];
+    return (n->owners[C_OLD][partition] & ~n->lost) | n->owners[C_NEW][partition];
 }
 
 static bool partition_is_ours(const struct node *n, uint16_t partition)
@@ -1576,7 +1586,7 @@ static bool majority(uint64_t members, uint64_t of)
  * fewer are left, all of them. */
 static bool old_majority(const struct node *n, unsigned partition, uint64_t members)
 {
-    uint64_t all = n->owners[0][partition], left = all & ~n->lost;
+    uint64_t all = n->owners[C_OLD][partition], left = all & ~n->lost;
     int needed = __builtin_popcountll(RULE(26) ? all : left) / 2 + 1;
     return __builtin_popcountll(members & left) >= needed || (left & ~members) == 0;
 }
@@ -1586,7 +1596,7 @@ static bool old_majority(const struct node *n, unsigned partition, uint64_t memb
 static bool quorum(const struct node *n, uint16_t partition, uint64_t members)
 {
     return (old_majority(n, partition, members) || !RULE(13)) &&
-           n->owners[0][partition] & ~n->lost && majority(members, n->owners[1][partition]);
+           n->owners[C_OLD][partition] & ~n->lost && majority(members, n->owners[C_NEW][partition]);
 }
 
 static struct ballot register_promised(const struct node *n, uint16_t partition,
@@ -1596,7 +1606,7 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
     if (e)
         promised = e->promised && RULE(1) ? *e->promised : e->accepted;
     if (RULE(19) && (!e || !is_live(e->flags)))
-        promised = ballot_max(promised, n->partitions[partition].floor);
+        promised = ballot_max(promised, n->partitions[partition].promise_floor);
     return promised;
 }
 
@@ -1606,14 +1616,16 @@ static bool ballot_allowed(const struct node *n, uint16_t partition, struct ball
                            struct ballot promised)
 {
     return ballot_compare(b, promised) >= 0 && b.time >= promised.time &&
-           (b.time > n->partitions[partition].reserve || !RULE(2));
+           (b.time > n->partitions[partition].clock_bound || !RULE(2));
 }
 
-static void refuse(struct node *n, struct peer *from, const struct message *m,
+static void reject(struct node *n, struct peer *from, const struct message *m,
                    struct ballot promised)
 {
-    promised.time = max_u64(promised.time, n->partitions[m->partition].reserve);
-    mail(n, from, 0, &(struct message){.type = M_REFUSE, .op = m->op, .ballot = promised}, NULL);
+    promised.time = max_u64(promised.time, n->partitions[m->partition].clock_bound);
+    message_send(n, from, 0,
+                 &(struct message){.type = M_REJECT, .round_id = m->round_id, .ballot = promised},
+                 NULL);
 }
 
 enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
@@ -1646,7 +1658,7 @@ static enum record_state record_read(struct node *n, struct entry *e, uint64_t f
 static uint64_t read_part(const struct message *read, uint64_t modified, uint64_t version,
                           uint64_t total, uint64_t *from)
 {
-    uint64_t most = read->modified == modified && read->version == version ? 0 : read->expiry;
+    uint64_t most = read->modified == modified && read->write_id == version ? 0 : read->expiry;
     *from = min_u64(read->number > UINT32_MAX ? total - min_u64(total, most) : read->number, total);
     return min_u64(most, total - *from);
 }
@@ -1655,34 +1667,34 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
 
 /* Sends what the acceptor holds for a key: with its value, without, or, if no answer that it lists
  * can matter any more, from the index alone. Cold bytes: `m` comes again when they are in memory. */
-static void tell(struct node *n, struct peer *to, const struct message *m, struct entry *found,
-                 uint8_t type, bool whole)
+static void record_send(struct node *n, struct peer *to, const struct message *m,
+                        struct entry *found, uint8_t type, bool whole)
 {
     struct entry nothing = {0}, *e = found ? found : &nothing;
-    struct message head = {.type = type, .op = m->op, .partition = m->partition};
+    struct message head = {.type = type, .round_id = m->round_id, .partition = m->partition};
     uint64_t gate = e->lsn + e->record_bytes, from = 0, part = whole ? e->value_bytes : 0;
     bool damaged = e->flags & FLAG_DAMAGED;
     if (damaged && type != M_PROMISE)
         return; /* not from the index either: what it told of, nobody could be given */
     bool answers =
-        type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + MEMORY_OF_ANSWERS > n->clock);
+        type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + RESULTS_KEPT_TIME > n->clock);
     if (!(e->flags & FLAG_RECORD) || damaged || (!answers && !(whole && is_live(e->flags)))) {
         head.flags = e->flags;
         head.ballot = e->accepted;
-        head.version = e->version;
+        head.write_id = e->write_id;
         head.modified = e->modified;
         head.expiry = e->expiry;
         /* Of a tombstone that was forgotten, the floor is all that is left. */
-        uint64_t lost =
-            e->flags & FLAG_RECORD ? e->accepted.time : n->partitions[m->partition].floor.time;
-        head.dropped = RULE(11) ? lost : 0;
+        uint64_t lost = e->flags & FLAG_RECORD ? e->accepted.time
+                                               : n->partitions[m->partition].promise_floor.time;
+        head.results_lost_until = RULE(11) ? lost : 0;
         head.value_bytes = e->value_bytes;
-        mail(n, to, gate, &head, NULL);
+        message_send(n, to, gate, &head, NULL);
         return;
     }
-    if (type == M_ANSWER)
-        part = read_part(m, e->modified, e->version, e->value_bytes, &from);
-    if (type == M_ANSWER && part > m->dropped)
+    if (type == M_READ_REPLY)
+        part = read_part(m, e->modified, e->write_id, e->value_bytes, &from);
+    if (type == M_READ_REPLY && part > m->bytes_max)
         part = 0; /* who reads it has no room for it yet */
     switch (record_read(n, e, from, part)) {
     case RECORD_DAMAGED:
@@ -1691,23 +1703,23 @@ static void tell(struct node *n, struct peer *to, const struct message *m, struc
     case RECORD_COLD:
         if (n->cold.count > COLD_BYTES_MAX)
             n->cold.count = 0;
-        waiting_append(&n->cold, to, 0, m, NULL);
+        queue_append(&n->cold, to, 0, m, NULL);
         return;
     case RECORD_READ:
         break;
     }
     struct message *record = (struct message *)n->scratch.data;
     record->type = type;
-    record->op = m->op; /* of a pull: 0 */
+    record->round_id = m->round_id; /* of a pull: 0 */
     struct body body = message_body(record);
     if (!whole && record->value_bytes)
         record->flags &= (uint8_t)~FLAG_WHOLE;
-    if (type == M_ANSWER) {
+    if (type == M_READ_REPLY) {
         body.value = (const uint8_t *)body.value + from;
         record->number = record->value_bytes;
         record->value_bytes = (uint32_t)part;
     }
-    mail(n, to, gate, record, &body);
+    message_send(n, to, gate, record, &body);
 }
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
@@ -1715,7 +1727,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     struct entry *e = message_entry(n, m);
     struct ballot promised = register_promised(n, m->partition, e);
     if (!ballot_allowed(n, m->partition, m->ballot, promised)) {
-        refuse(n, from, m, promised);
+        reject(n, from, m, promised);
         return;
     }
     if (!e)
@@ -1723,18 +1735,18 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     if (!e->promised)
         e->promised = allocate(sizeof *e->promised);
     *e->promised = m->ballot;
-    tell(n, from, m, e, M_PROMISE, false);
+    record_send(n, from, m, e, M_PROMISE, false);
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
-static void watches_tell(struct node *n, struct entry *e, uint64_t hash);
+static void watches_notify(struct node *n, struct entry *e, uint64_t hash);
 
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
     struct partition *p = &n->partitions[m->partition];
     const void *key = message_body(m).key;
     struct entry *e = entry_find(p, key, m->key_bytes);
-    bool pulled = m->op == 0;
+    bool pulled = m->round_id == 0;
     bool same = e && e->flags & FLAG_RECORD && ballot_equal(e->accepted, m->ballot);
     bool mends = same && e->flags & FLAG_DAMAGED;
     bool again = same && !mends && RULE(8); /* still true, even if more was promised since (R8) */
@@ -1743,7 +1755,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     if (!again && !mends && !ballot_allowed(n, m->partition, m->ballot, promised) &&
         (!pulled || RULE(18))) {
         if (!pulled)
-            refuse(n, from, m, promised);
+            reject(n, from, m, promised);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
             repair_key(n, m->partition, key, m->key_bytes);
         return;
@@ -1757,11 +1769,11 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
             e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
-        watches_tell(n, e, XXH3_64bits(key, m->key_bytes));
+        watches_notify(n, e, XXH3_64bits(key, m->key_bytes));
     }
     if (!pulled)
-        mail(n, from, e->lsn + e->record_bytes, &(struct message){.type = M_ACCEPTED, .op = m->op},
-             NULL);
+        message_send(n, from, e->lsn + e->record_bytes,
+                     &(struct message){.type = M_ACCEPTED, .round_id = m->round_id}, NULL);
 }
 
 static void watch_add(struct node *n, struct peer *from, const struct message *m);
@@ -1770,14 +1782,14 @@ static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     if (m->flags & FLAG_WATCH)
         watch_add(n, from, m);
-    tell(n, from, m, message_entry(n, m), M_ANSWER, m->flags & FLAG_WHOLE);
+    record_send(n, from, m, message_entry(n, m), M_READ_REPLY, m->flags & FLAG_WHOLE);
 }
 
 static void on_pull(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
     if (e && e->flags & FLAG_RECORD)
-        tell(n, from, m, e, M_ACCEPT, true);
+        record_send(n, from, m, e, M_ACCEPT, true);
 }
 
 /* === 10 Views ===================================================================================
@@ -1837,11 +1849,11 @@ static void view_apply(struct node *n)
     n->lost = view_members(v, 1u << MEMBER_LOST);
     n->self = member_index(v, n->id);
     n->self = self_bit(n) & n->lost ? -1 : n->self;
-    n->settled = !view_members(v, ~(1u << MEMBER_UP));
+    n->stable = !view_members(v, ~(1u << MEMBER_UP));
     n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
     n->self_peer->epoch = v->epoch;
-    ring_members(n, 0, n->voters | n->lost);
-    ring_members(n, 1, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
+    ring_members(n, C_OLD, n->voters | n->lost);
+    ring_members(n, C_NEW, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
     for (uint32_t i = 0; i < v->members_count; i++) {
         n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
         struct peer *p = n->member_peer[i];
@@ -1851,14 +1863,15 @@ static void view_apply(struct node *n)
         if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
             snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
         memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
-        n->member_peer[i]->loses = 0;
+        n->member_peer[i]->declares_lost = 0;
     }
     for (unsigned p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
-        bool comes = n->owners[1][p] & self_bit(n) && n->owners[0][p] != n->owners[1][p];
-        q->differs = comes ? n->owners[0][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
+        bool comes =
+            n->owners[C_NEW][p] & self_bit(n) && n->owners[C_OLD][p] != n->owners[C_NEW][p];
+        q->differs = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
         q->agreed = q->compared = 0;
-        q->forgotten = (struct ballot){0};
+        q->gc_floor = (struct ballot){0};
     }
 }
 
@@ -1870,7 +1883,7 @@ static uint64_t live_members(const struct node *n);
  * Each live owner is waited for, too: a write of consistency=one may be at that one alone. */
 static bool partition_is_caught_up(const struct node *n, unsigned partition)
 {
-    uint64_t owners = n->owners[0][partition];
+    uint64_t owners = n->owners[C_OLD][partition];
     uint64_t same = n->partitions[partition].compared | self_bit(n);
     return n->partitions[partition].caught_up || !RULE(30) ||
            (majority(same, owners) && !(owners & live_members(n) & ~same));
@@ -1881,7 +1894,7 @@ static unsigned partitions_behind(const struct node *n)
 {
     unsigned behind = 0;
     for (unsigned p = 0; n->self >= 0 && p < PARTITIONS; p++)
-        behind += n->owners[1][p] & self_bit(n) && !partition_is_caught_up(n, p);
+        behind += n->owners[C_NEW][p] & self_bit(n) && !partition_is_caught_up(n, p);
     return behind;
 }
 
@@ -1904,7 +1917,7 @@ static void view_end(struct node *n, const struct view *v)
     n->called_off = target_is_dead(n, ~live_members(n))
                         ? "members that were to take data are not live"
                         : "no data moved for the eviction time";
-    say(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
+    log_line(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
 }
 
 /* Drops what the settled view does not give to this node. */
@@ -1912,7 +1925,7 @@ static void view_drop(struct node *n)
 {
     for (uint16_t p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
-        if (partition_is_ours(n, p) || (q->count == 0 && q->floor.time == 0))
+        if (partition_is_ours(n, p) || (q->count == 0 && q->promise_floor.time == 0))
             continue;
         partition_drop(n, q);
         log_append(n, &(struct message){.type = M_DROP, .partition = p}, NULL);
@@ -1941,13 +1954,13 @@ static void views_keep(struct node *n, const struct view *v)
 }
 
 /* Tells the views after `epoch`, some at a time, to a peer that is behind. */
-static void views_tell(struct node *n, struct peer *to, uint64_t epoch)
+static void views_send(struct node *n, struct peer *to, uint64_t epoch)
 {
     uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
     for (uint64_t e = epoch; e < last; e++) {
         const struct view *v = n->views[e];
         struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
-        mail(n, to, 0, &m, &(struct body){.value = v});
+        message_send(n, to, 0, &m, &(struct body){.value = v});
     }
 }
 
@@ -1966,16 +1979,17 @@ static void views_log(struct node *n)
 }
 
 /* Tells what is gone with the members that are LOST. */
-static void view_say_lost(const struct node *n)
+static void view_log_lost(const struct node *n)
 {
     unsigned gone = 0, doubtful = 0;
     for (unsigned p = 0; p < PARTITIONS; p++) {
-        uint64_t left = n->owners[0][p] & ~n->lost;
+        uint64_t left = n->owners[C_OLD][p] & ~n->lost;
         gone += !left;
-        doubtful += left && !majority(left, n->owners[0][p]);
+        doubtful += left && !majority(left, n->owners[C_OLD][p]);
     }
-    say(LEVEL_WARN, "lost members are given up; see README on what that may cost",
-        "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone, doubtful);
+    log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
+             "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone,
+             doubtful);
 }
 
 /* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
@@ -1999,29 +2013,29 @@ static void view_adopt(struct node *n, const struct view *v)
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
     sync_reset(n);
-    mail_discard(n);
+    messages_discard(n);
     view_apply(n);
     view_log(n, v);
-    if (n->settled && RULE(17))
+    if (n->stable && RULE(17))
         view_drop(n);
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
-    n->leaves &= !(n->settled && n->self >= 0);
+    n->leaves &= !(n->stable && n->self >= 0);
     n->next_heartbeat = 0;
-    say(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
-        v->members_count, n->settled);
+    log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
+             v->members_count, n->stable);
     if (n->lost)
-        view_say_lost(n);
+        view_log_lost(n);
     for (uint32_t i = 0; i < v->members_count; i++)
         if ((int)i != n->self)
-            views_tell(n, n->member_peer[i], v->epoch - 1);
+            views_send(n, n->member_peer[i], v->epoch - 1);
     rounds_restart(n);
 }
 
 /* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
 static bool view_has_room(const struct node *n)
 {
-    return log_has_room(n, RESERVE_ROOM + MEMBERS_MAX * sizeof(struct member) +
+    return log_has_room(n, BOUND_ROOM + MEMBERS_MAX * sizeof(struct member) +
                                PARTITIONS * sizeof(struct message));
 }
 
@@ -2064,15 +2078,15 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
 struct draft {
     struct message head;
     struct body body;
-    struct answer answers[ANSWERS_MAX + ROUND_WRITES_MAX];
-    size_t answers_count;
+    struct result results[RESULTS_MAX + ROUND_WRITES_MAX];
+    size_t results_count;
     char digits[24];
     bool changed;
     bool missing; /* the value is not here: it was not told with the promise */
 };
 
-static void request_answer(struct node *n, struct request *q, const struct message *head,
-                           const struct body *body);
+static void request_reply(struct node *n, struct request *q, const struct message *head,
+                          const struct body *body);
 static void request_admit(struct node *n, struct request *q);
 
 static void request_free(struct request *q)
@@ -2114,7 +2128,7 @@ static void request_fail(struct node *n, struct request *q, uint16_t status)
     bool open = is_write(q) && q->m->flags & FLAG_REPEAT;
     if (open)
         n->counters.proposals_unknown++;
-    request_answer(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status}, NULL);
+    request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status}, NULL);
 }
 
 static void requests_expire(struct node *n, struct request **list)
@@ -2130,25 +2144,25 @@ static void requests_expire(struct node *n, struct request **list)
     }
 }
 
-static struct round *round_by_op(const struct node *n, uint64_t op)
+static struct round *round_by_id(const struct node *n, uint64_t op)
 {
-    struct round *r = LIST_FIRST(&n->by_op[op % ROUND_BUCKETS]);
-    while (r && r->op != op)
-        r = LIST_NEXT(r, by_op);
+    struct round *r = LIST_FIRST(&n->by_id[op % ROUND_BUCKETS]);
+    while (r && r->round_id != op)
+        r = LIST_NEXT(r, by_id);
     return r;
 }
 
 /* Gives the round a new op and ballot, so that answers to the old ones are no longer heard. */
 static void round_rename(struct node *n, struct round *r)
 {
-    if (r->op)
-        LIST_REMOVE(r, by_op);
-    r->op = clock_tick(n);
-    r->ballot = (struct ballot){node_epoch(n), r->op, n->id};
-    r->best = r->lost = (struct ballot){0};
+    if (r->round_id)
+        LIST_REMOVE(r, by_id);
+    r->round_id = clock_tick(n);
+    r->ballot = (struct ballot){node_epoch(n), r->round_id, n->id};
+    r->highest = r->damaged_at = (struct ballot){0};
     r->record.count = 0;
-    LIST_INSERT_HEAD(&n->by_op[r->op % ROUND_BUCKETS], r, by_op);
-    r->answered = r->same = r->refused = r->lost_by = 0;
+    LIST_INSERT_HEAD(&n->by_id[r->round_id % ROUND_BUCKETS], r, by_id);
+    r->answered = r->at_highest = r->rejected = r->damaged_by = 0;
     r->sends = 0;
 }
 
@@ -2184,8 +2198,8 @@ static void round_unkey(struct round *r)
 
 static void round_free(struct round *r)
 {
-    assert(!r->waiting && !r->taken);
-    LIST_REMOVE(r, by_op);
+    assert(!r->queued && !r->in_flight);
+    LIST_REMOVE(r, by_id);
     round_unkey(r);
     bytes_free(&r->record);
     free(r);
@@ -2204,9 +2218,9 @@ static uint64_t live_members(const struct node *n)
 static int first_live_owner(const struct node *n, uint16_t partition)
 {
     uint64_t live = live_members(n);
-    for (unsigned i = 0; partition < PARTITIONS && i < n->rings[0].owners_count; i++)
-        if (live >> n->rings[0].owners[partition][i] & 1)
-            return n->rings[0].owners[partition][i];
+    for (unsigned i = 0; partition < PARTITIONS && i < n->rings[C_OLD].owners_count; i++)
+        if (live >> n->rings[C_OLD].owners[partition][i] & 1)
+            return n->rings[C_OLD].owners[partition][i];
     return -1;
 }
 
@@ -2225,7 +2239,8 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
  * those that still pull what the others have. */
 static uint64_t complete_owners(const struct node *n, uint16_t partition)
 {
-    return n->owners[0][partition] | (n->owners[1][partition] & complete_members(n, partition));
+    return n->owners[C_OLD][partition] |
+           (n->owners[C_NEW][partition] & complete_members(n, partition));
 }
 
 /* Itself if it is a complete owner, else the first live one, as a bit. */
@@ -2237,27 +2252,28 @@ static uint64_t nearest_owner(const struct node *n, uint16_t partition)
     return first < 0 ? 0 : UINT64_C(1) << first;
 }
 
-static void round_mail(struct node *n, const struct round *r, uint64_t members, struct message head)
+static void round_message(struct node *n, const struct round *r, uint64_t members,
+                          struct message head)
 {
-    head.op = r->op;
+    head.round_id = r->round_id;
     head.partition = r->partition;
     head.ballot = r->ballot;
     head.key_bytes = r->key_bytes;
-    mail_members(n, members, 0, &head, &(struct body){.key = r->key});
+    messages_send(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
 /* Asks for a record, with the part of its value that the request wants if that has `most` bytes or
  * fewer; for a round of Paxos with all of it. */
 static void round_read(struct node *n, const struct round *r, uint64_t members, uint64_t most)
 {
-    struct message head = {.type = M_READ, .flags = FLAG_WHOLE, .dropped = most};
-    const struct message *q = r->taken->m;
+    struct message head = {.type = M_READ, .flags = FLAG_WHOLE, .bytes_max = most};
+    const struct message *q = r->in_flight->m;
     bool reads = r->state == ROUND_READ;
     head.number = reads ? q->number : 0;
     head.expiry = reads ? q->expiry : UINT64_MAX;
     head.modified = reads ? q->modified : 0;
-    head.version = reads ? q->version : 0;
-    round_mail(n, r, members, head);
+    head.write_id = reads ? q->write_id : 0;
+    round_message(n, r, members, head);
 }
 
 /* Sends what the round asks to those owners that have not answered: first, and when they are late.
@@ -2268,20 +2284,20 @@ static void round_send(struct node *n, struct round *r)
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered, time = STEP_TIME;
     bool late = r->sends;
     if (r->state == ROUND_PREPARE) {
-        round_mail(n, r, missing, (struct message){.type = M_PREPARE});
+        round_message(n, r, missing, (struct message){.type = M_PREPARE});
     } else if (r->state == ROUND_ACCEPT) {
         const struct message *m = (const struct message *)r->record.data;
-        mail_members(n, missing, 0, m, NULL);
+        messages_send(n, missing, 0, m, NULL);
         time += m->value_bytes / BYTES_PER_US;
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
-        bool one = r->taken->m->flags & FLAG_ONE;
+        bool one = r->in_flight->m->flags & FLAG_ONE;
         missing &= one ? complete_owners(n, r->partition) : missing;
-        round_read(n, r, nearest, PARCEL_BYTES);
+        round_read(n, r, nearest, BULK_BYTES);
         if (late && one)
-            round_read(n, r, missing & ~nearest, PARCEL_BYTES);
+            round_read(n, r, missing & ~nearest, BULK_BYTES);
         else if (!one)
-            round_mail(n, r, missing & ~nearest, (struct message){.type = M_READ});
+            round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
     }
     r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
@@ -2290,16 +2306,16 @@ static void round_send(struct node *n, struct round *r)
  * owners. If nothing waits, the round is over. */
 static void round_begin(struct node *n, struct round *r)
 {
-    assert(r->keyed || !r->taken);
-    requests_push(&r->taken, r->waiting);
-    r->waiting = r->taken;
-    r->taken = NULL;
-    if (!r->waiting) {
+    assert(r->keyed || !r->in_flight);
+    requests_push(&r->in_flight, r->queued);
+    r->queued = r->in_flight;
+    r->in_flight = NULL;
+    if (!r->queued) {
         round_free(r);
         return;
     }
-    for (unsigned i = 0; r->waiting && i < ROUND_WRITES_MAX; i++)
-        requests_push(&r->taken, requests_pop(&r->waiting));
+    for (unsigned i = 0; r->queued && i < ROUND_WRITES_MAX; i++)
+        requests_push(&r->in_flight, requests_pop(&r->queued));
     round_rename(n, r);
     r->state = ROUND_PREPARE;
     round_send(n, r);
@@ -2307,11 +2323,11 @@ static void round_begin(struct node *n, struct round *r)
 
 /* A duel: wait a random while that doubles. The first live owner waits less than the others, so that
  * one of them wins soon: it carries out all that waits there, before another does. */
-static void round_refused(struct node *n, struct round *r)
+static void round_rejected(struct node *n, struct round *r)
 {
-    n->counters.proposals_refused++;
+    n->counters.proposals_rejected++;
     bool first = first_live_owner(n, r->partition) == n->self;
-    uint64_t most = MS << min_u64(r->refusals++, first ? DUELS_FIRST : DUELS_OTHER);
+    uint64_t most = MS << min_u64(r->rejections++, first ? DUELS_FIRST : DUELS_OTHER);
     r->due = n->now + 1 + node_random(n) % most;
     if (r->keyed) /* else it is a one-write: round_due lets it begin again */
         r->state = ROUND_REST;
@@ -2326,22 +2342,22 @@ static void requests_admit(struct node *n, struct request *list)
 /* The round ends, and its requests begin again: each write as a repeat of itself. */
 static void round_scatter(struct node *n, struct round *r)
 {
-    struct request *taken = r->taken;
-    r->taken = NULL;
+    struct request *taken = r->in_flight;
+    r->in_flight = NULL;
     round_free(r);
     requests_admit(n, taken);
 }
 
-static void on_refuse(struct node *n, struct peer *from, const struct message *m)
+static void on_reject(struct node *n, struct peer *from, const struct message *m)
 {
     clock_raise(n, m->ballot.time, 0);
-    struct round *r = round_by_op(n, m->op);
+    struct round *r = round_by_id(n, m->round_id);
     int index = member_index(n->view, from->id);
     if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
         return;
-    r->refused |= UINT64_C(1) << index & ~r->answered;
-    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->refused))
-        round_refused(n, r);
+    r->rejected |= UINT64_C(1) << index & ~r->answered;
+    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->rejected))
+        round_rejected(n, r);
 }
 
 /* A large value is on its way, or is to come: the round and its requests get time for it. */
@@ -2349,15 +2365,15 @@ static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
 {
     uint64_t time = value_bytes / BYTES_PER_US;
     r->due = max_u64(r->due, n->now + time);
-    for (struct request *q = r->taken; q; q = q->next) { /* once, however often it is told */
+    for (struct request *q = r->in_flight; q; q = q->next) { /* once, however often it is told */
         q->deadline += 4 * (max_u64(q->allowed, time) - q->allowed);
         q->allowed = max_u64(q->allowed, time);
     }
 }
 
 /* Counts what a member told, in a promise or an answer, towards the highest ballot told. */
-static bool round_hear(struct node *n, struct round *r, const struct peer *from,
-                       const struct message *m)
+static bool round_count_reply(struct node *n, struct round *r, const struct peer *from,
+                              const struct message *m)
 {
     int index = member_index(n->view, from->id);
     if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
@@ -2365,16 +2381,16 @@ static bool round_hear(struct node *n, struct round *r, const struct peer *from,
     uint64_t bit = UINT64_C(1) << index;
     r->answered |= bit;
     if (m->flags & FLAG_DAMAGED) {
-        r->lost = ballot_max(r->lost, m->ballot);
-        r->lost_by |= bit;
+        r->damaged_at = ballot_max(r->damaged_at, m->ballot);
+        r->damaged_by |= bit;
         return false;
     }
-    if (ballot_compare(m->ballot, r->best) > 0) {
-        r->best = m->ballot;
-        r->same = 0;
+    if (ballot_compare(m->ballot, r->highest) > 0) {
+        r->highest = m->ballot;
+        r->at_highest = 0;
     }
-    if (ballot_equal(m->ballot, r->best))
-        r->same |= bit;
+    if (ballot_equal(m->ballot, r->highest))
+        r->at_highest |= bit;
     return true;
 }
 
@@ -2382,9 +2398,9 @@ static bool round_hear(struct node *n, struct round *r, const struct peer *from,
  * every owner was heard, and those where it is damaged are no majority. */
 static bool round_has_quorum(const struct node *n, const struct round *r)
 {
-    bool may_be_lost =
-        ballot_compare(r->lost, r->best) > 0 && (partition_owners(n, r->partition) & ~r->answered ||
-                                                 majority(r->lost_by, n->owners[0][r->partition]));
+    bool may_be_lost = ballot_compare(r->damaged_at, r->highest) > 0 &&
+                       (partition_owners(n, r->partition) & ~r->answered ||
+                        majority(r->damaged_by, n->owners[C_OLD][r->partition]));
     return quorum(n, r->partition, r->answered) && !may_be_lost;
 }
 
@@ -2405,10 +2421,10 @@ static void round_decide(struct node *n, struct round *r);
 
 static void on_promise(struct node *n, struct peer *from, const struct message *m)
 {
-    struct round *r = round_by_op(n, m->op);
+    struct round *r = round_by_id(n, m->round_id);
     if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r))
         return;
-    if (round_hear(n, r, from, m) &&
+    if (round_count_reply(n, r, from, m) &&
         (!r->record.count || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
         round_keep_record(r, m);
     if (round_has_quorum(n, r))
@@ -2420,10 +2436,10 @@ static void draft_load(struct draft *d, const struct round *r)
 {
     const struct message *m = round_record(r);
     d->head = *m;
-    d->head.number = 0; /* as M_ANSWER told it */
+    d->head.number = 0; /* as M_READ_REPLY told it */
     d->body = message_body(m);
-    d->answers_count = m->answers;
-    memcpy(d->answers, d->body.answers, m->answers * sizeof *d->answers);
+    d->results_count = m->results_count;
+    memcpy(d->results, d->body.results, m->results_count * sizeof *d->results);
     d->changed = false;
     d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
 }
@@ -2438,7 +2454,7 @@ static void draft_write(struct draft *d, const struct round *r, uint64_t version
                         uint32_t value_bytes)
 {
     d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
-    d->head.version = version;
+    d->head.write_id = version;
     d->head.modified = max_u64(r->ballot.time, d->head.modified + 1);
     d->head.value_bytes = value_bytes;
     d->body.value = value;
@@ -2454,8 +2470,8 @@ static void draft_write(struct draft *d, const struct round *r, uint64_t version
  * reads: a write may have waited in the queue for longer than its own ttl. */
 static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
 {
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_date(n))
-        draft_write(d, r, d->head.version, NULL, 0);
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_latest_time(n))
+        draft_write(d, r, d->head.write_id, NULL, 0);
 }
 
 static bool condition_holds(const struct draft *d, const struct message *m)
@@ -2463,7 +2479,7 @@ static bool condition_holds(const struct draft *d, const struct message *m)
     switch (m->condition) {
     case IF_MATCH:
         return draft_exists(d) && m->ballot.time == d->head.modified &&
-               m->ballot.node == d->head.version;
+               m->ballot.node == d->head.write_id;
     case IF_EXISTS:
         return draft_exists(d);
     case IF_ABSENT:
@@ -2486,7 +2502,7 @@ static bool draft_add(struct draft *d, const struct round *r, const struct messa
         __builtin_add_overflow(old, (int64_t)m->number, sum))
         return false;
     uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
-    draft_write(d, r, m->version, d->digits, count);
+    draft_write(d, r, m->write_id, d->digits, count);
     return true;
 }
 
@@ -2504,10 +2520,10 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
     case DO_DELETE:
         if (!existed && !(m->flags & FLAG_ONE))
             return 404;
-        draft_write(d, r, m->version, NULL, 0);
+        draft_write(d, r, m->write_id, NULL, 0);
         return 200;
     default:
-        draft_write(d, r, m->version, body.value, m->value_bytes);
+        draft_write(d, r, m->write_id, body.value, m->value_bytes);
         d->head.expiry = m->expiry;
         d->head.type_bytes = m->type_bytes;
         d->body.type = body.type;
@@ -2533,19 +2549,19 @@ static bool is_delivered(const struct node *n, uint64_t version)
 static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
 {
     const struct message *m = q->m;
-    struct answer a = {.version = m->version, .recorded = r->ballot.time};
+    struct result a = {.write_id = m->write_id, .recorded = r->ballot.time};
     /* By the clock as the promises raised it: who promised may have forgotten by its own. */
     uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
-    bool old = d->head.dropped >= max_u64(m->dropped + lead, 1) ||
-               (m->dropped && m->dropped + MEMORY_OF_ANSWERS < n->clock) ||
-               (is_delivered(n, m->version) && RULE(35));
+    bool old = d->head.results_lost_until >= max_u64(m->issued_at + lead, 1) ||
+               (m->issued_at && m->issued_at + RESULTS_KEPT_TIME < n->clock) ||
+               (is_delivered(n, m->write_id) && RULE(35));
     size_t i = 0;
-    while (i < d->answers_count && (d->answers[i].version != m->version || !RULE(10)))
+    while (i < d->results_count && (d->results[i].write_id != m->write_id || !RULE(10)))
         i++;
-    if (i < d->answers_count) {
-        a = d->answers[i];
-        if (is_delivered(n, a.version)) /* who asks once more may do so again */
-            n->delivered[a.version % DELIVERED_PLACES] = 0;
+    if (i < d->results_count) {
+        a = d->results[i];
+        if (is_delivered(n, a.write_id)) /* who asks once more may do so again */
+            n->delivered[a.write_id % DELIVERED_PLACES] = 0;
     } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
         a.status = STATUS_UNKNOWN;
     } else {
@@ -2555,17 +2571,17 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
         bool refused = a.status == 412 || a.status == 409 || a.status == 404;
         if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
             a.status = 200;
-            d->head.dropped = r->ballot.time;
+            d->head.results_lost_until = r->ballot.time;
         } else if (!refused || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
-            d->answers[d->answers_count++] = a;
+            d->results[d->results_count++] = a;
             d->changed = true;
         }
     }
     if (a.status == 412) { /* with the ETag of the moment */
         a.number = draft_exists(d) ? d->head.modified : 0;
-        a.version = d->head.version;
+        a.write_id = d->head.write_id;
     }
-    q->answer = a;
+    q->result = a;
 }
 
 /* Lets go of answers that are too old or too many, in the order of the rounds that recorded them;
@@ -2573,24 +2589,25 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
 static void draft_trim(struct draft *d, const struct round *r)
 {
     size_t gone = 0;
-    while (gone < d->answers_count &&
-           (d->answers[gone].recorded + MEMORY_OF_ANSWERS < r->ballot.time ||
-            d->answers_count - gone > ANSWERS_MAX)) {
+    while (gone < d->results_count &&
+           (d->results[gone].recorded + RESULTS_KEPT_TIME < r->ballot.time ||
+            d->results_count - gone > RESULTS_MAX)) {
         if (RULE(11))
-            d->head.dropped = max_u64(d->head.dropped, d->answers[gone].recorded);
+            d->head.results_lost_until =
+                max_u64(d->head.results_lost_until, d->results[gone].recorded);
         gone++;
     }
-    d->answers_count -= gone;
-    memmove(d->answers, d->answers + gone, d->answers_count * sizeof *d->answers);
+    d->results_count -= gone;
+    memmove(d->results, d->results + gone, d->results_count * sizeof *d->results);
 }
 
 static void draft_forget(const struct node *n, struct draft *d)
 {
     size_t kept = 0;
-    for (size_t i = 0; i < d->answers_count; i++)
-        if (!is_delivered(n, d->answers[i].version))
-            d->answers[kept++] = d->answers[i];
-    d->answers_count = kept;
+    for (size_t i = 0; i < d->results_count; i++)
+        if (!is_delivered(n, d->results[i].write_id))
+            d->results[kept++] = d->results[i];
+    d->results_count = kept;
 }
 
 /* Step 4: the draft is the record that all owners are asked to accept. */
@@ -2599,22 +2616,22 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     draft_forget(n, d);
     draft_trim(d, r);
     d->head.type = M_ACCEPT;
-    d->head.op = r->op;
+    d->head.round_id = r->round_id;
     d->head.ballot = r->ballot;
     d->head.partition = r->partition;
     d->head.flags = (d->head.flags & FLAG_TOMBSTONE) | FLAG_RECORD | FLAG_WHOLE;
     d->head.key_bytes = r->key_bytes;
-    d->head.answers = (uint16_t)d->answers_count;
+    d->head.results_count = (uint16_t)d->results_count;
     d->body.key = r->key;
-    d->body.answers = d->answers;
+    d->body.results = d->results;
     bytes_clear(&n->scratch); /* the body may stand in r->record */
     message_append(&n->scratch, &d->head, &d->body);
     bytes_swap(&n->scratch, &r->record);
-    for (struct request *q = r->taken; q; q = q->next)
+    for (struct request *q = r->in_flight; q; q = q->next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
     r->state = ROUND_ACCEPT;
-    r->lost = (struct ballot){0};
-    r->answered = r->refused = 0;
+    r->damaged_at = (struct ballot){0};
+    r->answered = r->rejected = 0;
     r->sends = 0;
     round_send(n, r);
 }
@@ -2625,7 +2642,7 @@ static uint64_t value_wanted(const struct round *r)
     const struct message *m = round_record(r);
     uint64_t from;
     return r->state == ROUND_READ
-               ? read_part(r->taken->m, m->modified, m->version, m->number, &from)
+               ? read_part(r->in_flight->m, m->modified, m->write_id, m->number, &from)
                : m->value_bytes;
 }
 
@@ -2633,13 +2650,13 @@ static uint64_t value_wanted(const struct round *r)
  * it comes at that very ballot (R9). */
 static void round_fetch(struct node *n, struct round *r)
 {
-    uint64_t from = r->same & live_members(n), bytes = value_wanted(r);
+    uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
     r->due = n->now + STEP_TIME / 4;
     if (n->hooks->room && !n->hooks->room(n, bytes))
-        return;                                      /* it is asked for again then */
-    bytes_reserve(&r->record, bytes + PARCEL_BYTES); /* and what stands before it */
+        return;                                    /* it is asked for again then */
+    bytes_reserve(&r->record, bytes + BULK_BYTES); /* and what stands before it */
     round_allow(n, r, bytes);
-    r->due = n->now + STEP_TIME + 2 * r->taken->allowed;
+    r->due = n->now + STEP_TIME + 2 * r->in_flight->allowed;
     round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
 }
 
@@ -2651,7 +2668,7 @@ static void round_decide(struct node *n, struct round *r)
     struct draft draft, *d = &draft;
     draft_load(d, r);
     bool anew = false, reads = false;
-    for (struct request *q = r->taken; q; q = q->next) {
+    for (struct request *q = r->in_flight; q; q = q->next) {
         draft_expire(n, d, r);
         if (q->m->function == DO_ADD && d->missing) {
             round_fetch(n, r);
@@ -2663,7 +2680,7 @@ static void round_decide(struct node *n, struct round *r)
         anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
     }
     draft_expire(n, d, r);
-    bool held = quorum(n, r->partition, r->same) || !RULE(9);
+    bool held = quorum(n, r->partition, r->at_highest) || !RULE(9);
     bool propose = d->changed || anew || !held;
     if (d->missing && (propose || reads)) {
         round_fetch(n, r);
@@ -2681,34 +2698,36 @@ static void round_decide(struct node *n, struct round *r)
 static bool read_waits(struct node *n, const struct request *q, const struct message *m)
 {
     bool exists = is_live(m->flags);
-    bool changed = exists && (m->modified != q->m->ballot.time || m->version != q->m->ballot.node);
+    bool changed = exists && (m->modified != q->m->ballot.time || m->write_id != q->m->ballot.node);
     bool same = !changed && exists == (q->m->condition == IF_MATCH);
-    return same && n->now < q->waits_until && !(n->hooks->left && n->hooks->left(n, q->client));
+    return same && n->now < q->waits_until &&
+           !(n->hooks->client_gone && n->hooks->client_gone(n, q->client));
 }
 
 /* What a client is told of a record that was read. `number`: how large the whole value is. */
-static void read_answer(struct node *n, struct request *q, const struct message *m, uint64_t number)
+static void read_reply(struct node *n, struct request *q, const struct message *m, uint64_t number)
 {
-    bool expired = m->expiry && m->expiry <= node_date(n) && (q->m->flags & FLAG_ONE || !RULE(22));
+    bool expired =
+        m->expiry && m->expiry <= node_latest_time(n) && (q->m->flags & FLAG_ONE || !RULE(22));
     if (!is_live(m->flags) || expired) {
-        request_answer(n, q, &(struct message){.status = 404}, NULL);
+        request_reply(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
     struct message head = *m;
     struct body body = message_body(m);
     head.status = 200;
-    head.answers = head.key_bytes = 0;
+    head.results_count = head.key_bytes = 0;
     head.number = number;
-    request_answer(n, q, &head, &body);
+    request_reply(n, q, &head, &body);
 }
 
-static void write_answer(struct node *n, struct request *q)
+static void write_reply(struct node *n, struct request *q)
 {
-    const struct answer *a = &q->answer;
-    struct message head = {.status = (uint16_t)a->status, .version = a->version};
+    const struct result *a = &q->result;
+    struct message head = {.status = (uint16_t)a->status, .write_id = a->write_id};
     head.modified = head.number = a->number;
     n->counters.proposals_ok += a->status < 300;
-    request_answer(n, q, &head, NULL);
+    request_reply(n, q, &head, NULL);
 }
 
 /* A quorum holds the record at one ballot: now the clients may be told. */
@@ -2716,23 +2735,23 @@ static void round_finish(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
     const struct message *m = round_record(r);
-    struct request *taken = r->taken;
-    r->taken = NULL;
-    r->refusals = 0;
+    struct request *taken = r->in_flight;
+    r->in_flight = NULL;
+    r->rejections = 0;
     while (taken) {
         struct request *q = requests_pop(&taken);
         if (r->state == ROUND_ACCEPT && q->m->flags & FLAG_ALL && missing)
-            requests_push(&r->taken, q);
+            requests_push(&r->in_flight, q);
         else if (is_write(q))
-            write_answer(n, q);
+            write_reply(n, q);
         else if (r->keyed && read_waits(n, q, m))
             q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
         else
-            read_answer(n, q, m, r->state == ROUND_READ ? m->number : m->value_bytes);
+            read_reply(n, q, m, r->state == ROUND_READ ? m->number : m->value_bytes);
     }
-    if (r->taken) { /* they wait for every owner; the key's queue goes on without them */
-        struct request *waiting = r->waiting;
-        r->waiting = NULL;
+    if (r->in_flight) { /* they wait for every owner; the key's queue goes on without them */
+        struct request *waiting = r->queued;
+        r->queued = NULL;
         round_unkey(r);
         requests_admit(n, waiting);
     } else {
@@ -2745,14 +2764,14 @@ static bool round_is_accepted(const struct node *n, const struct round *r)
 {
     if (r->keyed)
         return round_has_quorum(n, r);
-    if (r->taken->m->flags & FLAG_ONE)
+    if (r->in_flight->m->flags & FLAG_ONE)
         return r->answered;
     return !(partition_owners(n, r->partition) & ~r->answered);
 }
 
 static void on_accepted(struct node *n, struct peer *from, const struct message *m)
 {
-    struct round *r = round_by_op(n, m->op);
+    struct round *r = round_by_id(n, m->round_id);
     int index = member_index(n->view, from->id);
     if (!r || index < 0 || r->state != ROUND_ACCEPT)
         return;
@@ -2771,7 +2790,7 @@ static void on_accepted(struct node *n, struct peer *from, const struct message 
 /* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
 static void read_again(struct node *n, struct round *r)
 {
-    n->counters.repairs_read += ++r->taken->tries == READ_TRIES;
+    n->counters.repairs_read += ++r->in_flight->tries == READ_TRIES;
     round_scatter(n, r);
 }
 
@@ -2779,9 +2798,10 @@ static void read_again(struct node *n, struct round *r)
  * parked until an owner tells of a change, or the time is over. */
 static void read_finish(struct node *n, struct round *r)
 {
-    struct request *q = r->taken;
+    struct request *q = r->in_flight;
     const struct message *m = round_record(r);
-    uint64_t date = node_date(n), expiry = is_live(m->flags) && m->expiry ? m->expiry : UINT64_MAX;
+    uint64_t date = node_latest_time(n),
+             expiry = is_live(m->flags) && m->expiry ? m->expiry : UINT64_MAX;
     if (expiry <= date && !(q->m->flags & FLAG_ONE) && RULE(22)) {
         q->tries = READ_TRIES - 1;
         read_again(n, r);
@@ -2789,8 +2809,8 @@ static void read_finish(struct node *n, struct round *r)
         /* Only now are the owners asked to tell of a change: each does so once, and while they did
          * not agree yet, that once could go to the same record being accepted again. What they
          * answer now shows what changed meanwhile. */
-        round_mail(n, r, partition_owners(n, r->partition),
-                   (struct message){.type = M_READ, .flags = FLAG_WATCH});
+        round_message(n, r, partition_owners(n, r->partition),
+                      (struct message){.type = M_READ, .flags = FLAG_WATCH});
         q->tries = 0;
         r->state = ROUND_WATCH;
         r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, date));
@@ -2801,14 +2821,14 @@ static void read_finish(struct node *n, struct round *r)
     }
 }
 
-static void on_answer(struct node *n, struct peer *from, const struct message *m)
+static void on_read_reply(struct node *n, struct peer *from, const struct message *m)
 {
-    struct round *r = round_by_op(n, m->op);
+    struct round *r = round_by_id(n, m->round_id);
     if (!r)
         return;
     bool usable = m->flags & FLAG_WHOLE || !is_live(m->flags);
     if (r->state == ROUND_PREPARE && round_has_quorum(n, r) && usable) {
-        if (ballot_equal(m->ballot, r->best)) {
+        if (ballot_equal(m->ballot, r->highest)) {
             round_keep_record(r, m);
             round_decide(n, r);
         } else {
@@ -2816,20 +2836,20 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
         }
         return;
     }
-    if (r->state == ROUND_WATCH && ballot_compare(m->ballot, r->best) > 0) {
+    if (r->state == ROUND_WATCH && ballot_compare(m->ballot, r->highest) > 0) {
         round_scatter(n, r);
         return;
     }
-    if (r->state != ROUND_READ || !round_hear(n, r, from, m))
+    if (r->state != ROUND_READ || !round_count_reply(n, r, from, m))
         return;
     round_allow(n, r, m->value_bytes);
     const struct message *kept = round_record(r);
     int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
     if (usable && (order > 0 || (order == 0 && m->value_bytes > kept->value_bytes)))
         round_keep_record(r, m);
-    bool agreed = quorum(n, r->partition, RULE(9) ? r->same : r->answered);
-    bool here = ballot_equal(round_record(r)->ballot, r->best) || !RULE(9);
-    bool one = r->taken->m->flags & FLAG_ONE;
+    bool agreed = quorum(n, r->partition, RULE(9) ? r->at_highest : r->answered);
+    bool here = ballot_equal(round_record(r)->ballot, r->highest) || !RULE(9);
+    bool one = r->in_flight->m->flags & FLAG_ONE;
     bool missing =
         is_live(round_record(r)->flags) && round_record(r)->value_bytes < value_wanted(r);
     if ((one ? usable : agreed && here) && !missing)
@@ -2843,19 +2863,19 @@ static void on_answer(struct node *n, struct peer *from, const struct message *m
 /* The time for a step is over, or a rest is. */
 static void round_due(struct node *n, struct round *r)
 {
-    requests_expire(n, &r->waiting);
-    requests_expire(n, &r->taken);
+    requests_expire(n, &r->queued);
+    requests_expire(n, &r->in_flight);
     bool heard = round_has_quorum(n, r);
     bool reads = r->state == ROUND_READ, prepares = r->state == ROUND_PREPARE;
-    if (!r->taken)
+    if (!r->in_flight)
         round_begin(n, r); /* all were told: the turn of those that wait, or it is over */
     else if (r->due > n->now)
         return;
-    else if (reads && quorum(n, r->partition, r->same))
+    else if (reads && quorum(n, r->partition, r->at_highest))
         round_fetch(n, r); /* who was asked for the record did not send it */
     else if (reads && heard)
         read_again(n, r);
-    else if (!r->refused && (r->state == ROUND_ACCEPT || ((reads || prepares) && !heard)))
+    else if (!r->rejected && (r->state == ROUND_ACCEPT || ((reads || prepares) && !heard)))
         round_send(n, r);
     else if (r->keyed)
         round_begin(n, r);
@@ -2873,7 +2893,7 @@ struct watch {
 
 /* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
  * null entry: these alone. */
-static void watches_tell(struct node *n, struct entry *e, uint64_t hash)
+static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
 {
     for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
         next = LIST_NEXT(w, next);
@@ -2882,7 +2902,7 @@ static void watches_tell(struct node *n, struct entry *e, uint64_t hash)
         if (!over && !same)
             continue;
         if (!over)
-            tell(n, w->from, m, e, M_ANSWER, false);
+            record_send(n, w->from, m, e, M_READ_REPLY, false);
         LIST_REMOVE(w, next);
         free(w);
     }
@@ -2903,12 +2923,12 @@ static void watch_add(struct node *n, struct peer *from, const struct message *m
 static void view_decided(struct node *n, const struct message *result, const struct body *body);
 static void listing_read(struct node *n, const struct request *q, const struct message *result);
 
-static void request_answer(struct node *n, struct request *q, const struct message *head,
-                           const struct body *body)
+static void request_reply(struct node *n, struct request *q, const struct message *head,
+                          const struct body *body)
 {
     struct message result = *head;
-    result.type = M_RESULT;
-    result.op = q->m->op;
+    result.type = M_REPLY;
+    result.round_id = q->m->round_id;
     if (q->m->function == DO_REPAIR) {
         n->repairs--;
     } else if (q->m->partition == VIEWS_PARTITION) {
@@ -2941,7 +2961,7 @@ static void request_admit(struct node *n, struct request *q)
     bool idle = !r;
     if (!r)
         r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
-    requests_push(keyed ? &r->waiting : &r->taken, q);
+    requests_push(keyed ? &r->queued : &r->in_flight, q);
     if (fast) {
         r->state = ROUND_READ;
         round_send(n, r);
@@ -2993,17 +3013,17 @@ static struct request *request_make(struct node *n, const struct message *m,
  *   than that, as long as its client's clock is not ahead by more than the margin.
  * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try was: 0,
  *   and the record must list its answer, or must never have let go of any. */
-static void write_made(struct node *n, struct message *m, uint64_t key_time)
+static void write_issued_at(struct node *n, struct message *m, uint64_t key_time)
 {
     bool repeat = m->flags & FLAG_REPEAT;
     bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
     m->flags |= repeat || late ? 0 : FLAG_FIRST;
     if (m->flags & FLAG_FIRST)
-        m->dropped = clock_tick(n);
+        m->issued_at = clock_tick(n);
     else if (!key_time || key_time > n->time + KEY_TIME_MARGIN)
-        m->dropped = 0;
+        m->issued_at = 0;
     else
-        m->dropped = key_time - KEY_TIME_MARGIN;
+        m->issued_at = key_time - KEY_TIME_MARGIN;
 }
 
 /* A client's request. `m`: M_REQUEST, with key, function, condition, and for a write its version and
@@ -3024,7 +3044,7 @@ static void node_request(struct node *n, void *client, const struct message *m,
     else if (is_write(q) && m->flags & FLAG_ALL &&
              partition_owners(n, m->partition) & ~live_members(n))
         request_fail(n, q, 503); /* it would be done, and could not be answered */
-    else if (m->value_bytes > PARCEL_BYTES)
+    else if (m->value_bytes > BULK_BYTES)
         requests_push(&n->large, q);
     else
         request_admit(n, q);
@@ -3039,8 +3059,8 @@ static void node_request_own(struct node *n, uint16_t partition, uint8_t functio
     m.partition = partition;
     m.function = function;
     m.condition = condition;
-    m.version = node_random(n);
-    m.dropped = clock_tick(n);
+    m.write_id = node_random(n);
+    m.issued_at = clock_tick(n);
     m.key_bytes = (uint16_t)key_bytes;
     m.value_bytes = (uint32_t)value_bytes;
     m.expiry = function == DO_READ ? UINT64_MAX : 0; /* all of it */
@@ -3061,11 +3081,11 @@ static void rounds_restart(struct node *n)
 {
     struct request *all = NULL;
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
-            requests_push(&r->taken, r->waiting);
-            requests_push(&r->taken, all);
-            all = r->taken;
-            r->taken = r->waiting = NULL;
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
+            requests_push(&r->in_flight, r->queued);
+            requests_push(&r->in_flight, all);
+            all = r->in_flight;
+            r->in_flight = r->queued = NULL;
             round_free(r);
         }
     }
@@ -3088,7 +3108,7 @@ static void rounds_restart(struct node *n)
 
 struct heartbeat {
     uint64_t keys, value_bytes, requests, moved;
-    uint64_t loses;                   /* members that it was told are lost, as bits; and */
+    uint64_t declares_lost;           /* members that it was told are lost, as bits; and */
     uint64_t leave;                   /* members that somebody wishes to leave, as bits */
     uint8_t complete[PARTITIONS / 8]; /* partitions */
     uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats this node hears; 0: none */
@@ -3098,7 +3118,7 @@ struct heartbeat {
  * (R14; its own list counts). */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
-    return n->settled || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
+    return n->stable || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
 }
 
 /* Whether it was heard, as no member of our view, within a lease. */
@@ -3123,7 +3143,7 @@ static void heartbeat_send(struct node *n)
         bool heard = p->heard_at && p->heard_at + n->lease > n->now;
         beat.heard[i] = heard ? p->id : 0;
         beat.leave |= (uint64_t)p->leave << i;
-        beat.loses |= (uint64_t)(p->lost_until > n->now) << i;
+        beat.declares_lost |= (uint64_t)(p->lost_until > n->now) << i;
         if (!n->has_lease && strcmp(p->address, n->address) != 0)
             peer_make(n, 0, p->address);
     }
@@ -3138,11 +3158,11 @@ static void heartbeat_send(struct node *n)
     uint64_t all = n->view ? view_members(n->view, ~0u) : 0;
     bool misses = !n->has_lease || all & ~live_members(n);
     if (n->self >= 0)
-        mail_members(n, ~UINT64_C(0), log_end(n), &head, &body);
+        messages_send(n, ~UINT64_C(0), log_end(n), &head, &body);
     for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *p = n->peers[i];
         if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : misses && !n->leaves)
-            mail(n, p, log_end(n), &head, &body);
+            message_send(n, p, log_end(n), &head, &body);
     }
 }
 
@@ -3179,7 +3199,7 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     if (!member)
         from->joins_at = from->live_at = n->now;
     memcpy(from->complete, beat.complete, sizeof beat.complete);
-    from->loses = member ? beat.loses : 0;
+    from->declares_lost = member ? beat.declares_lost : 0;
     n->leaves |= member && beat.leave & self_bit(n);
     for (uint32_t i = 0; member && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat.leave >> i & 1;
@@ -3229,8 +3249,8 @@ static void transition_progress(const struct node *n, unsigned *complete, unsign
     uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING);
     *complete = *changing = 0;
     for (unsigned p = 0; p < PARTITIONS; p++) {
-        uint64_t owners = n->owners[1][p], done = complete_members(n, p);
-        if (owners == n->owners[0][p])
+        uint64_t owners = n->owners[C_NEW][p], done = complete_members(n, p);
+        if (owners == n->owners[C_OLD][p])
             continue;
         ++*changing;
         *complete += majority(done, owners) && !(owners & joiners & ~done);
@@ -3242,7 +3262,7 @@ static bool target_is_dead(const struct node *n, uint64_t dead)
 {
     bool is_dead = dead & view_members(n->view, 1u << MEMBER_JOINING);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        is_dead |= !majority(n->owners[1][p] & ~dead, n->owners[1][p]);
+        is_dead |= !majority(n->owners[C_NEW][p] & ~dead, n->owners[C_NEW][p]);
     return is_dead;
 }
 
@@ -3270,7 +3290,7 @@ static bool transition_grows(const struct node *n)
 /* The end of a transition: JOINING become UP, and LEAVING and LOST are gone; or, if it was called off,
  * JOINING are gone and LEAVING become UP. It does not end with more voters than before while one that
  * would stay is dead (R23). */
-static bool view_settle(const struct node *n, struct view *next)
+static bool view_stabilize(const struct node *n, struct view *next)
 {
     unsigned complete, changing;
     uint64_t live = live_members(n), joining = view_members(n->view, 1u << MEMBER_JOINING);
@@ -3298,7 +3318,7 @@ static bool node_is_too_small(const struct node *n)
 {
     bool joins = n->self >= 0 ? n->view->members[n->self].state == MEMBER_JOINING : !n->gone;
     return joins && n->log.full &&
-           (n->log.starved || !log_has_room(n, DISK_KEEP_BYTES + PARCEL_BYTES));
+           (n->log.starved || !log_has_room(n, DISK_KEEP_BYTES + BULK_BYTES));
 }
 
 /* Whether every partition has a live majority of its owners: else what is begun might never end. */
@@ -3306,7 +3326,7 @@ static bool owners_are_live(const struct node *n)
 {
     uint64_t live = live_members(n);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        if (!majority(live, n->owners[0][p]) && RULE(25))
+        if (!majority(live, n->owners[C_OLD][p]) && RULE(25))
             return false;
     return true;
 }
@@ -3320,13 +3340,12 @@ static int joiner_place(const struct node *n, const struct peer *joiner)
 {
     const struct view *v = n->view;
     uint64_t live = live_members(n);
-    int best = 0,
-        place = n->settled && (!(n->voters & ~live) || !RULE(23)) ? PLACE_NEW : PLACE_NONE;
+    int best = 0, place = n->stable && (!(n->voters & ~live) || !RULE(23)) ? PLACE_NEW : PLACE_NONE;
     for (uint32_t i = 0; i < v->members_count && RULE(23); i++) {
         bool here = strcmp(n->member_peer[i]->address, joiner->address) == 0;
         int rank = here && v->members[i].state == MEMBER_JOINING ? 3
                    : here && v->members[i].state == MEMBER_UP    ? 2
-                   : n->settled && evictable(n, i)               ? 1
+                   : n->stable && evictable(n, i)                ? 1
                                                                  : 0;
         if (here && live >> i & 1)
             return PLACE_NONE; /* it was there within a lease, or is: two cannot live there */
@@ -3383,10 +3402,10 @@ static bool view_leave(const struct node *n, struct view *next)
     uint64_t live = live_members(n), up = live & view_members(n->view, 1u << MEMBER_UP);
     for (uint32_t i = 0; i < next->members_count; i++) {
         uint64_t others = ~(UINT64_C(1) << i);
-        bool drained = n->settled && n->member_peer[i]->leave && member_may_leave(n, (int)i) &&
+        bool drained = n->stable && n->member_peer[i]->leave && member_may_leave(n, (int)i) &&
                        (!(n->voters & ~live & others) || !RULE(24));
         bool spare = (uint32_t)__builtin_popcountll(up & others) >= next->replicas;
-        bool exchanged = n->settled ? spare && n->begin_after <= n->now : transition_grows(n);
+        bool exchanged = n->stable ? spare && n->begin_after <= n->now : transition_grows(n);
         bool evicted = exchanged && evictable(n, i) && next->members[i].state == MEMBER_UP;
         if (drained || evicted) {
             next->members[i].state = MEMBER_LEAVING;
@@ -3403,7 +3422,7 @@ static bool view_lose(const struct node *n, struct view *next)
     uint64_t live = live_members(n), lost = 0;
     for (uint32_t i = 0; i < next->members_count; i++) {
         lost |= (uint64_t)(n->member_peer[i]->lost_until > n->now) << i;
-        lost |= live >> i & 1 ? n->member_peer[i]->loses : 0;
+        lost |= live >> i & 1 ? n->member_peer[i]->declares_lost : 0;
     }
     lost &= n->voters & ~live;
     for (uint32_t i = 0; lost && i < next->members_count; i++)
@@ -3423,8 +3442,8 @@ static bool view_next(const struct node *n, struct view *next)
     next->epoch++;
     if (view_lose(n, next) || view_move(n, next))
         return true;
-    if (!n->settled)
-        return view_join(n, next) || view_leave(n, next) || view_settle(n, next);
+    if (!n->stable)
+        return view_join(n, next) || view_leave(n, next) || view_stabilize(n, next);
     return owners_are_live(n) &&
            ((n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next));
 }
@@ -3483,7 +3502,7 @@ static void view_decided(struct node *n, const struct message *result, const str
 {
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = result->value_bytes};
     if (result->status == 200 && result->flags & FLAG_WHOLE)
-        mail(n, n->self_peer, 0, &m, &(struct body){.value = body->value});
+        message_send(n, n->self_peer, 0, &m, &(struct body){.value = body->value});
     else if (result->status == 201 || result->status == 204 || result->status == 412)
         view_request(n, NULL);
 }
@@ -3503,11 +3522,11 @@ static void lease_tick(struct node *n)
         sync_reset(n); /* what was listed before is older */
         for (unsigned p = 0; p < PARTITIONS; p++)
             n->partitions[p].compared = n->partitions[p].caught_up = false;
-        say(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
+        log_line(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
     } else {
         n->counters.lease_expirations++;
-        say(LEVEL_WARN, n->gone ? "no member any more" : "lease lost", "epoch=%" PRIu64,
-            n->view->epoch);
+        log_line(LEVEL_WARN, n->gone ? "no member any more" : "lease lost", "epoch=%" PRIu64,
+                 n->view->epoch);
     }
 }
 
@@ -3522,7 +3541,7 @@ static void lease_tick(struct node *n)
 /* One entry of a list; the key follows, padded to a multiple of 8. */
 struct listed {
     struct ballot ballot;
-    uint64_t version, modified, expiry;
+    uint64_t write_id, modified, expiry;
     uint32_t value_bytes;
     uint16_t key_bytes;
     uint8_t flags, member; /* member: set by the receiver */
@@ -3578,7 +3597,7 @@ static const struct entry *partition_list(const struct partition *p, const struc
         if (told++ == m->number)
             return last;
         last = e;
-        struct listed l = {e->accepted,    e->version,   e->modified, e->expiry,
+        struct listed l = {e->accepted,    e->write_id,  e->modified, e->expiry,
                            e->value_bytes, e->key_bytes, e->flags,    0};
         if (to)
             listed_append(to, &l, e->key);
@@ -3592,7 +3611,7 @@ static const struct entry *partition_list(const struct partition *p, const struc
 static void on_list(struct node *n, struct peer *from, const struct message *m)
 {
     bool all = m->partition == VIEWS_PARTITION;
-    struct message head = {.type = M_LISTED, .op = m->op, .partition = m->partition};
+    struct message head = {.type = M_LISTED, .round_id = m->round_id, .partition = m->partition};
     const struct entry *bound = NULL, *end;
     if (!all && !partition_is_ours(n, m->partition))
         return;
@@ -3606,7 +3625,7 @@ static void on_list(struct node *n, struct peer *from, const struct message *m)
     }
     head.flags = bound ? FLAG_WHOLE | FLAG_WATCH : FLAG_WHOLE;
     head.value_bytes = (uint32_t)n->scratch.count;
-    mail(n, from, log_end(n), &head, &(struct body){.value = n->scratch.data});
+    message_send(n, from, log_end(n), &head, &(struct body){.value = n->scratch.data});
 }
 
 static void sync_end(struct sync *s)
@@ -3628,11 +3647,12 @@ static void sync_ask(struct node *n, struct sync *s)
     for (size_t at = 0; (l = list_next(&s->page, &at));)
         last = l;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = s->partition};
-    m.op = s->op = clock_tick(n);
+    m.round_id = s->page_id = clock_tick(n);
     m.number = LIST_PAGE_KEYS;
     m.key_bytes = last ? last->key_bytes : 0;
     s->due = n->now + 5 * STEP_TIME;
-    mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = last ? last->key : NULL});
+    message_send(n, n->member_peer[s->source], 0, &m,
+                 &(struct body){.key = last ? last->key : NULL});
 }
 
 /* Whether this node needs the record that the list tells of. */
@@ -3643,7 +3663,8 @@ static bool sync_wants(const struct node *n, const struct sync *s, const struct 
     if (e && e->flags & FLAG_RECORD)
         return ballot_compare(l->ballot, e->accepted) > 0 || e->flags & FLAG_DAMAGED;
     /* Or forgotten tombstones would go round for ever (R19). */
-    return !(n->settled && l->flags & FLAG_TOMBSTONE && ballot_compare(l->ballot, p->floor) <= 0);
+    return !(n->stable && l->flags & FLAG_TOMBSTONE &&
+             ballot_compare(l->ballot, p->promise_floor) <= 0);
 }
 
 /* All that this member has of the partition, at this moment, is here. */
@@ -3660,7 +3681,8 @@ static void partition_compared(struct node *n, unsigned partition, uint64_t memb
 static void sync_pull(struct node *n, struct sync *s)
 {
     const struct listed *l;
-    for (size_t at = s->here; (l = list_next(&s->page, &at)) && !sync_wants(n, s, l); s->here = at)
+    for (size_t at = s->pulled_to; (l = list_next(&s->page, &at)) && !sync_wants(n, s, l);
+         s->pulled_to = at)
         s->due = max_u64(s->due, n->now + 5 * STEP_TIME);
     if (!l && s->more) {
         sync_ask(n, s);
@@ -3668,16 +3690,16 @@ static void sync_pull(struct node *n, struct sync *s)
         partition_compared(n, s->partition, UINT64_C(1) << s->source);
         n->counters.listed++;
         sync_end(s);
-    } else if (s->here >= s->under_way) {
+    } else if (s->pulled_to >= s->asked_to) {
         uint64_t pulled_bytes = 0;
-        s->under_way = s->here;
-        while (pulled_bytes < PULL_BYTES_MAX && (l = list_next(&s->page, &s->under_way))) {
+        s->asked_to = s->pulled_to;
+        while (pulled_bytes < PULL_BYTES_MAX && (l = list_next(&s->page, &s->asked_to))) {
             struct message m = {.type = M_PULL, .partition = s->partition};
             m.key_bytes = l->key_bytes;
             if (!sync_wants(n, s, l))
                 continue;
             pulled_bytes += sizeof m + l->value_bytes;
-            mail(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
+            message_send(n, n->member_peer[s->source], 0, &m, &(struct body){.key = l->key});
         }
         s->due = n->now + 5 * STEP_TIME + pulled_bytes / BYTES_PER_US;
     }
@@ -3688,7 +3710,7 @@ static void sync_listed(struct node *n, struct sync *s, const struct message *m)
     struct bytes list = message_value(m);
     bytes_set(&s->page, list.data, list.count);
     s->more = list.count && m->flags & FLAG_WATCH;
-    s->op = s->here = s->under_way = 0;
+    s->page_id = s->pulled_to = s->asked_to = 0;
     sync_pull(n, s);
 }
 
@@ -3699,7 +3721,7 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
 {
     for (int i = 0; i < SYNCS_MAX; i++) {
         struct sync *s = &n->syncs[i];
-        if (s->op && s->op == m->op) {
+        if (s->page_id && s->page_id == m->round_id) {
             sync_listed(n, s, m);
             sync_tick(n);
             return;
@@ -3716,7 +3738,7 @@ static void sync_tick(struct node *n)
         struct sync *s = &n->syncs[i];
         if (s->due && (s->due <= n->now || !(live >> s->source & 1)))
             sync_end(s);
-        else if (s->due && s->op == 0)
+        else if (s->due && s->page_id == 0)
             sync_pull(n, s);
         for (unsigned tries = 0; !s->due && tries < PARTITIONS / SYNCS_MAX; tries++) {
             unsigned turn = (s->partition / SYNCS_MAX + 1) % (PARTITIONS / SYNCS_MAX);
@@ -3737,14 +3759,14 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 {
     char text[KEY_TEXT_BYTES];
     if (!(e->flags & FLAG_DAMAGED)) {
-        say(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64 " key=%s", e->lsn,
-            percent_encode(text, e->key, e->key_bytes));
+        log_line(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64 " key=%s", e->lsn,
+                 percent_encode(text, e->key, e->key_bytes));
         n->counters.repairs_damage++;
     }
     e->flags |= FLAG_DAMAGED;
     struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
-    mail_members(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
-                 &(struct body){.key = e->key});
+    messages_send(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
+                  &(struct body){.key = e->key});
     repair_key(n, partition, e->key, e->key_bytes); /* what they have may be older, or nothing */
 }
 
@@ -3753,12 +3775,12 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_t answers)
 {
     const struct partition *p = &n->partitions[partition];
-    struct message m = {.type = M_DIGEST, .partition = partition, .ballot = p->floor};
+    struct message m = {.type = M_DIGEST, .partition = partition, .ballot = p->promise_floor};
     m.number = p->digest;
-    m.version = answers;
-    m.op = answers || p->caught_up ? 0 : n->lease_clock;
+    m.write_id = answers;
+    m.round_id = answers || p->caught_up ? 0 : n->lease_clock;
     to &= partition_owners(n, partition) & ~self_bit(n);
-    mail_members(n, to, log_end(n), &m, NULL);
+    messages_send(n, to, log_end(n), &m, NULL);
 }
 
 /* Of some partitions in turn, and of all that have not caught up. */
@@ -3781,18 +3803,18 @@ static void digests_send(struct node *n)
 static void on_digest(struct node *n, struct peer *from, const struct message *m)
 {
     int index = member_index(n->view, from->id);
-    if (!n->settled || index < 0 || m->partition >= PARTITIONS)
+    if (!n->stable || index < 0 || m->partition >= PARTITIONS)
         return;
     struct partition *p = &n->partitions[m->partition];
     uint64_t bit = UINT64_C(1) << index;
-    floor_raise(n, m->partition, m->ballot);
-    if (m->op)
-        digest_send(n, m->partition, bit, m->op);
+    promise_floor_raise(n, m->partition, m->ballot);
+    if (m->round_id)
+        digest_send(n, m->partition, bit, m->round_id);
     if (m->number == p->digest) {
         p->differs &= ~bit;
-        if (m->version == n->lease_clock) /* else it may be of before this node was away */
+        if (m->write_id == n->lease_clock) /* else it may be of before this node was away */
             partition_compared(n, m->partition, bit);
-        if (ballot_compare(m->ballot, p->floor) >= 0 || !RULE(19))
+        if (ballot_compare(m->ballot, p->promise_floor) >= 0 || !RULE(19))
             p->agreed |= bit;
         return;
     }
@@ -3802,22 +3824,22 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
 
 static bool is_old(const struct node *n, struct ballot b)
 {
-    return b.time + MEMORY_OF_ANSWERS < n->clock;
+    return b.time + RESULTS_KEPT_TIME < n->clock;
 }
 
 /* Looks after a partition's entries: deletes what expired, folds old promises and the ballots of old
  * tombstones into the floor. As the owners have to agree anew on each floor, it rises when they did;
  * but where one is away, promises alone may not use up the memory. */
-static void partition_walk(struct node *n, uint16_t partition)
+static void partition_sweep(struct node *n, uint16_t partition)
 {
     struct partition *p = &n->partitions[partition];
-    struct ballot floor = p->floor;
+    struct ballot floor = p->promise_floor;
     bool agreed = !(partition_owners(n, partition) & ~self_bit(n) & ~p->agreed);
     bool first = first_live_owner(n, partition) == n->self;
-    bool folds = n->settled && log_has_room(n, DISK_KEEP_BYTES / 2); /* as in floor_raise */
-    bool late = p->floor.time + 10 * MEMORY_OF_ANSWERS < n->clock;
-    if (agreed && n->settled)
-        p->forgotten = p->floor;
+    bool folds = n->stable && log_has_room(n, DISK_KEEP_BYTES / 2); /* as in promise_floor_raise */
+    bool late = p->promise_floor.time + 10 * RESULTS_KEPT_TIME < n->clock;
+    if (agreed && n->stable)
+        p->gc_floor = p->promise_floor;
     for (uint32_t i = 0; i < p->count; i++) {
         struct entry *e = p->entries[i];
         if (e->flags & FLAG_DAMAGED)
@@ -3825,7 +3847,7 @@ static void partition_walk(struct node *n, uint16_t partition)
         bool record = e->flags & FLAG_RECORD;
         struct ballot most = register_promised(n, partition, e);
         if (is_live(e->flags)) {
-            if (first && e->expiry && e->expiry <= node_date(n))
+            if (first && e->expiry && e->expiry <= node_latest_time(n))
                 repair_key(n, partition, e->key, e->key_bytes);
         } else if (folds && is_old(n, most) && (agreed || (late && !record))) {
             floor = ballot_max(floor, most);
@@ -3835,7 +3857,7 @@ static void partition_walk(struct node *n, uint16_t partition)
                 entry_forget(n, p, p->entries[i--]);
         }
     }
-    floor_raise(n, partition, floor);
+    promise_floor_raise(n, partition, floor);
 }
 
 /* === 15 Listing =================================================================================
@@ -3851,7 +3873,7 @@ struct listing {
     void *client;
     struct bytes prefix, after; /* keys; what is told next comes after `after` */
     uint64_t limit, count;      /* keys; `count` were told */
-    uint64_t op; /* of the lists that were asked for, 0: they came, or its turn did not */
+    uint64_t page_id; /* of the lists that were asked for, 0: they came, or its turn did not */
     uint64_t due, deadline;    /* due is 0 until its turn came */
     uint64_t told;             /* members */
     struct bytes lists, bound; /* struct listed; the key up to which all lists tell all */
@@ -3868,12 +3890,12 @@ static void listing_ask(struct node *n, struct listing *l)
     l->more = false;
     l->due = n->now + 5 * STEP_TIME;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
-    m.op = l->op = clock_tick(n);
+    m.round_id = l->page_id = clock_tick(n);
     m.number = LISTING_PAGE_KEYS;
     m.key_bytes = (uint16_t)l->after.count;
     m.value_bytes = (uint32_t)l->prefix.count;
-    mail_members(n, ~UINT64_C(0), 0, &m,
-                 &(struct body){.key = l->after.data, .value = l->prefix.data});
+    messages_send(n, ~UINT64_C(0), 0, &m,
+                  &(struct body){.key = l->after.data, .value = l->prefix.data});
 }
 
 static int listed_compare(const void *a, const void *b)
@@ -3897,7 +3919,7 @@ static const struct listed **list_sort(const struct bytes *list, struct bytes *o
 }
 
 /* Tells the client a page; `status` 100: there is more of the listing to come. */
-static void listing_tell(struct node *n, struct listing *l, uint16_t status)
+static void listing_send(struct node *n, struct listing *l, uint16_t status)
 {
     size_t count;
     struct bytes order = {0};
@@ -3908,7 +3930,7 @@ static void listing_tell(struct node *n, struct listing *l, uint16_t status)
         listed_append(&l->lists, all[i], all[i]->key);
     bytes_free(&order);
     l->page.count = 0;
-    struct message m = {.type = M_RESULT, .status = status, .flags = FLAG_WHOLE};
+    struct message m = {.type = M_REPLY, .status = status, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
     m.value_bytes = (uint32_t)l->lists.count;
     bytes_clear(&n->scratch);
@@ -3919,7 +3941,7 @@ static void listing_tell(struct node *n, struct listing *l, uint16_t status)
 static void listing_end(struct node *n, struct listing *l)
 {
     STAILQ_REMOVE(&n->listings, l, listing, next);
-    listing_tell(n, l, l->failed ? 503 : 200);
+    listing_send(n, l, l->failed ? 503 : 200);
     bytes_free(&l->prefix);
     bytes_free(&l->after);
     bytes_free(&l->lists);
@@ -3938,10 +3960,10 @@ static void listings_tick(struct node *n)
     for (struct listing *l = STAILQ_FIRST(&n->listings), *next; l; l = next, turn++) {
         next = STAILQ_NEXT(l, next);
         bool begins = !l->due && turn < LISTINGS_MAX;
-        if (l->due && !l->op)
+        if (l->due && !l->page_id)
             continue; /* its reads have deadlines of their own */
         l->failed = l->deadline <= n->now || n->self < 0 || !(n->has_lease || l->one) ||
-                    (begins && n->hooks->left && n->hooks->left(n, l->client));
+                    (begins && n->hooks->client_gone && n->hooks->client_gone(n, l->client));
         if (begins)
             l->deadline = n->now + LISTING_TIME;
         if (l->failed)
@@ -3979,7 +4001,7 @@ static void listing_go_on(struct node *n, struct listing *l)
     if (l->failed || !l->more || l->count >= l->limit) {
         listing_end(n, l);
     } else {
-        listing_tell(n, l, 100);
+        listing_send(n, l, 100);
         bytes_swap(&l->after, &l->bound);
         listing_ask(n, l);
     }
@@ -3993,7 +4015,7 @@ static void listing_add(struct node *n, struct listing *l, const struct listed *
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
     bool agreed = quorum(n, partition, same) || l->one || !RULE(40);
-    bool expired = e->expiry && e->expiry <= node_date(n);
+    bool expired = e->expiry && e->expiry <= node_latest_time(n);
     if (agreed && (!expired || l->one)) {
         bool live = !(e->flags & FLAG_TOMBSTONE) && !expired;
         if (live)
@@ -4013,7 +4035,7 @@ static void listing_read(struct node *n, const struct request *q, const struct m
 {
     struct listing *l = q->listing;
     struct listed e = {.flags = FLAG_RECORD, .key_bytes = q->m->key_bytes};
-    e.version = result->version;
+    e.write_id = result->write_id;
     e.modified = result->modified;
     e.expiry = result->expiry;
     e.value_bytes = (uint32_t)result->number;
@@ -4030,7 +4052,7 @@ static void listing_merge(struct node *n, struct listing *l)
     size_t count;
     struct bytes order = {0};
     const struct listed **all = list_sort(&l->lists, &order, &count);
-    l->op = 0;
+    l->page_id = 0;
     l->reads++; /* so that the page does not end before it is whole */
     for (size_t i = 0, next; i < count; i = next) {
         const struct listed *e = all[i];
@@ -4057,7 +4079,7 @@ static void listing_merge(struct node *n, struct listing *l)
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
 {
     struct listing *l = STAILQ_FIRST(&n->listings);
-    while (l && (!l->op || l->op != m->op))
+    while (l && (!l->page_id || l->page_id != m->round_id))
         l = STAILQ_NEXT(l, next);
     int index = member_index(n->view, from->id);
     if (!l || index < 0 || m->partition != VIEWS_PARTITION || l->told >> index & 1)
@@ -4100,13 +4122,13 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
 static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
 {
     struct partition *p = &n->partitions[partition];
-    if (e->flags & FLAG_TOMBSTONE && n->settled && partition != VIEWS_PARTITION &&
-        (ballot_compare(e->accepted, p->forgotten) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
+    if (e->flags & FLAG_TOMBSTONE && n->stable && partition != VIEWS_PARTITION &&
+        (ballot_compare(e->accepted, p->gc_floor) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
         !e->promised) {
         entry_forget(n, p, e);
         return true;
     }
-    if (!log_has_room(n, e->record_bytes + RESERVE_ROOM))
+    if (!log_has_room(n, e->record_bytes + BOUND_ROOM))
         return false;
     enum record_state state = record_read(n, e, 0, e->value_bytes);
     if (state == RECORD_READ) {
@@ -4132,9 +4154,9 @@ static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
         if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
             done &= entry_clean(n, partition, e);
     }
-    done = done && log_has_room(n, RESERVE_ROOM);
-    if (done && p->floor.time && p->floor_lsn < n->log.cleaned)
-        floor_log(n, partition);
+    done = done && log_has_room(n, BOUND_ROOM);
+    if (done && p->promise_floor.time && p->promise_floor_lsn < n->log.cleaned)
+        promise_floor_log(n, partition);
     return done && log_end(n) < end;
 }
 
@@ -4168,7 +4190,7 @@ static void clean_tick(struct node *n)
     if (log->cleaned_until && log->durable >= log->cleaned_until) {
         log->first = log->cleaned;
         log->cleaned = log->cleaned_until = 0;
-        reserve_log(n); /* a batch tells it, which makes room: there may be none for another */
+        clock_bound_log(n); /* a batch tells it, which makes room: there may be none for another */
     }
     if (!log->cleaned_until && (!log->cleaned || log->full))
         clean_begin(n);
@@ -4182,10 +4204,10 @@ static void clean_tick(struct node *n)
     }
     bool views = n->views_lsn < log->cleaned;
     if (log->clean_next <= VIEWS_PARTITION ||
-        !log_has_room(n, RESERVE_ROOM + (views ? n->views_bytes : 0)))
+        !log_has_room(n, BOUND_ROOM + (views ? n->views_bytes : 0)))
         return;
-    if (n->reserve_lsn < log->cleaned)
-        reserve_log(n);
+    if (n->clock_bound_lsn < log->cleaned)
+        clock_bound_log(n);
     if (views)
         views_log(n);
     log->cleaned_until = log_end(n);
@@ -4194,7 +4216,7 @@ static void clean_tick(struct node *n)
 /* === 17 The core's edge =========================================================================
  *
  * What the world tells a node. After each call it does what came of it: it writes what log_flush
- * gives, and sends what mail_take gives.
+ * gives, and sends what frame_take gives.
  */
 
 struct handler {
@@ -4204,12 +4226,18 @@ struct handler {
 };
 
 static const struct handler handlers[M_TYPES] = {
-    [M_PREPARE] = {on_prepare, .owned = true}, [M_PROMISE] = {on_promise, .owned = false},
-    [M_ACCEPT] = {on_accept, .owned = true},   [M_ACCEPTED] = {on_accepted, .owned = false},
-    [M_REFUSE] = {on_refuse, .owned = false},  [M_READ] = {on_read, .owned = true},
-    [M_ANSWER] = {on_answer, .owned = false},  [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
-    [M_VIEW] = {on_view, .any_epoch = true},   [M_LIST] = {on_list, .owned = false},
-    [M_LISTED] = {on_listed, .owned = false},  [M_PULL] = {on_pull, .owned = true},
+    [M_PREPARE] = {on_prepare, .owned = true},
+    [M_PROMISE] = {on_promise, .owned = false},
+    [M_ACCEPT] = {on_accept, .owned = true},
+    [M_ACCEPTED] = {on_accepted, .owned = false},
+    [M_REJECT] = {on_reject, .owned = false},
+    [M_READ] = {on_read, .owned = true},
+    [M_READ_REPLY] = {on_read_reply, .owned = false},
+    [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
+    [M_VIEW] = {on_view, .any_epoch = true},
+    [M_LIST] = {on_list, .owned = false},
+    [M_LISTED] = {on_listed, .owned = false},
+    [M_PULL] = {on_pull, .owned = true},
     [M_DIGEST] = {on_digest, .owned = false},
 };
 
@@ -4230,11 +4258,11 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
 /* Handles the messages in the inbox until there is none. */
 static void node_run(struct node *n)
 {
-    clock_reserve(n);
+    clock_bound_raise(n);
     while (larges_admit(n), n->inbox.count) {
         uint64_t epoch = node_epoch(n);
         bytes_swap(&n->inbox, &n->handled);
-        for (const struct waiting *w = NULL; (w = waiting_next(&n->handled, w));) {
+        for (const struct queued *w = NULL; (w = queue_next(&n->handled, w));) {
             if (w->peer->id == w->id)
                 message_handle(n, w->peer, &w->message, epoch);
         }
@@ -4246,9 +4274,9 @@ static void node_run(struct node *n)
  * one, and the link is not worth keeping. */
 static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 {
-    const struct batch *b = (const struct batch *)data;
-    if (bytes < sizeof *b || b->magic != MAIL_MAGIC || b->bytes != bytes || bytes % 8 ||
-        b->check != batch_check(b))
+    const struct frame *b = (const struct frame *)data;
+    if (bytes < sizeof *b || b->magic != FRAME_MAGIC || b->bytes != bytes || bytes % 8 ||
+        b->check != frame_check(b))
         return false;
     bool ours = (b->to == n->id || (b->to == 0 && RULE(6))) || !RULE(6);
     if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
@@ -4258,13 +4286,14 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         if (n->now < n->next_fault)
             return true;
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
-        say(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
-            "node=%016" PRIx64 " ahead_seconds=%.3f", b->from, (double)(b->clock - n->time) / 1e6);
+        log_line(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
+                 "node=%016" PRIx64 " ahead_seconds=%.3f", b->from,
+                 (double)(b->clock - n->time) / 1e6);
         return true;
     }
     if (b->date)
-        time_hear(n, b->date);
-    n->date = max_u64(n->date, min_u64(b->date, b->clock));
+        time_adopt(n, b->date);
+    n->latest_time = max_u64(n->latest_time, min_u64(b->date, b->clock));
     struct peer *from = peer_make(n, b->from, "");
     if (!from)
         return true;
@@ -4280,16 +4309,17 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         /* No ballot, and no time in a record, is above the clock that its sender tells. (M_READ has what
          * a client asks for.) */
         bool told = m->type != M_READ;
-        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->dropped) > b->clock + SECOND)
+        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->results_lost_until) >
+                        b->clock + SECOND)
             continue;
         /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
         message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
     }
     if (b->epoch < node_epoch(n) && *from->address)
-        views_tell(n, from, b->epoch);
+        views_send(n, from, b->epoch);
     else if (b->epoch > node_epoch(n) && n->doubts_until <= n->now &&
              view_has_room(n)) /* asks for its views, by the epoch of the batch */
-        mail(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
+        message_send(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
 }
@@ -4304,20 +4334,20 @@ static void node_durable(struct node *n, uint64_t room)
     log->room = room;
     log->writing = false;
     bytes_clear(&log->flight);
-    n->reserve_durable = log->flight_reserve;
-    mail_ungate(n);
+    n->clock_bound_durable = log->flight_clock_bound;
+    messages_release(n);
     node_run(n);
 }
 
 static void node_tick(struct node *n, uint64_t now, uint64_t wall)
 {
     node_time(n, now, wall);
-    clock_reserve(n);
+    clock_bound_raise(n);
     n->rounds_resting = 0;
     requests_expire(n, &n->large);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r = LIST_FIRST(&n->by_op[i]), *next; r; r = next) {
-            next = LIST_NEXT(r, by_op);
+        for (struct round *r = LIST_FIRST(&n->by_id[i]), *next; r; r = next) {
+            next = LIST_NEXT(r, by_id);
             n->rounds_resting += r->state == ROUND_REST;
             round_due(n, r);
         }
@@ -4333,10 +4363,10 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     if (n->self >= 0) {
         sync_tick(n);
         coordinator_tick(n);
-        for (; n->walked_at + 10 * MS <= now;
-             n->walked_at = max_u64(n->walked_at + 10 * MS, now - 20 * MS)) {
-            watches_tell(n, NULL, n->walk_next);
-            partition_walk(n, n->walk_next++ % (VIEWS_PARTITION + 1));
+        for (; n->swept_at + 10 * MS <= now;
+             n->swept_at = max_u64(n->swept_at + 10 * MS, now - 20 * MS)) {
+            watches_notify(n, NULL, n->sweep_next);
+            partition_sweep(n, n->sweep_next++ % (VIEWS_PARTITION + 1));
         }
     }
     clean_tick(n);
@@ -4344,7 +4374,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         n->next_heartbeat = now + n->lease / 4;
         if (!n->gone)
             heartbeat_send(n);
-        if (n->self >= 0 && n->settled)
+        if (n->self >= 0 && n->stable)
             digests_send(n);
     }
     node_run(n);
@@ -4362,13 +4392,13 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
     struct partition *p = &n->partitions[m->partition];
     struct body body = message_body(m);
     switch (m->type) {
-    case M_RESERVE:
-        n->reserve = max_u64(n->reserve, m->number);
+    case M_CLOCK_BOUND:
+        n->clock_bound = max_u64(n->clock_bound, m->number);
         break;
-    case M_FLOOR:
-        if (ballot_compare(m->ballot, p->floor) >= 0) {
-            p->floor = m->ballot;
-            p->floor_lsn = lsn;
+    case M_PROMISE_FLOOR:
+        if (ballot_compare(m->ballot, p->promise_floor) >= 0) {
+            p->promise_floor = m->ballot;
+            p->promise_floor_lsn = lsn;
         }
         break;
     case M_VIEW:
@@ -4439,12 +4469,12 @@ static bool batch_was_durable(const struct node *n, const struct log_header *h, 
            h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
 }
 
-static void damage_tell(const struct node *n)
+static void damage_log(const struct node *n)
 {
     for (const struct partition *p = n->partitions; p <= &n->partitions[VIEWS_PARTITION]; p++)
         for (uint32_t i = 0; i < p->count; i++)
             if (p->entries[i]->flags & FLAG_DAMAGED)
-                say(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
+                log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
 }
 
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
@@ -4472,7 +4502,7 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         n->id = n->self_peer->id = h->id;
         for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
             partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
-        n->reserve = h->first == at ? 0 : n->reserve;
+        n->clock_bound = h->first == at ? 0 : n->clock_bound;
         whole = (log->flight.count == 0 || at == log_end(n)) && batch_replay(n, h, sound);
         log->torn = !whole && log->flight.count;
         if (log->torn)
@@ -4486,44 +4516,45 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
         at += bytes;
     }
     bytes_free(&window);
-    n->reserve_durable = log->flight_reserve = n->clock = n->reserve;
+    n->clock_bound_durable = log->flight_clock_bound = n->clock = n->clock_bound;
     if (n->views_count)
         n->view = n->views[n->views_count - 1];
     if (n->view)
         view_apply(n);
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
-    n->reserve_start = n->self < 0 && !n->gone ? 0 : n->reserve; /* no member yet: no promise */
+    n->clock_bound_start =
+        n->self < 0 && !n->gone ? 0 : n->clock_bound; /* no member yet: no promise */
     for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
         if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
-            n->partitions[p].reserve = n->reserve_start;
-    if (n->reserve_start > n->time + CLOCK_AHEAD_MAX)
-        n->time = n->reserve_start; /* the wall clock went back; others still go by that time */
+            n->partitions[p].clock_bound = n->clock_bound_start;
+    if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
+        n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
     n->view_lsn = log_end(n);
-    damage_tell(n);
+    damage_log(n);
     return whole && log->first <= first;
 }
 
 /* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
  * was lost; the others tell the rest. */
-static const struct bytes *node_begin_anew(struct node *n, const struct node *before, uint64_t lsn)
+static const struct bytes *node_rejoin(struct node *n, const struct node *before, uint64_t lsn)
 {
     n->log.first = n->log.durable = lsn;
     for (size_t e = 0; e < before->views_count && before->views[e]; e++)
         view_log(n, before->views[e]);
-    clock_reserve(n);
+    clock_bound_raise(n);
     return log_flush(n);
 }
 
 /* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
 static struct node *node_new(uint64_t id, uint64_t random, const char *address,
-                             const struct hooks *hooks, void *world)
+                             const struct hooks *hooks, void *context)
 {
     struct node *n = allocate(sizeof *n);
     n->id = id;
     n->random = random | 1;
     n->hooks = hooks;
-    n->world = world;
+    n->context = context;
     n->self = -1;
     n->lease = 2 * SECOND;
     n->evict_after = 60 * SECOND;
@@ -4564,8 +4595,8 @@ static void node_fork(struct node *n)
     views_log(n);
     n->view_lsn = log_end(n);
     n->begin_after = 0;
-    say(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
-        "cluster=%016" PRIx64, n->cluster);
+    log_line(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
+             "cluster=%016" PRIx64, n->cluster);
 }
 
 /* === 18 The disk ================================================================================
@@ -4600,10 +4631,10 @@ struct histogram {
 struct disk {
     int dir;
     bool sync;
-    uint64_t ahead_bytes;   /* space to be taken behind the log's end */
-    int ends[2];            /* of the socket pair: the loop's, the thread's */
-    uint64_t oldest;        /* number of the first file; this and what follows is the thread's */
-    uint64_t taken, zeroed; /* LSNs up to which there is space, and zeros or data */
+    uint64_t ahead_bytes; /* space to be taken behind the log's end */
+    int ends[2];          /* of the socket pair: the loop's, the thread's */
+    uint64_t oldest;      /* number of the first file; this and what follows is the thread's */
+    uint64_t allocated, zeroed; /* LSNs up to which there is space, and zeros or data */
     struct segment {
         uint64_t number;
         int file; /* 0: none */
@@ -4709,12 +4740,12 @@ static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size
 /* Makes the next file. False: the disk is full. */
 static bool segment_make(struct disk *d)
 {
-    int file = segment_open(d, d->taken, O_WRONLY | O_CREAT);
+    int file = segment_open(d, d->allocated, O_WRONLY | O_CREAT);
     errno = file < 0 ? errno : posix_fallocate(file, 0, SEGMENT_BYTES);
     if (errno && errno != ENOSPC && errno != EDQUOT)
         die("cannot make a file of the log");
     bool made = !errno;
-    d->taken += made ? SEGMENT_BYTES : 0;
+    d->allocated += made ? SEGMENT_BYTES : 0;
     if (file >= 0)
         close(file);
     return made;
@@ -4725,14 +4756,14 @@ static bool segment_make(struct disk *d)
 static bool disk_extend(struct disk *d, uint64_t end)
 {
     static const uint8_t zeros[ZEROS_BYTES];
-    uint64_t taken = d->taken;
+    uint64_t taken = d->allocated;
     d->zeroed = max_u64(d->zeroed, end);
     bool more = true;
-    while (more && d->taken < end + d->ahead_bytes)
+    while (more && d->allocated < end + d->ahead_bytes)
         more = segment_make(d);
-    if (d->taken > taken && fsync(d->dir) < 0)
+    if (d->allocated > taken && fsync(d->dir) < 0)
         die("the disk failed");
-    for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->taken;
+    for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->allocated;
          d->zeroed += ZEROS_BYTES)
         stream_write(d, d->zeroed, zeros, ZEROS_BYTES, false);
     return more;
@@ -4744,7 +4775,7 @@ static void disk_write(struct disk *d, struct disk_job *job)
     char name[32], aside[64];
     uint64_t end = job->lsn + job->batch->count;
     job->full = !disk_extend(d, end);
-    job->room = d->taken - min_u64(d->taken, end);
+    job->room = d->allocated - min_u64(d->allocated, end);
     uint64_t start = clock_us(CLOCK_MONOTONIC);
     stream_write(d, job->lsn, job->batch->data, job->batch->count, d->sync);
     job->seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
@@ -4786,8 +4817,8 @@ static void warn_if_open(const char *path, const char *what)
 {
     struct stat file;
     if (stat(path, &file) == 0 && file.st_mode & S_IRWXO)
-        say(LEVEL_WARN, "open to every user of this machine: chmod go-rwx", "%s=\"%s\"", what,
-            path);
+        log_line(LEVEL_WARN, "open to every user of this machine: chmod go-rwx", "%s=\"%s\"", what,
+                 path);
 }
 
 static int is_segment(const struct dirent *e)
@@ -4838,7 +4869,7 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
         free(names[i]);
     }
     free(names);
-    d->taken = (*end + SEGMENT_BYTES - 1) / SEGMENT_BYTES * SEGMENT_BYTES;
+    d->allocated = (*end + SEGMENT_BYTES - 1) / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
 }
 
@@ -4866,7 +4897,7 @@ static void disk_cut(struct disk *d, uint64_t lsn, uint64_t end)
 static void disk_start(struct disk *d, uint64_t end)
 {
     pthread_t thread;
-    d->taken = end / SEGMENT_BYTES * SEGMENT_BYTES;
+    d->allocated = end / SEGMENT_BYTES * SEGMENT_BYTES;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, d->ends) < 0)
         die("cannot make a socket");
     if (pthread_create(&thread, NULL, disk_thread, d))
@@ -4910,8 +4941,8 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    bool told_ready; /* to the service manager */
-    char *secret;    /* null: none */
+    bool ready_notified; /* to the service manager */
+    char *secret;        /* null: none */
     /* Calls: of those in `arriving` a part is there, of those in `whole` all. */
     LIST_HEAD(calls, call) arriving, whole, suspended, sending;
     TAILQ_HEAD(, connection) idle; /* connections without a request, the longest first */
@@ -4920,7 +4951,7 @@ struct server {
     uint64_t swept_at;   /* when it was last looked whose clients had left */
     uint64_t calls_count;
     uint64_t turn_bytes; /* of values that are read in this turn of the loop */
-    uint64_t answers[METHODS][CODES];
+    uint64_t responses[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
     uint64_t ticked_at;
     uint64_t held_at;    /* log and mail are held back since then; 0: they are not */
@@ -4928,10 +4959,10 @@ struct server {
 };
 
 /* No form of a web page can be of this type. */
-#define MAIL_TYPE "application/x-estoraje-mail"
+#define FRAME_TYPE "application/x-estoraje-mail"
 /* Of a batch: what an outbox may hold, a message with the largest value that --max-value can allow, and
  * slack. This node's own --max-value may have been lowered, and larger values are still copied. */
-enum { MAIL_BYTES_MAX = OUTBOX_BYTES_MAX + (1 << 30) + (1 << 20) };
+enum { FRAME_BYTES_MAX = OUTBOX_BYTES_MAX + (1 << 30) + (1 << 20) };
 
 /* One of the two POSTs to a peer. */
 struct channel {
@@ -4947,10 +4978,10 @@ struct channel {
 
 /* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
  * whom the batch goes, so that whoever gets it cannot send it to another node. */
-static void mac_make(const struct server *s, const struct batch *b, uint8_t mac[16])
+static void mac_make(const struct server *s, const struct frame *b, uint8_t mac[16])
 {
     uint8_t whole[32];
-    size_t bytes = b->bytes - offsetof(struct batch, cluster);
+    size_t bytes = b->bytes - offsetof(struct frame, cluster);
     if (!s->secret)
         return;
     if (gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &b->cluster, bytes,
@@ -4959,7 +4990,7 @@ static void mac_make(const struct server *s, const struct batch *b, uint8_t mac[
     memcpy(mac, whole, 16);
 }
 
-static bool mac_is_right(const struct server *s, const struct batch *b)
+static bool mac_is_right(const struct server *s, const struct frame *b)
 {
     uint8_t mac[16];
     memcpy(mac, b->mac, 16);
@@ -4973,9 +5004,9 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
     if (c->sent == c->sending.count) {
         c->sent = 0;
         bytes_clear(&c->sending);
-        if (!mail_take(c->server->node, c->peer, c->which, &c->sending))
+        if (!frame_take(c->server->node, c->peer, c->which, &c->sending))
             return CURL_READFUNC_PAUSE;
-        struct batch *b = (struct batch *)c->sending.data;
+        struct frame *b = (struct frame *)c->sending.data;
         mac_make(c->server, b, b->mac);
     }
     size_t part = min_u64(size * count, c->sending.count - c->sent);
@@ -5016,7 +5047,7 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
 static void channel_open(struct channel *c)
 {
     struct server *s = c->server;
-    static char line[] = "Content-Type: " MAIL_TYPE;
+    static char line[] = "Content-Type: " FRAME_TYPE;
     static struct curl_slist type = {line, NULL};
     c->easy = peer_request(s, c->peer->address, "/_mail");
     curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, &type);
@@ -5053,7 +5084,7 @@ static void channel_turn(struct channel *c)
         channel_close(c);
     else if (!c->easy && waits && c->retry_at <= n->now)
         channel_open(c);
-    else if (c->easy && waits && mail_may_leave(n))
+    else if (c->easy && waits && frame_may_leave(n))
         curl_easy_pause(c->easy, CURLPAUSE_CONT);
 }
 
@@ -5086,13 +5117,13 @@ static void channels_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         /* Once for each time that it worked, not with each try. */
         if (!c->told || c->opened_at + 2 * SECOND < s->node->now)
-            say(LEVEL_WARN,
-                code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
-                : done->data.result == CURLE_GOT_NOTHING && c->server->secret
-                    ? "a peer hung up: has it the same secret?"
-                    : "no link to a peer",
-                "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
-                curl_easy_strerror(done->data.result));
+            log_line(LEVEL_WARN,
+                     code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
+                     : done->data.result == CURLE_GOT_NOTHING && c->server->secret
+                         ? "a peer hung up: has it the same secret?"
+                         : "no link to a peer",
+                     "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
+                     curl_easy_strerror(done->data.result));
         c->told = true;
         channel_close(c);
     }
@@ -5123,9 +5154,9 @@ static void print_place(struct bytes *out, const struct node *n, const void *key
     uint16_t partition = key_partition(key, bytes);
     bytes_print(out, "{\"key\":\"%s\",\"hash\":\"%016" PRIx64 "\",\"partition\":%u",
                 percent_encode(text, key, bytes), XXH3_64bits(key, bytes), partition);
-    print_owners(out, n, "owners", 0, partition);
-    if (n->owners[0][partition] != n->owners[1][partition])
-        print_owners(out, n, "owners_new", 1, partition);
+    print_owners(out, n, "owners", C_OLD, partition);
+    if (n->owners[C_OLD][partition] != n->owners[C_NEW][partition])
+        print_owners(out, n, "owners_new", C_NEW, partition);
     bytes_print(out, "}\n");
 }
 
@@ -5197,9 +5228,9 @@ static void print_status(struct bytes *out, const struct server *s)
                 log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
                 n->called_off ? n->called_off : "", (double)offset / 1e3);
     if (n->view)
-        print_ring(out, n, "ring", 0);
-    if (n->view && !n->settled)
-        print_ring(out, n, "ring_new", 1);
+        print_ring(out, n, "ring", C_OLD);
+    if (n->view && !n->stable)
+        print_ring(out, n, "ring_new", C_NEW);
     bytes_print(out, "}\n");
 }
 
@@ -5256,8 +5287,8 @@ static void print_requests(struct bytes *out, const struct server *s)
     for (int m = 0; m < METHODS; m++)
         for (int code = 0; code < CODES; code++) {
             snprintf(labels, sizeof labels, "{method=\"%s\",code=\"%d\"}", methods[m], code);
-            if (s->answers[m][code] || code == 200)
-                print_sample(out, "estoraje_http_requests_total", labels, s->answers[m][code]);
+            if (s->responses[m][code] || code == 200)
+                print_sample(out, "estoraje_http_requests_total", labels, s->responses[m][code]);
         }
     for (int m = 0; m < METHODS; m++) {
         snprintf(labels, sizeof labels, "method=\"%s\"", methods[m]);
@@ -5334,7 +5365,7 @@ static void print_metrics(struct bytes *out, const struct server *s)
          partitions_behind(n)},
         {"estoraje_proposals_total", "{outcome=\"ok\"}", "Writes.", k->proposals_ok},
         {"estoraje_proposals_total", "{outcome=\"unknown\"}", NULL, k->proposals_unknown},
-        {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_refused},
+        {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_rejected},
         {"estoraje_repairs_total", "{reason=\"damage\"}", "Repairs.", k->repairs_damage},
         {"estoraje_repairs_total", "{reason=\"promise\"}", NULL, k->repairs_pull},
         {"estoraje_repairs_total", "{reason=\"read\"}", NULL, k->repairs_read},
@@ -5394,7 +5425,7 @@ static const char *unready(const struct server *s, char text[128])
 
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
-enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MAIL, ROUTE_NODE };
+enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
@@ -5462,7 +5493,7 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
 /* Answers with one line of text, mostly what is wrong and what to do. Of a write it says what came of
  * it: a repeat is never told that nothing was changed, as its first try may have been applied. Returns
  * false. */
-__attribute__((format(printf, 3, 4))) static bool call_tell(struct call *c, int status,
+__attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int status,
                                                             const char *format, ...)
 {
     bool open = status == 503 || status == 507, found = *c->retry_key && !(c->m.flags & FLAG_ONE);
@@ -5711,7 +5742,7 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
     c->headers_end = value + value_bytes;
     while (value_bytes && strchr(" \t", value[value_bytes - 1]))
         ((char *)value)[--value_bytes] = 0;
-    return !fault || call_tell(c, 400, "header %.40s: %s", name, fault) ? MHD_YES : MHD_NO;
+    return !fault || call_text(c, 400, "header %.40s: %s", name, fault) ? MHD_YES : MHD_NO;
 }
 
 /* A request that two readers could read as two different ones is refused. */
@@ -5726,11 +5757,11 @@ static bool call_wire(struct call *c, const char *method, const char *version)
     bool host = c->headers_seen >> HOST & 1 || strcmp(version, "HTTP/1.0") == 0;
     bool plain = !strpbrk(c->uri, controls);
     c->close =
-        c->response || (!whole && !call_tell(c, 400, gap)) ||
-        (!plain && !call_tell(c, 400, "a control character in the path: percent-encode it")) ||
-        (!host && !call_tell(c, 400, "a Host header is missing"));
+        c->response || (!whole && !call_text(c, 400, gap)) ||
+        (!plain && !call_text(c, 400, "a control character in the path: percent-encode it")) ||
+        (!host && !call_text(c, 400, "a Host header is missing"));
     return !c->close && (bytes <= HEAD_BYTES_MAX ||
-                         call_tell(c, c->uri_bytes > HEAD_BYTES_MAX / 2 ? 414 : 431,
+                         call_text(c, c->uri_bytes > HEAD_BYTES_MAX / 2 ? 414 : 431,
                                    "too large: a key has at most %d bytes, all headers %d",
                                    KEY_BYTES_MAX, HEAD_BYTES_MAX));
 }
@@ -5772,15 +5803,15 @@ static bool call_query(struct call *c, char *query)
         bool goes = i == PARAMETER_CONSISTENCY && c->route == ROUTE_LIST;
         if (i == PARAMETERS || (parameters[i].route != c->route && !goes) ||
             !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
-            return call_tell(c, 400, "parameter '%.40s' is %s", part,
+            return call_text(c, 400, "parameter '%.40s' is %s", part,
                              seen >> i & 1 ? "there twice" : "unknown here");
         if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
-            return call_tell(c, 400, "%s= needs %s", part, parameters[i].argument);
+            return call_text(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
     }
     c->m.flags = consistencies[q->consistency] | (q->wait ? FLAG_WATCH : 0);
     if (q->op ? c->m.flags & FLAG_ONE || q->ttl : seen >> PARAMETER_BY & 1)
-        return call_tell(c, 400,
+        return call_text(c, 400,
                          "by= goes with op=add, and that with neither ttl= nor "
                          "consistency=one");
     c->m.number = q->by;
@@ -5808,11 +5839,11 @@ static bool call_condition(struct call *c, const char *header, bool none)
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))) ||
         (ours > 1 && (!reads || (none && c->m.flags & FLAG_WATCH))))
-        return call_tell(c, 400,
+        return call_text(c, 400,
                          "send If-Match with * or one ETag in quotes, or If-None-Match with "
                          "* (on GET also with ETags, on a wait with one)");
     if (c->m.flags & FLAG_ONE && !reads)
-        return call_tell(c, 400, "consistency=one takes no condition: nothing orders it");
+        return call_text(c, 400, "consistency=one takes no condition: nothing orders it");
     if (reads && !none)
         return true; /* reply_matches looks at it */
     c->m.ballot = mine;
@@ -5825,14 +5856,14 @@ static bool call_reserve(struct call *c, uint64_t bytes)
 {
     uint64_t most = c->server->options.max_value;
     if (c->body.count + bytes > most)
-        return call_tell(c, 413, "a value has at most %" PRIu64 " bytes", most);
-    uint64_t small = bytes > PARCEL_BYTES ? 0 : bytes_limit / 8; /* these may have more */
+        return call_text(c, 413, "a value has at most %" PRIu64 " bytes", most);
+    uint64_t small = bytes > BULK_BYTES ? 0 : bytes_limit / 8; /* these may have more */
     bool full =
         c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small;
     if (full)
         c->server->refused_at = c->server->node->now;
     if (full)
-        return call_tell(c, 503, "overloaded: too much is in flight");
+        return call_text(c, 503, "overloaded: too much is in flight");
     bytes_reserve(&c->body, bytes);
     return true;
 }
@@ -5847,13 +5878,13 @@ static bool call_write(struct call *c)
     uint64_t wall = min_u64(n->wall, n->time), tried = retry ? parse_unix_time(retry, 0) : 0;
     bool repeat = tried || (retry && strcmp(retry, "1") == 0);
     if (call_get(c, "Content-Range"))
-        return call_tell(c, 400, "Content-Range: a part of a value cannot be written");
+        return call_text(c, 400, "Content-Range: a part of a value cannot be written");
     if (retry && !repeat && strcmp(retry, "0") != 0)
-        return call_tell(c, 400, "Estoraje-Retry is 0, 1, or the Unix time of the first try");
+        return call_text(c, 400, "Estoraje-Retry is 0, 1, or the Unix time of the first try");
     c->m.flags |= repeat ? FLAG_REPEAT : 0;
     if (key && !(c->m.flags & FLAG_ONE)) {
         if (!*key || strlen(key) > RETRY_KEY_BYTES_MAX)
-            return call_tell(c, 400, "Idempotency-Key has 1 to %d bytes", RETRY_KEY_BYTES_MAX);
+            return call_text(c, 400, "Idempotency-Key has 1 to %d bytes", RETRY_KEY_BYTES_MAX);
         memcpy(c->retry_key, key, strlen(key) + 1);
         /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
         c->m.flags |= retry ? 0 : FLAG_KEYED;
@@ -5861,22 +5892,22 @@ static bool call_write(struct call *c)
         uint64_t time = parse_unix_time(key, '-');
         c->key_time = time ? time : tried;
         if (c->key_time && c->key_time + REPEAT_TIME < wall)
-            return call_tell(c, 503,
+            return call_text(c, 503,
                              "the time that the Idempotency-Key begins with is %" PRIu64
                              " s behind this node's clock, more than 60 s",
                              (wall - c->key_time) / SECOND);
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
-        return call_tell(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
+        return call_text(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
     if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
-        return call_tell(c, 411, "send Content-Length or Transfer-Encoding: chunked");
+        return call_text(c, 411, "send Content-Length or Transfer-Encoding: chunked");
     return call_reserve(c, bytes);
 }
 
 /* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
  * of one made here if it has none. Called when the body is there: what came before it may have waited
  * long for the rest. */
-static void call_version(struct call *c)
+static void call_write_id(struct call *c)
 {
     const char *type = call_get(c, "Content-Type");
     struct bytes all = {0};
@@ -5886,10 +5917,10 @@ static void call_version(struct call *c)
         snprintf(c->retry_key, sizeof c->retry_key, "%" PRIu64 ".%06" PRIu64 "-%016" PRIx64,
                  c->key_time / SECOND, c->key_time % SECOND, node_random(c->server->node));
     }
-    write_made(c->server->node, &c->m, c->key_time);
+    write_issued_at(c->server->node, &c->m, c->key_time);
     bytes_print(&all, "%s %s %s %s %d %" PRIu64 " %" PRIu64 "\n", c->retry_key, methods[c->method],
                 c->uri, type ? type : "", c->m.condition, c->m.ballot.time, c->m.ballot.node);
-    c->m.version =
+    c->m.write_id =
         XXH3_64bits_withSeed(c->body.data, c->body.count, XXH3_64bits(all.data, all.count));
     bytes_free(&all);
 }
@@ -5934,7 +5965,7 @@ static void call_part(struct call *c)
     c->m.expiry = count;
     if (call_get(c, "If-None-Match")) {
         c->m.modified = c->m.ballot.time;
-        c->m.version = c->m.ballot.node;
+        c->m.write_id = c->m.ballot.node;
     }
 }
 
@@ -5944,11 +5975,11 @@ static void answer_key(struct call *c)
 {
     const char *type = call_get(c, "Content-Type");
     if (c->m.function != DO_READ)
-        call_version(c);
+        call_write_id(c);
     else
         call_part(c);
     if (c->query.ttl) /* it runs from when the body is there */
-        c->m.expiry = node_date(c->server->node) + c->query.ttl;
+        c->m.expiry = node_latest_time(c->server->node) + c->query.ttl;
     if (c->m.function == DO_PUT) { /* the others have neither value nor type, whatever came */
         c->m.flags |= FLAG_WHOLE;
         c->m.type_bytes = type ? (uint16_t)strlen(type) : 0;
@@ -5979,7 +6010,7 @@ static void answer_health(struct call *c)
     char text[128];
     bool ready = c->key.count == strlen("_ready");
     const char *reason = ready ? unready(c->server, text) : unhealthy(c->server);
-    call_tell(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
+    call_text(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
     call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
 
@@ -6003,17 +6034,17 @@ static void answer_leave(struct call *c, uint64_t members)
     struct node *n = c->server->node;
     int index = members ? __builtin_ctzll(members) : 0;
     if (!n->has_lease)
-        call_tell(c, 503, "%s", unhealthy(c->server));
+        call_text(c, 503, "%s", unhealthy(c->server));
     else if (!members || (!c->query.lost && members & (members - 1)))
-        call_tell(c, 404, "no member has this id: see /_status");
+        call_text(c, 404, "no member has this id: see /_status");
     else if (c->query.lost && !node_lose(n, members))
-        call_tell(c, 409, "one of these is live: what it holds is not lost; drain it, or stop it");
+        call_text(c, 409, "one of these is live: what it holds is not lost; drain it, or stop it");
     else if (c->query.lost)
-        call_tell(c, 202, "they are given up: see /_status for progress");
+        call_text(c, 202, "they are given up: see /_status for progress");
     else if (n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index))
-        call_tell(c, 202, "draining: see /_status for progress");
+        call_text(c, 202, "draining: see /_status for progress");
     else
-        call_tell(c, 409, "no other member is live and up to take its data");
+        call_text(c, 409, "no other member is live and up to take its data");
 }
 
 /* Where a key is; or, to be drained, a member. */
@@ -6025,9 +6056,9 @@ static void answer_node(struct call *c)
     if (c->method == DELETE) {
         answer_leave(c, parse_members(n, name, bytes));
     } else if (!bytes) {
-        call_tell(c, 404, "no member has this id: see /_status");
+        call_text(c, 404, "no member has this id: see /_status");
     } else if (!n->view) {
-        call_tell(c, 503, "%s", unhealthy(c->server));
+        call_text(c, 503, "%s", unhealthy(c->server));
     } else {
         print_place(&c->body, n, name, bytes);
         call_respond(c, 200, "application/json");
@@ -6035,9 +6066,9 @@ static void answer_node(struct call *c)
 }
 
 /* A peer's POST does not end. */
-static void answer_mail(struct call *c)
+static void answer_messages(struct call *c)
 {
-    call_tell(c, c->server->secret ? 401 : 400,
+    call_text(c, c->server->secret ? 401 : 400,
               "only nodes of this cluster send messages here: clients store under /KEY");
 }
 
@@ -6051,7 +6082,7 @@ static const struct route {
     [ROUTE_KEY] = {.methods = every, answer_key},
     [ROUTE_LIST] = {.methods = reading, answer_list},
     [ROUTE_CREATE] = {.methods = "POST"}, /* restic makes a repository: nothing is to be done */
-    [ROUTE_MAIL] = {.path = "_mail", "POST", answer_mail},
+    [ROUTE_MESSAGES] = {.path = "_mail", "POST", answer_messages},
     [ROUTE_NODE] = {.path = "_nodes[/]*", "GET, HEAD, DELETE", answer_node},
     {.path = "_health", reading, answer_health},
     {.path = "_ready", reading, answer_health},
@@ -6088,35 +6119,35 @@ static bool call_route(struct call *c, char *path, bool queried)
     bool all = c->method == OTHER && strcmp(path, "*") == 0; /* OPTIONS *: it is 405 */
     int bytes = *path == '/' || all ? percent_decode(++path) : -1;
     if (bytes < 0)
-        return call_tell(c, 400, "the path is not well-formed: %% needs two hex digits after it");
+        return call_text(c, 400, "the path is not well-formed: %% needs two hex digits after it");
     bool list = !bytes || path[bytes - 1] == '/', reserved = *path == '_';
     c->key = (struct bytes){(uint8_t *)path, (size_t)bytes, 0};
     c->route = !list ? ROUTE_KEY : c->method == POST && queried ? ROUTE_CREATE : ROUTE_LIST;
     if (reserved) {
         bool cut = strlen(path) != (size_t)bytes && strncmp(path, "_nodes/", 7) != 0;
-        c->route = cut ? ROUTES : ROUTE_MAIL;
+        c->route = cut ? ROUTES : ROUTE_MESSAGES;
         while (c->route < ROUTES && fnmatch(routes[c->route].path, path, 0) != 0)
             c->route++;
     }
     if (c->route == ROUTES)
-        return call_tell(c, 404, "there are _health, _ready, _status, _nodes, _ring and _metrics");
+        return call_text(c, 404, "there are _health, _ready, _status, _nodes, _ring and _metrics");
     if (bytes > KEY_BYTES_MAX + reserved * (int)strlen("_nodes/"))
-        return call_tell(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+        return call_text(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
     const char *possible = routes[c->route].methods;
     if (!strstr(possible, methods[c->method])) {
-        call_tell(c, 405, "this method is not possible here; possible: %s", possible);
+        call_text(c, 405, "this method is not possible here; possible: %s", possible);
         call_header(c, "Allow", "%s", possible);
         return false;
     }
     const char *site = call_get(c, "Sec-Fetch-Site"), *type = call_get(c, "Content-Type");
     if (c->method > HEAD && site && strcmp(site, "cross-site") == 0)
-        return call_tell(c, 403, "a page of another site may not change anything here");
+        return call_text(c, 403, "a page of another site may not change anything here");
     if (reserved && c->method > HEAD && !certificate_is_ours(c))
-        return call_tell(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
-    if (c->route == ROUTE_MAIL && (!type || strcmp(type, MAIL_TYPE) != 0))
-        answer_mail(c);
+        return call_text(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
+    if (c->route == ROUTE_MESSAGES && (!type || strcmp(type, FRAME_TYPE) != 0))
+        answer_messages(c);
     if (reserved && c->method == DELETE && !secret_matches(c))
-        return call_tell(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
+        return call_text(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
     return !c->response;
 }
 
@@ -6139,15 +6170,15 @@ static void call_begin(struct call *c, const char *method, const char *version)
                 call_query(c, query) && call_condition(c, "If-Match", false) &&
                 call_condition(c, "If-None-Match", true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
-    c->under_way = c->route != ROUTE_MAIL && !c->server->draining;
+    c->under_way = c->route != ROUTE_MESSAGES && !c->server->draining;
     c->server->calls_count += c->under_way;
-    if (fine && c->server->draining && c->route != ROUTE_MAIL)
-        call_tell(c, 503, "this node is stopping");
+    if (fine && c->server->draining && c->route != ROUTE_MESSAGES)
+        call_text(c, 503, "this node is stopping");
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
-        call_tell(c, 503, "%s", unhealthy(c->server));
+        call_text(c, 503, "%s", unhealthy(c->server));
     else if (fine && c->server->clients_count + CLIENTS_SPARE / 2 > c->server->clients_max &&
              !routes[c->route].path) /* what is left is for peers, and for who looks after it */
-        c->close = !call_tell(c, 503, "overloaded: too many connections");
+        c->close = !call_text(c, 503, "overloaded: too many connections");
 }
 
 /* --- a reply becomes a response --- */
@@ -6188,7 +6219,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
         call_respond(c, 304, NULL);
     } else if (part && !count) {
-        call_tell(c, 416, "the value has %" PRIu64 " bytes", m->number);
+        call_text(c, 416, "the value has %" PRIu64 " bytes", m->number);
         call_header(c, "Content-Range", "bytes */%" PRIu64, m->number);
     } else {
         c->unsent = c->method == HEAD ? count : 0;
@@ -6221,8 +6252,8 @@ static void print_listed(struct bytes *out, const struct call *c, const struct l
         bytes_print(out,
                     "%s{\"key\":\"%s\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
                     "\",\"modified\":%.6f,\"expires\":%s}",
-                    comma, text, e->value_bytes, e->modified, e->version, (double)e->modified / 1e6,
-                    expires);
+                    comma, text, e->value_bytes, e->modified, e->write_id,
+                    (double)e->modified / 1e6, expires);
     else if (!c->restic)
         bytes_print(out, "%s\n", text);
 }
@@ -6269,7 +6300,7 @@ static void reply_write(struct call *c, const struct message *m)
 /* The core's hook: `client` is the call that waits. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
-    static const char *const refusals[CODES] = {
+    static const char *const rejections[CODES] = {
         [409] = "the value is no 64-bit integer, or the sum would overflow",
         [412] = "the condition is not met: read the key and decide again",
         [503] = "no quorum in time: try again",
@@ -6279,13 +6310,13 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     struct call *c = client;
     char etag[40];
     if (c->m.flags & FLAG_FRESH && m->status < 500)
-        node_delivered(n, c->m.version);
+        node_delivered(n, c->m.write_id);
     if (c->route != ROUTE_LIST || m->status == 503)
         c->body.count = 0;
-    snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->version);
+    snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->write_id);
     uint16_t status = reply_matches(c, m, etag) ? m->status : 412;
-    if (refusals[status])
-        call_tell(c, status, "%s", refusals[status]);
+    if (rejections[status])
+        call_text(c, status, "%s", rejections[status]);
     else if (status == 404)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST)
@@ -6304,7 +6335,7 @@ static void http_reply(struct node *n, void *client, const struct message *m)
 /* The core's hook. Large values are read in turns of their own, or the loop would do nothing else. */
 static bool http_room(struct node *n, uint64_t bytes)
 {
-    struct server *s = n->world;
+    struct server *s = n->context;
     bool full = bytes_held + bytes > bytes_limit, room = !full && s->turn_bytes < TURN_BYTES_MAX;
     s->refused_at = full ? n->now : s->refused_at;
     s->turn_bytes += room ? bytes : 0;
@@ -6331,7 +6362,7 @@ static bool call_ended(const struct call *c)
 /* The core's hook, asked now and then: a suspended connection does not notice that its client left. One
  * that sends no more may still listen. It is sent an interim response, which means nothing: where
  * nobody listens, that is an error the next time. */
-static bool http_left(struct node *n, void *client)
+static bool http_client_gone(struct node *n, void *client)
 {
     static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
     const struct call *c = client;
@@ -6376,8 +6407,8 @@ static void server_trim(struct server *s)
 {
     struct node *n = s->node;
     struct call *c;
-    struct bytes *own[] = {&n->inbox, &n->handled, &n->gated,      &n->ungated,
-                           &n->cold,  &n->scratch, &n->log.flight, &n->log.pending};
+    struct bytes *own[] = {&n->inbox, &n->handled, &n->awaiting_durable, &n->released,
+                           &n->cold,  &n->scratch, &n->log.flight,       &n->log.pending};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         bytes_trim(own[i]);
     for (size_t i = 0; i < 2 * n->peers_count; i++) {
@@ -6388,7 +6419,7 @@ static void server_trim(struct server *s)
     }
     LIST_FOREACH(c, &s->arriving, place)
     {
-        if (c->route == ROUTE_MAIL)
+        if (c->route == ROUTE_MESSAGES)
             bytes_trim(&c->body);
     }
 }
@@ -6412,16 +6443,16 @@ static void calls_sweep(struct server *s)
 /* --- libmicrohttpd's side --- */
 
 /* Pieces of a peer's endless POST; each whole batch in it goes to the core. */
-static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes)
+static enum MHD_Result frame_piece(struct call *c, const char *data, size_t bytes)
 {
     size_t at = 0;
     struct server *s = c->server;
     bytes_append(&c->body, data, bytes);
-    while (c->body.count - at >= sizeof(struct batch)) {
-        const struct batch *b = (const struct batch *)(c->body.data + at);
+    while (c->body.count - at >= sizeof(struct frame)) {
+        const struct frame *b = (const struct frame *)(c->body.data + at);
         size_t left = c->body.count - at;
-        if (b->magic != MAIL_MAGIC || b->bytes < sizeof *b || b->bytes > MAIL_BYTES_MAX) {
-            answer_mail(c);
+        if (b->magic != FRAME_MAGIC || b->bytes < sizeof *b || b->bytes > FRAME_BYTES_MAX) {
+            answer_messages(c);
             return MHD_YES;
         }
         if (b->bytes > left)
@@ -6431,7 +6462,7 @@ static enum MHD_Result mail_piece(struct call *c, const char *data, size_t bytes
                                                                                    : NULL;
         if (fault) {
             if (s->next_fault < s->node->now) /* who sends it goes on */
-                say(LEVEL_WARN, fault, "node=%016" PRIx64, b->from);
+                log_line(LEVEL_WARN, fault, "node=%016" PRIx64, b->from);
             s->next_fault = s->node->now + 60 * SECOND;
             return MHD_NO;
         }
@@ -6513,8 +6544,8 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
         return c->close ? call_send(c) : MHD_YES;
     }
     if (count)
-        return c->route == ROUTE_MAIL && !c->response ? mail_piece(c, data, count)
-                                                      : body_piece(c, data, count);
+        return c->route == ROUTE_MESSAGES && !c->response ? frame_piece(c, data, count)
+                                                          : body_piece(c, data, count);
     if (c->response)
         return call_send(c);
     call_move(c, &c->server->whole);
@@ -6553,13 +6584,13 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     call_move(c, NULL);
     client_take(s, client);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        client->answered = c->m.version;
+        client->answered = c->m.write_id;
     client->busy = false;
     TAILQ_INSERT_TAIL(&s->idle, client, place);
     s->calls_count -= c->under_way;
-    if (c->started && c->route != ROUTE_MAIL) {
+    if (c->started && c->route != ROUTE_MESSAGES) {
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
-        s->answers[c->method][c->status] += c->status != 0; /* 0: the client left */
+        s->responses[c->method][c->status] += c->status != 0; /* 0: the client left */
     }
     if (c->response)
         MHD_destroy_response(c->response);
@@ -6574,11 +6605,11 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
-    struct server *s = n->world;
+    struct server *s = n->context;
     return disk_read(&s->disk, lsn, to, bytes, wait);
 }
 
-static const struct hooks server_hooks = {http_reply, server_log_read, http_left, http_room};
+static const struct hooks server_hooks = {http_reply, server_log_read, http_client_gone, http_room};
 
 /* Hands the log's next batch to its thread. */
 static void log_submit(struct server *s)
@@ -6637,14 +6668,14 @@ static struct node *server_node(struct server *s)
 
 /* Begins anew with a new id, keeping only the views (R17). It takes one batch of the log, which nothing
  * below is needed for; then the program starts again. Behind damage it has files of its own. */
-__attribute__((noreturn)) static void server_rebirth(struct server *s, bool damaged)
+__attribute__((noreturn)) static void server_rejoin(struct server *s, bool damaged)
 {
     struct node *n = server_node(s);
     struct disk_job job = {.damaged = damaged};
-    say(LEVEL_WARN, "joining again under a new id, without the old data",
-        "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
-    job.lsn = job.first = damaged ? s->disk.taken : s->node->log.durable;
-    job.batch = node_begin_anew(n, s->node, job.lsn);
+    log_line(LEVEL_WARN, "joining again under a new id, without the old data",
+             "old=%016" PRIx64 " new=%016" PRIx64, s->node->id, n->id);
+    job.lsn = job.first = damaged ? s->disk.allocated : s->node->log.durable;
+    job.batch = node_rejoin(n, s->node, job.lsn);
     s->disk.sync = true; /* before the old log goes */
     disk_write(&s->disk, &job);
     close_range(3, UINT_MAX, 0);
@@ -6691,9 +6722,9 @@ static void server_join(struct server *s)
     }
     if (!n->view || !cluster || cluster == n->cluster)
         return;
-    say(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
-        "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
-        cluster);
+    log_line(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
+             "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
+             cluster);
     exit(1);
 }
 
@@ -6705,16 +6736,17 @@ static void server_open(struct server *s)
     bool whole = disk_open(&s->disk, o->data, &start, &end);
     struct node *n = s->node = server_node(s);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
-    whole &= node_recover(n, start, end) &&
-             (log_end(n) == start || log_end(n) + RESERVE_ROOM / 2 <= end);
+    whole &=
+        node_recover(n, start, end) && (log_end(n) == start || log_end(n) + BOUND_ROOM / 2 <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
-        say(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
-            o->data);
+        log_line(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
+                 o->data);
         if (tries == DAMAGED_TRIES && n->log.torn && n->self >= 0 && !s->disk.sync) {
             /* It forgets what it accepted and promised behind the hole. So this is the last resort:
              * where a majority lives, which may have been told of that, a node begins anew. */
-            say(LEVEL_ERROR, "going on without what is behind a hole in the log: writes are lost",
-                "sync=none lsn=%" PRIu64, log_end(n));
+            log_line(LEVEL_ERROR,
+                     "going on without what is behind a hole in the log: writes are lost",
+                     "sync=none lsn=%" PRIu64, log_end(n));
             disk_cut(&s->disk, log_end(n), end);
             close(s->disk.dir);
             server_open(s);
@@ -6725,7 +6757,7 @@ static void server_open(struct server *s)
         usleep((useconds_t)o->lease);
     }
     if (!whole)
-        server_rebirth(s, true);
+        server_rejoin(s, true);
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
     if (!n->view && !o->bootstrap == !o->join && !o->bootstrap_expect)
@@ -6733,8 +6765,8 @@ static void server_open(struct server *s)
     disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
-    if (n->reserve > n->wall && n->reserve < n->wall + 2 * (RESERVE_AHEAD + RESERVE_MARGIN))
-        usleep((useconds_t)(n->reserve - n->wall));
+    if (n->clock_bound > n->wall && n->clock_bound < n->wall + 2 * (BOUND_AHEAD + BOUND_MARGIN))
+        usleep((useconds_t)(n->clock_bound - n->wall));
     node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     if (o->force_new_cluster && n->self >= 0 && n->view->members_count > 1)
         node_fork(n);
@@ -6805,7 +6837,7 @@ static void server_listen(struct server *s)
         MHD_OPTION_END);
     if (s->daemon)
         return;
-    say(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);
+    log_line(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);
     exit(1);
 }
 
@@ -6860,12 +6892,12 @@ static void server_turn(struct server *s)
         channels_check(s);
         if (s->swept_at + 100 * MS <= s->node->now)
             calls_sweep(s);
-        if (!s->told_ready && !unready(s, (char[128]){""}))
-            notify("READY=1"), s->told_ready = true;
+        if (!s->ready_notified && !unready(s, (char[128]){""}))
+            notify("READY=1"), s->ready_notified = true;
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.writing)
-        server_rebirth(s, false); /* when the log's thread is at rest */
+        server_rejoin(s, false); /* when the log's thread is at rest */
     errno = ENOSPC;
     if (node_is_too_small(s->node))
         die("joining needs more disk: give the data directory more, and start again");
@@ -6885,7 +6917,7 @@ static void server_turn(struct server *s)
 /* Refuses new work, so it still listens; finishes what is under way, flushes. */
 static void server_stop(struct server *s)
 {
-    say(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
+    log_line(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
     notify("STOPPING=1");
     s->draining = true;
     uint64_t until = s->node->now + STOP_TIME;
@@ -6897,7 +6929,7 @@ static void server_stop(struct server *s)
         usleep(1000);
     }
     for (struct call *c; (c = LIST_FIRST(&s->suspended));) { /* the core says nothing any more */
-        call_tell(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
+        call_text(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
         call_resume(c);
     }
     MHD_run(s->daemon);
@@ -6984,8 +7016,8 @@ static void options_check(struct options *o)
               "--secret-file, or --tls-ca, or say --insecure",
               o->listen);
     if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
-        say(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise", "address=%s",
-            o->advertise);
+        log_line(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise",
+                 "address=%s", o->advertise);
     if (o->join && (*o->join == ':' || !strchr(o->join, ':')))
         error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
     uint64_t places = o->join ? 1 : 0;
@@ -7057,11 +7089,12 @@ int main(int count, char **arguments)
     bytes_limit = s.options.memory;
     s.disk.ahead_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
     if (!s.disk.sync)
-        say(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");
+        log_line(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");
     server_open(&s);
     server_listen(&s);
-    say(LEVEL_INFO, "serving", "version=" VERSION " node=%016" PRIx64 " listen=%s keys=%" PRIu64,
-        s.node->id, s.options.listen, s.node->keys);
+    log_line(LEVEL_INFO, "serving",
+             "version=" VERSION " node=%016" PRIx64 " listen=%s keys=%" PRIu64, s.node->id,
+             s.options.listen, s.node->keys);
     while (!stop_asked)
         server_turn(&s);
     server_stop(&s);

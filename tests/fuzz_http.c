@@ -81,7 +81,7 @@ static void begin(void)
     void *context = NULL;
     server.node = n;
     server.clients_max = CLIENTS_MIN;
-    n->world = &lone;
+    n->context = &lone;
     server.options.max_value = 1 << 20;
     server.options.memory = 1 << 20;
     if (its_client.socket_context)
@@ -164,7 +164,7 @@ static void request_do(char *text)
     answered_status = 0;
     server.draining = false;
     enum MHD_Result go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
-    bool mail = c->route == ROUTE_MAIL && !c->response;
+    bool mail = c->route == ROUTE_MESSAGES && !c->response;
     if (!c->close && go_on == MHD_YES && bytes)
         go_on = http_handle(&server, NULL, line, method, version, body, &left, &arg);
     if (!answered_status && go_on == MHD_YES)

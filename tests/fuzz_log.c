@@ -27,8 +27,8 @@ struct recipe {
 
 static void entry_cook(const struct recipe *r, const uint8_t *value, struct bytes *to)
 {
-    static const uint8_t types[] = {M_ACCEPT, M_ACCEPT, M_ACCEPT, M_RESERVE,
-                                    M_FLOOR,  M_VIEW,   M_DROP,   M_ACCEPT};
+    static const uint8_t types[] = {M_ACCEPT,        M_ACCEPT, M_ACCEPT, M_CLOCK_BOUND,
+                                    M_PROMISE_FLOOR, M_VIEW,   M_DROP,   M_ACCEPT};
     char key[4] = {(char)('a' + r->key % 16)};
     struct message m = {.type = types[r->type % 8], .flags = FLAG_RECORD | FLAG_WHOLE};
     struct {
@@ -79,11 +79,11 @@ static void batch_cook(struct lone *l, const struct piece *p, const uint8_t *dat
 
 static uint64_t state_of(const struct node *n)
 {
-    uint64_t of[] = {n->keys, n->log.live_bytes, n->reserve, log_end(n), node_epoch(n)};
+    uint64_t of[] = {n->keys, n->log.live_bytes, n->clock_bound, log_end(n), node_epoch(n)};
     uint64_t sum = XXH3_64bits(of, sizeof of);
     for (unsigned p = 0; p <= PARTITIONS; p++) {
         const struct partition *q = &n->partitions[p];
-        sum = XXH3_64bits_withSeed(&q->floor, sizeof q->floor, sum ^ q->digest);
+        sum = XXH3_64bits_withSeed(&q->promise_floor, sizeof q->promise_floor, sum ^ q->digest);
         for (uint32_t i = 0; i < q->count; i++)
             if (q->entries[i]->flags & FLAG_RECORD)
                 sum = XXH3_64bits_withSeed(&q->entries[i]->accepted, sizeof(struct ballot), sum);

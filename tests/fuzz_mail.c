@@ -51,8 +51,8 @@ static void request(struct lone *l, uint8_t function, uint8_t flags, const char 
     m.key_bytes = (uint16_t)strlen(key);
     m.value_bytes = (uint32_t)bytes;
     m.partition = key_partition(key, m.key_bytes);
-    m.version = node_random(n);
-    m.dropped = clock_tick(n);
+    m.write_id = node_random(n);
+    m.issued_at = clock_tick(n);
     m.number = 1;
     m.expiry = function == DO_READ ? UINT64_MAX : 0;
     node_request(n, l, &m, &(struct body){.key = key, .value = value}, flags ? 5 * SECOND : 0);
@@ -88,20 +88,20 @@ static uint64_t op_under_way(const struct node *n, unsigned nth)
     const struct listing *l = STAILQ_FIRST(&n->listings);
     for (int i = 0; i < SYNCS_MAX; i++)
         if (n->syncs[i].due && nth-- == 0)
-            return n->syncs[i].op;
+            return n->syncs[i].page_id;
     for (; l; l = STAILQ_NEXT(l, next))
         if (nth-- == 0)
-            return l->op;
+            return l->page_id;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
+        for (const struct round *r = LIST_FIRST(&n->by_id[i]); r; r = LIST_NEXT(r, by_id))
             if (nth-- == 0)
-                return r->op;
+                return r->round_id;
     return 0;
 }
 
 /* One message, in few bytes: what a peer could say of what is known here. */
 struct recipe {
-    uint8_t type, flags, key, op, epoch, node, answers, function, condition, listed;
+    uint8_t type, flags, key, round, epoch, node, results, function, condition, listed;
     uint8_t value_bytes;
     int8_t time;   /* from now on, in quarters of a second */
     uint16_t text; /* with it, parts that nobody would send that way */
@@ -114,7 +114,7 @@ static void value_cook(const struct node *n, const struct recipe *r, struct ball
                        struct bytes *value)
 {
     for (int i = 0; r->type % M_TYPES == M_LISTED && i < KEYS; i++) {
-        struct listed l = {.ballot = ballot, .version = 5, .modified = ballot.time};
+        struct listed l = {.ballot = ballot, .write_id = 5, .modified = ballot.time};
         l.key_bytes = (uint16_t)strlen(keys[i]);
         l.flags = (uint8_t)(FLAG_RECORD | (r->status >> i & 1 ? FLAG_TOMBSTONE : 0));
         l.value_bytes = r->value_bytes;
@@ -131,14 +131,14 @@ static void value_cook(const struct node *n, const struct recipe *r, struct ball
     v->epoch += r->epoch % 4;
     v->members[r->node % v->members_count].state = r->function % 4;
     v->members[r->node % v->members_count].weight = r->condition % 8;
-    v->members_count -= v->members_count > 1 && r->answers & 1;
+    v->members_count -= v->members_count > 1 && r->results & 1;
     value->count = view_bytes(v);
 }
 
 static void message_cook(const struct node *n, const struct recipe *r, const uint8_t *text,
                          struct bytes *to)
 {
-    static const struct answer answers[4] = {{1, 1, 1, 200, 0}, {7, 7, 7, 412, 0}};
+    static const struct result answers[4] = {{1, 1, 1, 200, 0}, {7, 7, 7, 412, 0}};
     const char *key = keys[r->key % KEYS];
     struct message m = {.type = r->type % M_TYPES, .flags = r->flags, .status = r->status};
     struct bytes value = {0};
@@ -148,12 +148,12 @@ static void message_cook(const struct node *n, const struct recipe *r, const uin
     m.partition = key_partition(key, m.key_bytes);
     if (m.type == M_LISTED || m.type == M_VIEW) /* else their values are not heard */
         m.key_bytes = 0;
-    m.op = r->op ? op_under_way(n, r->op - 1u) : 0;
-    m.answers = r->answers % 5;
+    m.round_id = r->round ? op_under_way(n, r->round - 1u) : 0;
+    m.results_count = r->results % 5;
     m.function = r->function;
     m.condition = r->condition;
-    m.modified = m.dropped = m.ballot.time;
-    m.version = m.number = r->listed;
+    m.modified = m.results_lost_until = m.ballot.time;
+    m.write_id = m.number = r->listed;
     m.expiry = r->listed & 1 ? m.ballot.time : 0;
     if (r->text > LIES) {
         m.partition = r->text % (VIEWS_PARTITION + 1);
@@ -164,8 +164,8 @@ static void message_cook(const struct node *n, const struct recipe *r, const uin
         bytes_append(&value, text, r->value_bytes);
     m.value_bytes = r->text > LIES && !(r->flags & FLAG_WHOLE) ? r->text : (uint32_t)value.count;
     struct body body = {answers, key, NULL, value.data};
-    if (m.answers == 4) /* more than there are */
-        m.answers = 0;
+    if (m.results_count == 4) /* more than there are */
+        m.results_count = 0;
     message_append(to, &m, &body);
     bytes_free(&value);
 }
@@ -189,20 +189,20 @@ static void mail_to(struct lone *l, const struct step *step, const uint8_t *data
 {
     struct node *n = l->node;
     struct bytes mail = {0};
-    struct batch *b = bytes_extend(&mail, sizeof *b);
+    struct frame *b = bytes_extend(&mail, sizeof *b);
     if (step->what % WHATS == RAW_MAIL)
         bytes_append(&mail, data, step->bytes & ~7u);
     else
         messages_cook(n, data, step->bytes, &mail);
-    b = (struct batch *)mail.data;
-    *b =
-        (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
+    b = (struct frame *)mail.data;
+    *b = (struct frame){
+        .magic = FRAME_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
     b->from *= (step->who & 0xf) != 0xf;
     b->to = step->who & 0x80 ? 0 : n->id;
     b->epoch = node_epoch(n) + (step->who >> 4 & 1) - (step->who >> 5 & 1);
     b->clock = n->clock + (step->who >> 6 & 1);
     b->bytes = (uint32_t)mail.count;
-    b->check = batch_check(b);
+    b->check = frame_check(b);
     node_receive(n, mail.data, mail.count);
     bytes_free(&mail);
 }
@@ -213,9 +213,9 @@ static void outboxes_check(struct node *n)
     struct bytes out = {0};
     for (size_t i = 0; i < n->peers_count; i++)
         for (int which = 0; which < 2; which++) {
-            if (!mail_take(n, n->peers[i], which, &out))
+            if (!frame_take(n, n->peers[i], which, &out))
                 continue;
-            for (size_t at = sizeof(struct batch); at < out.count;) {
+            for (size_t at = sizeof(struct frame); at < out.count;) {
                 const struct message *m = message_parse(out.data + at, out.count - at);
                 assert(m);
                 at += m->bytes;

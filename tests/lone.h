@@ -30,7 +30,7 @@ struct lone {
 
 static void lone_reply(struct node *n, void *client, const struct message *result)
 {
-    struct lone *l = n->world;
+    struct lone *l = n->context;
     l->reply_client = client;
     l->reply.count = 0;
     bytes_append(&l->reply, result, result->bytes);
@@ -40,7 +40,7 @@ static void lone_reply(struct node *n, void *client, const struct message *resul
 /* What is beyond the end is zeros, as disk_read has it. */
 static bool lone_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
-    const struct lone *l = n->world;
+    const struct lone *l = n->context;
     if (l->cold && !wait)
         return false;
     size_t there = lsn < l->disk.count ? min_u64(bytes, l->disk.count - lsn) : 0;
@@ -67,11 +67,11 @@ static void lone_node_free(struct lone *l)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
-            while (r->taken)
-                request_free(requests_pop(&r->taken));
-            while (r->waiting)
-                request_free(requests_pop(&r->waiting));
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
+            while (r->in_flight)
+                request_free(requests_pop(&r->in_flight));
+            while (r->queued)
+                request_free(requests_pop(&r->queued));
             round_free(r);
         }
         for (struct watch *w; (w = LIST_FIRST(&n->watches[i]));) {
@@ -94,8 +94,9 @@ static void lone_node_free(struct lone *l)
         free(n->views[i]);
     free(n->views);
     sync_reset(n);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox, &n->handled,  &n->gated,
-                           &n->ungated,     &n->scratch,    &n->cold,  &n->log.marks};
+    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox,   &n->handled,
+                           &n->awaiting_durable, &n->released,   &n->scratch, &n->cold,
+                           &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n);
@@ -166,12 +167,12 @@ static void lone_tick(struct lone *l, uint64_t us, bool alive)
 /* An accept, as a proposer would send it: a record, or (value null) a tombstone. */
 static void lone_accept(struct lone *l, struct ballot ballot, const char *key, const char *value)
 {
-    struct message m = {.type = M_ACCEPT, .op = 1, .ballot = ballot};
+    struct message m = {.type = M_ACCEPT, .round_id = 1, .ballot = ballot};
     m.flags = FLAG_RECORD | FLAG_WHOLE | (value ? 0 : FLAG_TOMBSTONE);
     m.key_bytes = (uint16_t)strlen(key);
     m.value_bytes = value ? (uint32_t)strlen(value) : 0;
     m.partition = key_partition(key, m.key_bytes);
-    m.version = ballot.time * 31;
+    m.write_id = ballot.time * 31;
     m.modified = ballot.time;
     struct bytes whole = {0};
     message_append(&whole, &m, &(struct body){.key = key, .value = value});

@@ -31,7 +31,7 @@
 enum {
     KEY_BYTES_MAX = 1024,
     TYPE_BYTES_MAX = 255,
-    ANSWERS_MAX = 24,
+    RESULTS_MAX = 24,
     ROUND_WRITES_MAX = 5,
     LIST_PAGE_KEYS = 3,
     LISTING_PAGE_KEYS = 2,
@@ -39,7 +39,7 @@ enum {
     PULL_BYTES_MAX = 2000,
     SYNCS_MAX = 4,
     REPAIRS_MAX = 4,
-    PARCEL_BYTES = 2 << 10,
+    BULK_BYTES = 2 << 10,
     COLD_BYTES_MAX = 1 << 20,
     OUTBOX_BYTES_MAX = 1 << 20,
     OUTBOX_BYTES_DEAD = 256 << 10,
@@ -61,19 +61,19 @@ static uint64_t sim_memory; /* microseconds; a seed's choice */
 static uint64_t sim_margin; /* the same; of a key's time, above how far clocks differ */
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
-#define RESERVE_AHEAD     (250 * MS)
-#define RESERVE_MARGIN    (60 * MS)
+#define BOUND_AHEAD       (250 * MS)
+#define BOUND_MARGIN      (60 * MS)
 #define WRITE_TIME_MAX    (300 * MS)
 #define CLOCK_AHEAD_MAX   (10 * SECOND)
 #define CLOCK_FAR_MAX     (86400 * SECOND)
-#define MEMORY_OF_ANSWERS sim_memory
+#define RESULTS_KEPT_TIME sim_memory
 #define KEY_TIME_SLACK    (100 * MS)
 #define KEY_TIME_MARGIN   sim_margin
 #define FIRST_TRY_LEAD    0 /* a client may repeat at once */
-#define REPEAT_TIME       (MEMORY_OF_ANSWERS - 2 * KEY_TIME_MARGIN)
+#define REPEAT_TIME       (RESULTS_KEPT_TIME - 2 * KEY_TIME_MARGIN)
 #define REQUEST_TIME      (2300 * MS)
 #define STEP_TIME         (100 * MS)
-#define RESERVE_ROOM      (4 << 10)
+#define BOUND_ROOM        (4 << 10)
 #define LEASE_GRACE       (200 * MS)
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (20 * SECOND)
@@ -164,7 +164,7 @@ struct event {
 
 /* What a node had on disk, so that it must know it after a restart. */
 struct memory {
-    uint64_t epoch, reserve;
+    uint64_t epoch, clock_bound;
     struct ballot floors[PARTITIONS];
     struct bytes records; /* struct record_kept */
 };
@@ -246,7 +246,7 @@ struct plan {
     uint64_t skew;        /* clocks are wrong by at most it */
     uint64_t think;       /* of a client, between operations */
     uint64_t late_repeat; /* a repeat may come that late */
-    unsigned large;       /* values above PARCEL_BYTES */
+    unsigned large;       /* values above BULK_BYTES */
     unsigned echo;        /* writes that are sent again, though they were answered */
     uint64_t away;        /* 0: as the eviction time has it */
     bool built_by_joins, zones, patient, tombstones, deaf_for_good, restart_at_once;
@@ -432,7 +432,7 @@ static const char *ballot_name(struct ballot b)
 
 static void trace_batch(const struct host *h, int from, const uint8_t *data, size_t bytes)
 {
-    const struct batch *b = (const struct batch *)data;
+    const struct frame *b = (const struct frame *)data;
     for (size_t at = sizeof *b; tracing && at < bytes;) {
         const struct message *m = message_parse(data + at, bytes - at);
         if (!m)
@@ -443,7 +443,7 @@ static void trace_batch(const struct host *h, int from, const uint8_t *data, siz
         struct body body = message_body(m);
         bool keyed = m->type != M_LIST && m->type != M_HEARTBEAT;
         trace(h, "<- h%d %s e%" PRIu64 " p%u op=%" PRIu64 "%s%.*s ballot=%s flags=%s%s%s%s%s", from,
-              type_names[m->type], b->epoch, m->partition, m->op % 1000000000,
+              type_names[m->type], b->epoch, m->partition, m->round_id % 1000000000,
               m->key_bytes ? " key=" : "", keyed ? m->key_bytes : 0, (const char *)body.key,
               ballot_name(m->ballot), m->flags & FLAG_RECORD ? "record " : "",
               m->flags & FLAG_TOMBSTONE ? "tombstone " : "", m->flags & FLAG_WHOLE ? "whole " : "",
@@ -486,7 +486,7 @@ static void on_abort(int number)
 
 /* === 4 The disk ===============================================================================
  *
- * One array of bytes by LSN. Up to disk_synced a crash loses nothing. Whole segments below the
+ * One array of bytes by LSN. Up to disk_synced a crash declares_lost nothing. Whole segments below the
  * log's first needed byte are gone: they are filled with rubbish.
  */
 
@@ -592,7 +592,7 @@ static void drive_tear(struct host *h)
 
 static bool hook_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
-    struct host *h = n->world;
+    struct host *h = n->context;
     if (lsn < h->disk_start)
         violation("h%d reads bytes that were cleaned away", h->index);
     if (!wait && chance(w.plan.cold))
@@ -620,11 +620,11 @@ static void node_free(struct node *n)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_op[i]));) {
-            while (r->taken)
-                request_free(requests_pop(&r->taken));
-            while (r->waiting)
-                request_free(requests_pop(&r->waiting));
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
+            while (r->in_flight)
+                request_free(requests_pop(&r->in_flight));
+            while (r->queued)
+                request_free(requests_pop(&r->queued));
             round_free(r);
         }
         for (struct watch *kept; (kept = LIST_FIRST(&n->watches[i]));) {
@@ -647,8 +647,9 @@ static void node_free(struct node *n)
         free(n->views[i]);
     sync_reset(n);
     free(n->views);
-    struct bytes *all[] = {&n->log.pending, &n->log.flight, &n->inbox, &n->handled,  &n->gated,
-                           &n->ungated,     &n->scratch,    &n->cold,  &n->log.marks};
+    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox,   &n->handled,
+                           &n->awaiting_durable, &n->released,   &n->scratch, &n->cold,
+                           &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n);
@@ -716,7 +717,7 @@ static void host_begin(struct host *h, const struct node *before)
 
 static void host_start(struct host *h);
 
-/* As server_rebirth does it: the new log begins behind the old one, behind damage in a segment of its
+/* As server_rejoin does it: the new log begins behind the old one, behind damage in a segment of its
  * own. It may stop before what is below is gone. */
 static void host_begin_anew(struct host *h, struct node *before, bool damaged)
 {
@@ -732,7 +733,7 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
     h->id = chance_u64();
     h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     host_time(h);
-    const struct bytes *batch = node_begin_anew(h->node, before, lsn);
+    const struct bytes *batch = node_rejoin(h->node, before, lsn);
     drive_take(h, lsn + batch->count);
     drive_reach(h, lsn + batch->count);
     memcpy(h->disk + lsn, batch->data, batch->count);
@@ -757,11 +758,11 @@ static void host_notes(struct host *h)
     struct memory *k = &h->kept;
     k->records.count = 0;
     k->epoch = n->log.durable >= n->view_lsn ? node_epoch(n) : 0;
-    k->reserve = n->reserve_durable;
+    k->clock_bound = n->clock_bound_durable;
     for (uint16_t p = 0; p < PARTITIONS; p++) {
         const struct partition *q = &n->partitions[p];
-        bool durable = q->floor.time && q->floor_lsn < n->log.durable;
-        k->floors[p] = durable ? q->floor : (struct ballot){0};
+        bool durable = q->promise_floor.time && q->promise_floor_lsn < n->log.durable;
+        k->floors[p] = durable ? q->promise_floor : (struct ballot){0};
         for (uint32_t i = 0; i < q->count; i++) {
             const struct entry *e = q->entries[i];
             struct record_kept r = {p, e->key_bytes, {0}, e->accepted};
@@ -777,12 +778,12 @@ static void host_remembers(const struct host *h)
 {
     const struct node *n = h->node;
     const struct memory *k = &h->kept;
-    if (n->reserve < k->reserve || node_epoch(n) < k->epoch)
+    if (n->clock_bound < k->clock_bound || node_epoch(n) < k->epoch)
         violation("h%d: a restart forgot the reserve, or a view", h->index);
     if (node_epoch(n) > k->epoch)
         return; /* a view adopted in the batch that was being written may drop what was there */
     for (uint16_t p = 0; p < PARTITIONS; p++)
-        if (ballot_compare(n->partitions[p].floor, k->floors[p]) < 0)
+        if (ballot_compare(n->partitions[p].promise_floor, k->floors[p]) < 0)
             violation("h%d: a restart forgot the floor of partition %u", h->index, p);
     const struct record_kept *r = (const struct record_kept *)k->records.data;
     for (size_t i = 0; i < k->records.count / sizeof *r; i++) {
@@ -820,7 +821,7 @@ static void host_start(struct host *h)
         h->serves = false; /* until its last batch is written again */
         h->disk_first = h->node->log.first;
         drive_take(h, log_end(h->node));
-        uint64_t wait = h->node->reserve - min_u64(h->node->reserve, host_wall(h));
+        uint64_t wait = h->node->clock_bound - min_u64(h->node->clock_bound, host_wall(h));
         wait = wait < SECOND && !w.plan.restart_at_once ? wait : 0;
         event_at(w.now + wait + 1 + below(5 * MS), DISK_DONE, h, NULL, 0);
     }
@@ -998,7 +999,7 @@ static void judge_ready(struct host *h)
         for (unsigned i = 0; i < w.keys_count; i++)
             h->must[i] = key_chosen(n, &w.keys[i]);
     }
-    if (h->ready || !n->settled || partitions_behind(n))
+    if (h->ready || !n->stable || partitions_behind(n))
         return;
     h->ready = true;
     trace(h, "is ready");
@@ -1009,7 +1010,7 @@ static void judge_ready(struct host *h)
         struct ballot newest = key_reached(n, 0, k, 1, &live);
         if (ballot_compare(k->newest, newest) > 0)
             continue;
-        if (n->owners[1][partition] & self_bit(n) && live && !w.excused[partition] &&
+        if (n->owners[C_NEW][partition] & self_bit(n) && live && !w.excused[partition] &&
             ballot_equal(newest, h->must[i]) && !(e && ballot_equal(e->accepted, newest)))
             violation("h%d is ready, and has not %s of before its lease", h->index, k->name);
     }
@@ -1044,12 +1045,12 @@ static void host_settle(struct host *h)
                  0);
         return;
     }
-    if (n->view && !n->settled && LIST_FIRST(&n->by_key[VIEWS_PARTITION]))
+    if (n->view && !n->stable && LIST_FIRST(&n->by_key[VIEWS_PARTITION]))
         w.deciding = max_u64(w.deciding, n->view->epoch);
     drive_submit(h);
     for (size_t i = 0; i < n->peers_count && h->serves; i++)
         for (int which = 0; which < 2; which++)
-            if (n->peers[i] != n->self_peer && mail_take(n, n->peers[i], which, &batch))
+            if (n->peers[i] != n->self_peer && frame_take(n, n->peers[i], which, &batch))
                 mail_send(h, n->peers[i], &batch);
     bytes_free(&batch);
 }
@@ -1105,7 +1106,7 @@ struct op {
 
 struct told_key {
     char name[24];
-    uint64_t modified, version, expiry;
+    uint64_t modified, write_id, expiry;
     uint32_t value_bytes;
 };
 
@@ -1117,7 +1118,7 @@ try {
     char key[24], value[24];
     uint64_t deadline, paused_time, wait, ttl, limit, first_try;
     char retry_key[40];
-    uint64_t version;
+    uint64_t write_id;
     bool fresh, forgets; /* it had no key; its client repeats it no more once it was answered */
     struct bytes after;
 };
@@ -1225,7 +1226,7 @@ static void op_told_etag(struct op *op, const struct message *m)
     if (op->told.value > VALUE_OF_ONE || (one && op->m.function == DO_READ))
         return; /* it may be put in place twice, as it knows nothing of what was there before */
     op->told.etag[0] = m->modified;
-    op->told.etag[1] = m->version;
+    op->told.etag[1] = m->write_id;
     if (m->modified > op->key->etag[0])
         memcpy(op->key->etag, op->told.etag, sizeof op->told.etag);
 }
@@ -1268,8 +1269,8 @@ static uint64_t key_held(const struct key *k)
         if (!n || n->self < 0 || node_epoch(n) != w.views_count)
             return 0;
         const struct entry *e = entry_find(&n->partitions[partition], k->name, strlen(k->name));
-        if (n->owners[0][partition] & self_bit(n) ||
-            (n->owners[1][partition] & self_bit(n) && partition_is_complete(n, partition))) {
+        if (n->owners[C_OLD][partition] & self_bit(n) ||
+            (n->owners[C_NEW][partition] & self_bit(n) && partition_is_complete(n, partition))) {
             if (!e || !is_live(e->flags) || e->expiry)
                 return 0;
             mark = XXH3_64bits_withSeed(&e->accepted, sizeof e->accepted, mark);
@@ -1291,7 +1292,7 @@ static void op_read_answered(struct op *op, const struct message *m)
     }
     bool is = m->status == 200;
     bool same = is ? op->m.condition == IF_MATCH && m->modified == op->m.ballot.time &&
-                         m->version == op->m.ballot.node
+                         m->write_id == op->m.ballot.node
                    : op->m.condition == IF_ABSENT;
     if (op->wait)
         wait_answered(op, same);
@@ -1299,7 +1300,7 @@ static void op_read_answered(struct op *op, const struct message *m)
     if (is) {
         op->told.value = value_parse(op, m, &body);
         op_told_etag(op, m);
-        key_learns(op->key, m->modified, m->version, m->value_bytes, m->expiry);
+        key_learns(op->key, m->modified, m->write_id, m->value_bytes, m->expiry);
     }
     op_end(op, true);
 }
@@ -1331,7 +1332,7 @@ static void op_write_answered(struct op *op, const struct message *m)
         if (op->m.function == DO_PUT)
             waits_note(op, m);
         if (op->m.function == DO_PUT && op->tries == 1)
-            key_learns(k, m->modified, m->version, op->m.value_bytes, op->expiry);
+            key_learns(k, m->modified, m->write_id, op->m.value_bytes, op->expiry);
         break;
     case 404:
     case 409:
@@ -1373,7 +1374,7 @@ static void op_failed(struct op *op, const struct try *t, uint16_t status)
 {
     struct call c = {.method = PUT, .m = t->m};
     memcpy(c.retry_key, t->retry_key, sizeof t->retry_key);
-    call_tell(&c, status, "failed");
+    call_text(&c, status, "failed");
     const char *outcome = MHD_get_response_header(c.response, "Estoraje-Outcome"),
                *key = MHD_get_response_header(c.response, "Idempotency-Key");
     if (outcome && key && chance(800))
@@ -1451,12 +1452,12 @@ static void judge_one(const struct try *t, const struct message *m)
                     : NULL;
         found |= h->used && (!h->node || !h->serves); /* it had it on disk, maybe */
         if (!e || e->accepted.time < m->modified ||
-            (e->accepted.time == m->modified && e->version == m->version &&
+            (e->accepted.time == m->modified && e->write_id == m->write_id &&
              e->lsn + e->record_bytes > h->node->log.durable))
             continue;
         found = true;
         struct key *k = t->op ? t->op->key : NULL;
-        if (k && e->version == m->version && ballot_compare(e->accepted, k->acked) > 0) {
+        if (k && e->write_id == m->write_id && ballot_compare(e->accepted, k->acked) > 0) {
             k->acked = e->accepted;
             k->acked_put = t->m.function == DO_PUT;
         }
@@ -1467,7 +1468,7 @@ static void judge_one(const struct try *t, const struct message *m)
 
 static void hook_reply(struct node *n, void *client, const struct message *m)
 {
-    struct host *h = n->world;
+    struct host *h = n->context;
     struct try *t = client;
     if (h->node != n)
         return;
@@ -1492,9 +1493,9 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
         judge_one(t, m);
     trace(h, "answers %u to client %" PRIu64 " value=%u etag=%.6f-%04" PRIx64, m->status,
           t->op ? t->op->client->name : 99, m->value_bytes,
-          (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->version >> 48);
-    if (t->version && m->status < 500 && (t->fresh || (t->forgets && t->op)))
-        node_delivered(n, t->version);
+          (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->write_id >> 48);
+    if (t->write_id && m->status < 500 && (t->fresh || (t->forgets && t->op)))
+        node_delivered(n, t->write_id);
     if (t->op) {
         struct op *op = t->op;
         op->try = NULL;
@@ -1618,10 +1619,10 @@ static bool try_versioned(struct host *h, struct try *t, const char *value, stru
         hook_reply(h->node, t, &(struct message){.status = 503});
         return false;
     }
-    call_version(&c);
+    call_write_id(&c);
     memcpy(t->retry_key, c.retry_key, sizeof t->retry_key);
     *m = c.m;
-    t->version = m->version;
+    t->write_id = m->write_id;
     t->fresh = m->flags & FLAG_FRESH;
     return true;
 }
@@ -1645,7 +1646,7 @@ static void try_arrive(struct host *h, struct try *t)
         return;
     }
     if (t->m.function != DO_READ)
-        t->m.expiry = t->ttl ? node_date(n) + t->ttl : 0;
+        t->m.expiry = t->ttl ? node_latest_time(n) + t->ttl : 0;
     if (t->ttl && t->op)
         op_expires(t->op, t->m.expiry);
     char *value = allocate(t->m.value_bytes + 1);
@@ -1686,7 +1687,7 @@ static void op_value(struct op *op, bool number)
     snprintf(op->value, sizeof op->value, "%" PRId64, (int64_t)value);
     op->m.value_bytes = (uint32_t)strlen(op->value);
     if (!number)
-        op->m.value_bytes += (uint32_t)(chance(w.plan.large) ? below(3 * PARCEL_BYTES) : below(30));
+        op->m.value_bytes += (uint32_t)(chance(w.plan.large) ? below(3 * BULK_BYTES) : below(30));
     op->m.flags |= FLAG_WHOLE;
     op->told.value = value;
     op->told.number = number;
@@ -1823,7 +1824,7 @@ static void listing_heard(struct op *op, const struct message *m)
     struct bytes list = message_value(m);
     const struct listed *l;
     for (size_t at = 0; (l = list_next(&list, &at));) {
-        struct told_key t = {{0}, l->modified, l->version, l->expiry, l->value_bytes};
+        struct told_key t = {{0}, l->modified, l->write_id, l->expiry, l->value_bytes};
         memcpy(t.name, l->key, min_u64(l->key_bytes, sizeof t.name - 1));
         const struct told_key *told = (const struct told_key *)op->found.data;
         size_t count = op->found.count / sizeof t;
@@ -1847,8 +1848,8 @@ static void listing_tells(const struct op *op, struct key *k, const struct told_
         told.kind = HISTORY_DELETE;
         told.condition = HISTORY_IF_ABSENT;
         told.etag[0] = t->modified;
-        told.etag[1] = t->version;
-        key_learns(k, t->modified, t->version, t->value_bytes, t->expiry);
+        told.etag[1] = t->write_id;
+        key_learns(k, t->modified, t->write_id, t->value_bytes, t->expiry);
     }
     if (k->ops_count < OPS_MAX + CLIENTS_MAX)
         *history_add(k) = told;
@@ -1918,7 +1919,7 @@ enum { /* states: of the members of the old and of the new ring */
        TARGET = 1u << MEMBER_UP | 1u << MEMBER_JOINING,
 };
 
-/* The hosts' disks that hold members of a view, if `but` loses its own. */
+/* The hosts' disks that hold members of a view, if `but` declares_lost its own. */
 static uint64_t members_kept(const struct view *v, const struct host *but)
 {
     uint64_t kept = 0;
@@ -1957,7 +1958,7 @@ static bool joiners_are_complete(const struct node *n)
     uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING) & ~self_bit(n);
     bool complete = !(joiners & ~live_members(n));
     for (unsigned p = 0; p < PARTITIONS; p++)
-        complete &= !(n->owners[1][p] & joiners & ~complete_members(n, p));
+        complete &= !(n->owners[C_NEW][p] & joiners & ~complete_members(n, p));
     return complete;
 }
 
@@ -2421,7 +2422,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
     const struct view *v = newest_view();
     unsigned rounds = 0, syncs = 0;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = LIST_FIRST(&n->by_op[i]); r; r = LIST_NEXT(r, by_op))
+        for (const struct round *r = LIST_FIRST(&n->by_id[i]); r; r = LIST_NEXT(r, by_id))
             rounds++;
     for (int i = 0; i < SYNCS_MAX; i++)
         syncs += n->syncs[i].due != 0;
@@ -2432,7 +2433,7 @@ static const char *unsettled_host(const struct host *h, char why[200])
         what = "has an old view";
     else if (n->self < 0)
         what = "is no member";
-    else if (!n->settled)
+    else if (!n->stable)
         what = "is in a transition";
     else if (!n->has_lease)
         what = "has no lease";
@@ -2533,7 +2534,7 @@ static void judge_forgetting(const struct host *h)
         for (uint32_t j = 0; j < p->count; j++) {
             const struct entry *e = p->entries[j];
             if (e->flags & FLAG_TOMBSTONE && e->accepted.time + FORGET_TIME < h->node->clock &&
-                ballot_compare(e->accepted, p->forgotten) > 0)
+                ballot_compare(e->accepted, p->gc_floor) > 0)
                 violation("h%d: the tombstone of %.*s is %.3f s old, and still needed", h->index,
                           e->key_bytes, (const char *)e->key,
                           (double)(h->node->clock - e->accepted.time) / 1e6);
@@ -2545,8 +2546,8 @@ static void judge_forgetting(const struct host *h)
 static void judge_rounds(const struct host *h)
 {
     for (int i = 0; h->node && i < ROUND_BUCKETS; i++)
-        for (const struct round *r = LIST_FIRST(&h->node->by_op[i]); r; r = LIST_NEXT(r, by_op))
-            if (!r->taken)
+        for (const struct round *r = LIST_FIRST(&h->node->by_id[i]); r; r = LIST_NEXT(r, by_id))
+            if (!r->in_flight)
                 violation("h%d has a round of %.*s that nobody waits for", h->index, r->key_bytes,
                           (const char *)r->key);
 }
@@ -2581,7 +2582,7 @@ static void judge_one_at_end(const struct key *k)
     for (uint32_t i = 0; i < v->members_count; i++) {
         const struct partition *p = &host_of(v->members[i].id)->node->partitions[partition];
         const struct entry *e = entry_find(p, k->name, strlen(k->name));
-        bool forgotten = ballot_compare(p->floor, k->acked) >= 0 || !k->acked_put;
+        bool forgotten = ballot_compare(p->promise_floor, k->acked) >= 0 || !k->acked_put;
         found |=
             e && e->flags & FLAG_RECORD ? ballot_compare(e->accepted, k->acked) >= 0 : forgotten;
     }
@@ -3076,29 +3077,30 @@ static void trace_hosts(void)
               (double)(int64_t)(n->clock - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->time - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
-              (double)(int64_t)(n->reserve_start - WALL_AT_START) / 1e6,
-              (double)(int64_t)(n->date - WALL_AT_START) / 1e6, n->leaves);
+              (double)(int64_t)(n->clock_bound_start - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->latest_time - WALL_AT_START) / 1e6, n->leaves);
         for (unsigned p = 0; p < PARTITIONS; p++)
-            if (n->owners[0][p] != n->owners[1][p])
+            if (n->owners[C_OLD][p] != n->owners[C_NEW][p])
                 trace(h,
                       "partition %u: owners %" PRIx64 " then %" PRIx64 " complete %" PRIx64
                       " here %d entries %u",
-                      p, n->owners[0][p], n->owners[1][p], complete_members(n, p),
+                      p, n->owners[C_OLD][p], n->owners[C_NEW][p], complete_members(n, p),
                       partition_is_complete(n, p), n->partitions[p].count);
         for (int j = 0; j < SYNCS_MAX; j++)
             if (n->syncs[j].due)
                 trace(h,
                       "syncs partition %u from %u op %" PRIu64 " page %zu here %zu under way %zu",
-                      n->syncs[j].partition, n->syncs[j].source, n->syncs[j].op,
-                      n->syncs[j].page.count, n->syncs[j].here, n->syncs[j].under_way);
+                      n->syncs[j].partition, n->syncs[j].source, n->syncs[j].page_id,
+                      n->syncs[j].page.count, n->syncs[j].pulled_to, n->syncs[j].asked_to);
         for (int j = 0; j < ROUND_BUCKETS; j++)
-            for (const struct round *r = LIST_FIRST(&n->by_op[j]); r; r = LIST_NEXT(r, by_op))
+            for (const struct round *r = LIST_FIRST(&n->by_id[j]); r; r = LIST_NEXT(r, by_id))
                 trace(h,
                       "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
-                      " refusals %u best %s taken %d waiting %d",
+                      " rejections %u best %s taken %d waiting %d",
                       r->key_bytes, (const char *)r->key, r->state, r->keyed,
-                      r->taken ? r->taken->tries : 0, r->answered, r->same, r->refusals,
-                      ballot_name(r->best), r->taken != NULL, r->waiting != NULL);
+                      r->in_flight ? r->in_flight->tries : 0, r->answered, r->at_highest,
+                      r->rejections, ballot_name(r->highest), r->in_flight != NULL,
+                      r->queued != NULL);
     }
 }
 
@@ -3208,7 +3210,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
 
 struct totals {
     uint64_t seeds, operations, answered, unknown, events, views, histories, undecided;
-    uint64_t refused, repairs, pulled, damaged, leases; /* of the nodes that were left */
+    uint64_t rejected, repairs, pulled, damaged, leases; /* of the nodes that were left */
 };
 
 /* Of the processor's time, as others may have most of it; 0: any. */
@@ -3230,7 +3232,7 @@ static void seed_run(uint64_t seed, const struct mix *mix, struct totals *totals
     totals->views += w.views_count;
     totals->histories += w.histories;
     totals->undecided += w.undecided;
-    totals->refused += w.sum.proposals_refused;
+    totals->rejected += w.sum.proposals_rejected;
     totals->repairs += w.sum.repairs_pull + w.sum.repairs_read;
     totals->pulled += w.sum.pulled;
     totals->damaged += w.sum.repairs_damage;
@@ -3328,21 +3330,21 @@ static void hand_mail(struct node *n, uint64_t from, const struct message *head,
                       const struct body *body)
 {
     struct bytes mail = {0};
-    struct batch *b = bytes_extend(&mail, sizeof *b);
-    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
+    struct frame *b = bytes_extend(&mail, sizeof *b);
+    *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
     b->clock = max_u64(n->clock, head->ballot.time) + hand_ahead;
     b->epoch = node_epoch(n);
     message_append(&mail, head, body);
-    b = (struct batch *)mail.data;
+    b = (struct frame *)mail.data;
     b->bytes = (uint32_t)mail.count;
-    b->check = batch_check(b);
+    b->check = frame_check(b);
     ck_assert(node_receive(n, mail.data, mail.count));
     bytes_free(&mail);
 }
 
 static bool hand_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
-    struct bytes *disk = n->world;
+    struct bytes *disk = n->context;
     (void)wait;
     memcpy(to, disk->data + lsn, bytes);
     return true;
@@ -3379,9 +3381,9 @@ static bool hand_sent(struct node *n, uint64_t to, uint8_t type, struct bytes *f
 {
     struct bytes mail = {0};
     found->count = 0;
-    if (!mail_take(n, n->member_peer[member_index(n->view, to)], 0, &mail))
+    if (!frame_take(n, n->member_peer[member_index(n->view, to)], 0, &mail))
         return false;
-    for (size_t at = sizeof(struct batch); at < mail.count;) {
+    for (size_t at = sizeof(struct frame); at < mail.count;) {
         const struct message *m = (const struct message *)(mail.data + at);
         if (m->type == type)
             bytes_set(found, m, m->bytes);
@@ -3393,7 +3395,7 @@ static bool hand_sent(struct node *n, uint64_t to, uint8_t type, struct bytes *f
 
 static void hand_flush(struct node *n)
 {
-    struct bytes *disk = n->world;
+    struct bytes *disk = n->context;
     const struct bytes *batch;
     while ((batch = log_flush(n))) {
         bytes_append(disk, batch->data, batch->count);
@@ -3410,7 +3412,8 @@ static bool hand_told(struct node *n, uint64_t to, uint8_t type, struct bytes *f
 
 static struct message hand_message(uint8_t type, uint64_t epoch, uint64_t time, uint64_t op)
 {
-    struct message m = {.type = type, .op = op, .partition = key_partition("k", 1), .key_bytes = 1};
+    struct message m = {
+        .type = type, .round_id = op, .partition = key_partition("k", 1), .key_bytes = 1};
     m.ballot = (struct ballot){epoch, WALL_AT_START + time, 20};
     if (type == M_ACCEPT) {
         m.flags = FLAG_RECORD | FLAG_WHOLE;
@@ -3540,13 +3543,13 @@ static bool hand_view_is_written_once(struct node *n)
 static bool hand_far_time_is_not_followed(struct node *n)
 {
     struct bytes mail = {0};
-    struct batch *b = bytes_extend(&mail, sizeof *b);
+    struct frame *b = bytes_extend(&mail, sizeof *b);
     n->has_lease = true;
-    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = 20, .to = n->id};
+    *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = 20, .to = n->id};
     b->clock = b->date = n->time + 11 * SECOND;
     b->epoch = node_epoch(n);
     b->bytes = sizeof *b;
-    b->check = batch_check(b);
+    b->check = frame_check(b);
     uint64_t clock = b->clock;
     bool follows = node_receive(n, mail.data, mail.count) && n->clock >= clock;
     bytes_free(&mail);
@@ -3600,7 +3603,7 @@ static void hand_accept(struct node *n, uint64_t epoch, uint64_t time, bool tomb
 /* Whether cleaning keeps the key's record, though all owners agree at this floor. */
 static bool hand_cleaning_keeps(struct node *n, struct ballot floor)
 {
-    n->partitions[key_partition("k", 1)].forgotten = floor;
+    n->partitions[key_partition("k", 1)].gc_floor = floor;
     hand_flush(n);
     entry_clean(n, key_partition("k", 1), hand_entry(n));
     return hand_entry(n);
@@ -3624,7 +3627,7 @@ static void hand_promise(struct node *n, uint64_t from, const struct bytes *prep
 {
     struct message m = *record;
     m.type = M_PROMISE;
-    m.op = ((const struct message *)prepare->data)->op;
+    m.round_id = ((const struct message *)prepare->data)->round_id;
     m.partition = key_partition("k", 1);
     m.key_bytes = 0;
     hand_mail(n, from, &m, NULL);
@@ -3634,8 +3637,8 @@ static void hand_promise(struct node *n, uint64_t from, const struct bytes *prep
 static bool hand_who_forgot_says_when_it_is(struct node *n)
 {
     struct bytes prepare = {0}, accept = {0};
-    struct message put = {.function = DO_PUT, .flags = FLAG_REPEAT | FLAG_WHOLE, .version = 55};
-    put.dropped = n->wall - MEMORY_OF_ANSWERS + SECOND;
+    struct message put = {.function = DO_PUT, .flags = FLAG_REPEAT | FLAG_WHOLE, .write_id = 55};
+    put.issued_at = n->wall - RESULTS_KEPT_TIME + SECOND;
     put.value_bytes = 1;
     bool asked = hand_asks(n, &put, &prepare);
     hand_ahead = 2 * SECOND;
@@ -3650,8 +3653,8 @@ static bool hand_who_forgot_says_when_it_is(struct node *n)
 static bool hand_an_old_repeat_is_unknown(struct node *n)
 {
     struct bytes prepare = {0}, accept = {0};
-    struct message put = {.function = DO_PUT, .flags = FLAG_REPEAT | FLAG_WHOLE, .version = 55};
-    put.dropped = n->wall - MEMORY_OF_ANSWERS - SECOND;
+    struct message put = {.function = DO_PUT, .flags = FLAG_REPEAT | FLAG_WHOLE, .write_id = 55};
+    put.issued_at = n->wall - RESULTS_KEPT_TIME - SECOND;
     put.value_bytes = 1;
     bool asked = hand_asks(n, &put, &prepare);
     hand_promise(n, 20, &prepare, &(struct message){.flags = 0});
@@ -3665,12 +3668,12 @@ static bool hand_an_old_repeat_is_unknown(struct node *n)
 static bool hand_the_index_says_what_was_let_go(struct node *n)
 {
     struct bytes found = {0};
-    struct message prepare = hand_message(M_PREPARE, 1, 2 * MEMORY_OF_ANSWERS, 6);
+    struct message prepare = hand_message(M_PREPARE, 1, 2 * RESULTS_KEPT_TIME, 6);
     hand_accept(n, 1, 100, false);
-    hand_ticks(n, MEMORY_OF_ANSWERS + SECOND);
+    hand_ticks(n, RESULTS_KEPT_TIME + SECOND);
     hand_mail(n, 30, &prepare, &(const struct body){.key = "k"});
     bool told = hand_told(n, 30, M_PROMISE, &found) &&
-                ((const struct message *)found.data)->dropped >= WALL_AT_START + 100;
+                ((const struct message *)found.data)->results_lost_until >= WALL_AT_START + 100;
     bytes_free(&found);
     return told;
 }
@@ -3721,11 +3724,11 @@ static bool hand_no_mail_is_above_the_reserve(struct node *n)
 static bool hand_cleaning_copies_floors(struct node *n)
 {
     uint16_t partition = key_partition("k", 1);
-    floor_raise(n, partition, (struct ballot){1, WALL_AT_START + 300, 20});
+    promise_floor_raise(n, partition, (struct ballot){1, WALL_AT_START + 300, 20});
     hand_flush(n);
     n->log.cleaned = log_end(n);
     partition_clean(n, partition, UINT64_MAX);
-    return n->partitions[partition].floor_lsn >= n->log.cleaned;
+    return n->partitions[partition].promise_floor_lsn >= n->log.cleaned;
 }
 
 /* R7: an epoch's slow clock does not come above an earlier one's fast clock: the reserve, which is a
@@ -3759,10 +3762,10 @@ static bool hand_a_transition_pulls_tombstones(struct node *n)
     struct sync s = {.partition = key_partition("k", 1), .source = 1};
     struct ballot floor = {1, WALL_AT_START + 200, 20};
     l.listed.ballot = (struct ballot){1, WALL_AT_START + 100, 20};
-    floor_raise(n, s.partition, floor);
+    promise_floor_raise(n, s.partition, floor);
     bool settled = sync_wants(n, &s, &l.listed);
     hand_joins(n);
-    floor_raise(n, s.partition, floor);
+    promise_floor_raise(n, s.partition, floor);
     return !settled && sync_wants(n, &s, &l.listed);
 }
 
@@ -3770,7 +3773,7 @@ static bool hand_a_transition_pulls_tombstones(struct node *n)
 static bool hand_floors_hold_for_tombstones(struct node *n)
 {
     hand_accept(n, 1, 100, true);
-    floor_raise(n, key_partition("k", 1), (struct ballot){1, WALL_AT_START + 300, 20});
+    promise_floor_raise(n, key_partition("k", 1), (struct ballot){1, WALL_AT_START + 300, 20});
     hand_accept(n, 1, 200, false);
     return hand_entry(n)->flags & FLAG_TOMBSTONE;
 }
@@ -3781,12 +3784,12 @@ static bool hand_a_late_tombstone_is_kept(struct node *n)
 {
     struct partition *p = &n->partitions[key_partition("k", 1)];
     hand_accept(n, 1, 100, false);
-    floor_raise(n, key_partition("k", 1), (struct ballot){1, WALL_AT_START + 300, 20});
-    p->forgotten = p->floor;
+    promise_floor_raise(n, key_partition("k", 1), (struct ballot){1, WALL_AT_START + 300, 20});
+    p->gc_floor = p->promise_floor;
     hand_accept(n, 1, 200, true);
-    hand_ticks(n, 2 * MEMORY_OF_ANSWERS);
+    hand_ticks(n, 2 * RESULTS_KEPT_TIME);
     bool accepted = hand_entry(n)->flags & FLAG_TOMBSTONE;
-    return accepted && hand_cleaning_keeps(n, p->forgotten);
+    return accepted && hand_cleaning_keeps(n, p->gc_floor);
 }
 
 /* R1: a promise stays with the tombstone that it was made on. */
@@ -3795,8 +3798,8 @@ static bool hand_cleaning_keeps_a_promise(struct node *n)
     struct message prepare = hand_message(M_PREPARE, 1, 300, 6);
     hand_accept(n, 1, 100, true);
     hand_mail(n, 30, &prepare, &(const struct body){.key = "k"});
-    hand_ticks(n, 2 * MEMORY_OF_ANSWERS);
-    n->partitions[key_partition("k", 1)].floor = (struct ballot){0};
+    hand_ticks(n, 2 * RESULTS_KEPT_TIME);
+    n->partitions[key_partition("k", 1)].promise_floor = (struct ballot){0};
     return hand_cleaning_keeps(n, (struct ballot){1, WALL_AT_START + 200, 20});
 }
 
@@ -3832,16 +3835,16 @@ static bool hand_a_dead_joiner_stays_one(struct node *n)
 static bool hand_a_value_counts_at_its_ballot(struct node *n)
 {
     struct bytes prepare = {0}, found = {0};
-    struct message add = {.function = DO_ADD, .flags = FLAG_FRESH, .version = 55, .number = 1};
-    struct message record = {.flags = FLAG_RECORD, .value_bytes = 1, .version = 44};
+    struct message add = {.function = DO_ADD, .flags = FLAG_FRESH, .write_id = 55, .number = 1};
+    struct message record = {.flags = FLAG_RECORD, .value_bytes = 1, .write_id = 44};
     record.ballot = (struct ballot){1, n->wall - 300, 20};
     bool asked = hand_asks(n, &add, &prepare);
     hand_promise(n, 20, &prepare, &record);
     hand_promise(n, 30, &prepare, &record);
-    record.type = M_ANSWER;
+    record.type = M_READ_REPLY;
     record.flags |= FLAG_WHOLE;
     record.ballot.time += 100;
-    record.op = ((const struct message *)prepare.data)->op;
+    record.round_id = ((const struct message *)prepare.data)->round_id;
     hand_mail(n, 20, &record, &(struct body){.value = "7"});
     bool accepts = hand_told(n, 20, M_ACCEPT, &found);
     bytes_free(&prepare);
@@ -3974,11 +3977,12 @@ START_TEST(test_no_seed_finds_a_violation)
     ck_assert_msg(!workers_run(number_from("FIRST", 1), number_from("SEEDS", 600), mix, &sum),
                   "a run failed: see above");
     printf("simulated: %" PRIu64 " runs, %" PRIu64 " requests, %" PRIu64 " answered, %" PRIu64
-           " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " refusals, %" PRIu64
+           " unknown, %" PRIu64 " events, %" PRIu64 " views; %" PRIu64 " rejections, %" PRIu64
            " repairs, %" PRIu64 " pulls, %" PRIu64 " damaged, %" PRIu64 " leases lost; of %" PRIu64
            " histories %" PRIu64 " undecided\n",
-           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views, sum.refused,
-           sum.repairs, sum.pulled, sum.damaged, sum.leases, sum.histories, sum.undecided);
+           sum.seeds, sum.operations, sum.answered, sum.unknown, sum.events, sum.views,
+           sum.rejected, sum.repairs, sum.pulled, sum.damaged, sum.leases, sum.histories,
+           sum.undecided);
 }
 END_TEST
 #endif

@@ -55,17 +55,17 @@ static const char *value_of(const char *key)
 static uint64_t state(void)
 {
     const struct node *n = l.node;
-    uint64_t of[] = {n->keys, n->value_bytes, n->log.live_bytes, n->reserve, node_epoch(n)};
+    uint64_t of[] = {n->keys, n->value_bytes, n->log.live_bytes, n->clock_bound, node_epoch(n)};
     uint64_t sum = XXH3_64bits(of, sizeof of);
     for (unsigned p = 0; p <= PARTITIONS; p++) {
         const struct partition *q = &n->partitions[p];
-        sum = XXH3_64bits_withSeed(&q->floor, sizeof q->floor, sum ^ q->digest);
+        sum = XXH3_64bits_withSeed(&q->promise_floor, sizeof q->promise_floor, sum ^ q->digest);
         for (uint32_t i = 0; i < q->count; i++) {
             const struct entry *e = q->entries[i];
             if (!(e->flags & FLAG_RECORD))
                 continue;
             sum = XXH3_64bits_withSeed(&e->accepted, sizeof e->accepted, sum ^ e->lsn);
-            sum = XXH3_64bits_withSeed(e->key, e->key_bytes, sum ^ e->version ^ e->flags);
+            sum = XXH3_64bits_withSeed(e->key, e->key_bytes, sum ^ e->write_id ^ e->flags);
         }
     }
     return sum;
@@ -152,9 +152,9 @@ START_TEST(test_recovering_twice_is_recovering_once)
     ck_assert(recover());
     ck_assert_uint_eq(state(), once);
     lone_settle(&l); /* the last batch is written again, and a reserve behind it */
-    uint64_t reserve = l.node->reserve;
+    uint64_t reserve = l.node->clock_bound;
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->reserve, reserve);
+    ck_assert_uint_eq(l.node->clock_bound, reserve);
     ck_assert_uint_eq(l.node->keys, 6);
     ck_assert_str_eq(value_of("0-0"), "the last");
 }
@@ -273,7 +273,7 @@ START_TEST(test_what_a_torn_tail_held_is_not_found_behind_the_next_batch)
     log_make();
     l.disk.data[batch_start[BATCHES - 1] + 40] ^= 1;
     ck_assert(recover());
-    accept_at(l.node->reserve + 1, "new", "shorter");
+    accept_at(l.node->clock_bound + 1, "new", "shorter");
     lone_settle(&l);
     ck_assert(recover());
     ck_assert_str_eq(value_of("new"), "shorter");
@@ -320,7 +320,8 @@ END_TEST
 START_TEST(test_a_view_and_its_drop_are_one_batch)
 {
     lone_begin();
-    lone_view(&l, 2, 1, 1); /* one copy on two members: it loses about half of what it had */
+    lone_view(&l, 2, 1,
+              1); /* one copy on two members: it declares_lost about half of what it had */
     char key[32];
     uint64_t time = l.node->clock;
     for (int i = 0; i < 50; i++) {
@@ -361,15 +362,16 @@ START_TEST(test_views_floors_and_the_reserve_are_replayed)
     uint16_t p = 0;
     while (!partition_is_ours(l.node, p))
         p++;
-    floor_raise(l.node, p, ballot_at(1000));
-    floor_raise(l.node, p, ballot_at(500)); /* a floor only rises */
-    ck_assert_uint_eq(l.node->partitions[p].floor.time, 1000);
+    promise_floor_raise(l.node, p, ballot_at(1000));
+    promise_floor_raise(l.node, p, ballot_at(500)); /* a floor only rises */
+    ck_assert_uint_eq(l.node->partitions[p].promise_floor.time, 1000);
     lone_tick(&l, SECOND, true);
-    uint64_t reserve = l.node->reserve, floor_lsn = l.node->partitions[p].floor_lsn;
+    uint64_t reserve = l.node->clock_bound,
+             promise_floor_lsn = l.node->partitions[p].promise_floor_lsn;
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->reserve, reserve);
-    ck_assert_uint_eq(l.node->partitions[p].floor.time, 1000);
-    ck_assert_uint_eq(l.node->partitions[p].floor_lsn, floor_lsn);
+    ck_assert_uint_eq(l.node->clock_bound, reserve);
+    ck_assert_uint_eq(l.node->partitions[p].promise_floor.time, 1000);
+    ck_assert_uint_eq(l.node->partitions[p].promise_floor_lsn, promise_floor_lsn);
     ck_assert_uint_eq(l.node->views_count, 5);
     for (size_t e = 0; e < 5; e++)
         ck_assert_uint_eq(l.node->views[e]->epoch, e + 1);
@@ -491,7 +493,7 @@ static bool files_recover(void)
     n->hooks = &file_hooks;
     whole &= node_recover(n, start, end);
     if (whole)
-        disk.taken = log_end(n) / SEGMENT_BYTES * SEGMENT_BYTES;
+        disk.allocated = log_end(n) / SEGMENT_BYTES * SEGMENT_BYTES;
     return whole;
 }
 
@@ -517,17 +519,17 @@ static void files_begin(uint64_t lsn)
     struct node *n = l.node;
     n->log.first = n->log.durable = lsn;
     disk.oldest = lsn / SEGMENT_BYTES;
-    disk.taken = disk.oldest * SEGMENT_BYTES;
+    disk.allocated = disk.oldest * SEGMENT_BYTES;
     node_bootstrap(n, 3);
-    clock_reserve(n);
+    clock_bound_raise(n);
     files_settle();
 }
 
 static void files_accept(const char *key, const char *value, size_t bytes)
 {
-    struct message m = {.type = M_ACCEPT, .op = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
+    struct message m = {.type = M_ACCEPT, .round_id = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
     struct bytes whole = {0};
-    m.ballot = ballot_at(max_u64(clock_tick(l.node), l.node->reserve_start + 1));
+    m.ballot = ballot_at(max_u64(clock_tick(l.node), l.node->clock_bound_start + 1));
     m.key_bytes = (uint16_t)strlen(key);
     m.value_bytes = (uint32_t)bytes;
     m.partition = key_partition(key, m.key_bytes);
@@ -663,7 +665,7 @@ START_TEST(test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside)
     struct stat aside;
     files_three();
     uint64_t hole = entry_of("2")->lsn - sizeof(struct log_header);
-    uint64_t behind = entry_of("end")->lsn, end = disk.taken;
+    uint64_t behind = entry_of("end")->lsn, end = disk.allocated;
     stream_write(&disk, hole, (const uint8_t *)big, 4096, false);
     ck_assert(!files_recover());
     ck_assert(l.node->log.torn && log_end(l.node) == hole);
@@ -692,7 +694,7 @@ static void files_begin_anew(uint64_t id, bool damaged, uint64_t lsn, uint64_t f
     struct node *n = node_new(id, 7, "127.0.0.1:1", &none, NULL);
     n->wall = LONE_WALL + SECOND;
     struct disk_job job = {.damaged = damaged, .lsn = lsn, .first = first};
-    job.batch = node_begin_anew(n, l.node, lsn);
+    job.batch = node_rejoin(n, l.node, lsn);
     disk_write(&disk, &job);
     struct node *before = l.node;
     l.node = n;
@@ -729,11 +731,11 @@ START_TEST(test_who_begins_anew_behind_damage_sets_it_aside)
     files_three();
     file_remove(1);
     ck_assert(!files_recover());
-    uint64_t lsn = disk.taken;
+    uint64_t lsn = disk.allocated;
     files_begin_anew(0x77, true, lsn, 0);
     ck_assert(!files_recover()); /* it crashed before it did: so it does it again */
-    ck_assert_uint_gt(disk.taken, lsn);
-    lsn = disk.taken;
+    ck_assert_uint_gt(disk.allocated, lsn);
+    lsn = disk.allocated;
     files_begin_anew(0x78, true, lsn, lsn);
     ck_assert(files_recover());
     ck_assert(l.node->id == 0x78 && l.node->keys == 0 && node_epoch(l.node) == 1);
@@ -773,7 +775,7 @@ START_TEST(test_space_is_taken_ahead_and_told)
     files_accept("a", "1", 1);
     files_settle();
     ck_assert_uint_ge(disk_room, 8 << 20);
-    ck_assert_uint_ge(disk.taken, l.node->log.durable + (8 << 20));
+    ck_assert_uint_ge(disk.allocated, l.node->log.durable + (8 << 20));
     ck_assert_uint_gt(disk.zeroed, l.node->log.durable);
     ck_assert(files_recover()); /* zeros behind the end are no damage */
     ck_assert_str_eq(value_of("a"), "1");
@@ -796,22 +798,22 @@ END_TEST
 static struct bytes batch_make(void)
 {
     struct bytes b = {0};
-    struct batch *h = bytes_extend(&b, sizeof *h);
-    *h = (struct batch){.magic = MAIL_MAGIC, .cluster = LONE_CLUSTER, .from = LONE_ID + 1};
+    struct frame *h = bytes_extend(&b, sizeof *h);
+    *h = (struct frame){.magic = FRAME_MAGIC, .cluster = LONE_CLUSTER, .from = LONE_ID + 1};
     h->to = LONE_ID;
     h->clock = LONE_WALL;
     h->epoch = 1;
     message_append(&b, &(struct message){.type = M_DIGEST}, NULL);
-    h = (struct batch *)b.data;
+    h = (struct frame *)b.data;
     h->bytes = (uint32_t)b.count;
-    h->check = batch_check(h);
+    h->check = frame_check(h);
     return b;
 }
 
 static void batch_seal(struct bytes *b)
 {
-    struct batch *h = (struct batch *)b->data;
-    h->check = batch_check(h);
+    struct frame *h = (struct frame *)b->data;
+    h->check = frame_check(h);
 }
 
 START_TEST(test_the_clock_never_gives_a_time_twice)
@@ -849,7 +851,7 @@ START_TEST(test_a_wall_clock_that_jumps_moves_nothing)
         ck_assert_uint_ge(passed, 4 * SECOND * 15 / 16);
         ck_assert_uint_le(passed, 4 * SECOND * 17 / 16);
         ck_assert_uint_le(n->clock, n->time + SECOND);
-        ck_assert_uint_eq(node_date(n), n->time);
+        ck_assert_uint_eq(node_latest_time(n), n->time);
     }
     for (int tick = 0; tick < 40 * 60; tick++) /* within half an hour it is led there */
         node_tick(n, n->now + SECOND, n->wall + SECOND);
@@ -869,7 +871,7 @@ START_TEST(test_a_node_without_a_lease_takes_the_time_of_one_that_has)
     lone_view(&l, 1, 2, 3);
     ck_assert(!n->has_lease);
     ck_assert_uint_lt(n->clock, LONE_WALL);
-    struct batch *h = (struct batch *)b.data;
+    struct frame *h = (struct frame *)b.data;
     h->from = LONE_ID + 1;
     h->to = LONE_ID;
     h->clock = h->date = LONE_WALL + SECOND;
@@ -895,13 +897,13 @@ START_TEST(test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve)
     struct node *n = l.node;
     struct peer *p = n->member_peer[1];
     struct bytes out = {0};
-    mail(n, p, 0, &(struct message){.type = M_DIGEST}, NULL);
-    n->clock = n->reserve_durable + 1;
-    ck_assert(!mail_take(n, p, 0, &out));
+    message_send(n, p, 0, &(struct message){.type = M_DIGEST}, NULL);
+    n->clock = n->clock_bound_durable + 1;
+    ck_assert(!frame_take(n, p, 0, &out));
     lone_settle(&l);
-    ck_assert_uint_ge(n->reserve_durable, n->clock);
-    ck_assert(mail_take(n, p, 0, &out));
-    ck_assert_uint_le(((const struct batch *)out.data)->clock, n->reserve_durable);
+    ck_assert_uint_ge(n->clock_bound_durable, n->clock);
+    ck_assert(frame_take(n, p, 0, &out));
+    ck_assert_uint_le(((const struct frame *)out.data)->clock, n->clock_bound_durable);
     bytes_free(&out);
 }
 END_TEST
@@ -910,7 +912,7 @@ END_TEST
 static int answer_type(void)
 {
     ck_assert_uint_gt(l.node->inbox.count, 0);
-    const struct message *m = &waiting_next(&l.node->inbox, NULL)->message;
+    const struct message *m = &queue_next(&l.node->inbox, NULL)->message;
     int type = m->type;
     l.node->inbox.count = 0;
     return type;
@@ -918,7 +920,7 @@ static int answer_type(void)
 
 static int prepare_at(uint64_t time, const char *key)
 {
-    struct message m = {.type = M_PREPARE, .op = 1, .ballot = ballot_at(time)};
+    struct message m = {.type = M_PREPARE, .round_id = 1, .ballot = ballot_at(time)};
     struct bytes whole = {0};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
@@ -932,20 +934,20 @@ START_TEST(test_a_restart_never_reuses_a_ballot)
 {
     lone_begin();
     struct node *n = l.node;
-    uint64_t promised = n->reserve_durable;
+    uint64_t promised = n->clock_bound_durable;
     ck_assert_int_eq(prepare_at(promised, "k"),
                      M_PROMISE); /* the highest that could have been sent */
     ck_assert(recover());
     n = l.node;
-    ck_assert_uint_ge(n->reserve_start, promised);
+    ck_assert_uint_ge(n->clock_bound_start, promised);
     ck_assert_uint_ge(n->clock, promised);
-    ck_assert_int_eq(prepare_at(promised, "k"), M_REFUSE);
-    ck_assert_int_eq(prepare_at(n->reserve_start, "other"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(promised, "k"), M_REJECT);
+    ck_assert_int_eq(prepare_at(n->clock_bound_start, "other"), M_REJECT);
     ck_assert_uint_gt(clock_tick(n), promised);
-    ck_assert_int_eq(prepare_at(n->reserve_start + 1, "k"), M_PROMISE);
+    ck_assert_int_eq(prepare_at(n->clock_bound_start + 1, "k"), M_PROMISE);
     uint32_t before = n->log.pending.count;
-    accept_at(n->reserve_start, "other", "v");
-    ck_assert_int_eq(answer_type(), M_REFUSE);
+    accept_at(n->clock_bound_start, "other", "v");
+    ck_assert_int_eq(answer_type(), M_REJECT);
     ck_assert_uint_eq(n->log.pending.count, before);
 }
 END_TEST
@@ -955,9 +957,9 @@ START_TEST(test_a_promise_is_kept)
     lone_begin();
     uint64_t now = l.node->clock;
     ck_assert_int_eq(prepare_at(now + 10, "k"), M_PROMISE);
-    ck_assert_int_eq(prepare_at(now + 9, "k"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(now + 9, "k"), M_REJECT);
     accept_at(now + 9, "k", "low");
-    ck_assert_int_eq(answer_type(), M_REFUSE);
+    ck_assert_int_eq(answer_type(), M_REJECT);
     ck_assert_int_eq(prepare_at(now + 9, "other"), M_PROMISE);
     accept_at(now + 10, "k", "as promised");
     lone_settle(&l);
@@ -1045,7 +1047,7 @@ START_TEST(test_cleaning_keeps_what_is_live)
 {
     char key[32];
     lone_begin();
-    floor_raise(l.node, 9, ballot_at(77));
+    promise_floor_raise(l.node, 9, ballot_at(77));
     for (int i = 0; i < 20; i++) {
         snprintf(key, sizeof key, "%d", i);
         accept_at(clock_tick(l.node), key, "old");
@@ -1063,9 +1065,9 @@ START_TEST(test_cleaning_keeps_what_is_live)
     }
     ck_assert(entry_of("gone")->flags & FLAG_TOMBSTONE);
     ck_assert_uint_eq(l.node->keys, 21);
-    ck_assert_uint_eq(l.node->partitions[9].floor.time, 77);
+    ck_assert_uint_eq(l.node->partitions[9].promise_floor.time, 77);
     ck_assert_uint_eq(node_epoch(l.node), 1);
-    ck_assert_uint_gt(l.node->reserve, l.node->wall);
+    ck_assert_uint_gt(l.node->clock_bound, l.node->wall);
 }
 END_TEST
 
@@ -1123,19 +1125,19 @@ START_TEST(test_a_tombstone_is_forgotten_only_when_nobody_needs_it)
     clean_past(entry_of("gone")->lsn);
     ck_assert_ptr_nonnull(entry_of("gone")); /* young */
     for (int i = 0; i < 130; i++) { /* alone, it agrees with itself: its walk raises the floor */
-        ck_assert(ballot_compare(p->forgotten, deleted) < 0 || i > 60);
+        ck_assert(ballot_compare(p->gc_floor, deleted) < 0 || i > 60);
         lone_tick(&l, SECOND, true);
         for (unsigned j = 0; j < PARTITIONS; j++)
-            partition_walk(n, (uint16_t)j);
+            partition_sweep(n, (uint16_t)j);
     }
-    ck_assert_int_ge(ballot_compare(p->forgotten, deleted), 0);
+    ck_assert_int_ge(ballot_compare(p->gc_floor, deleted), 0);
     ck_assert_ptr_nonnull(entry_of("gone")); /* an older record may be in the log */
     clean_past(entry_of("gone")->lsn);
     ck_assert_ptr_null(entry_of("gone"));
     ck_assert_uint_eq(l.node->keys, 1);
     ck_assert(recover_from_first());
     ck_assert_ptr_null(entry_of("gone"));
-    struct ballot floor = l.node->partitions[key_partition("gone", 4)].floor;
+    struct ballot floor = l.node->partitions[key_partition("gone", 4)].promise_floor;
     ck_assert_int_ge(ballot_compare(floor, deleted), 0); /* it still covers late mail */
 }
 END_TEST
@@ -1203,9 +1205,9 @@ END_TEST
 /* A message with every part, at the start of bytes that are exactly as long. */
 static struct message *message_make(struct bytes *to)
 {
-    static const struct answer answers[2] = {{.version = 1}, {.version = 2}};
+    static const struct result answers[2] = {{.write_id = 1}, {.write_id = 2}};
     struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE};
-    m.answers = 2;
+    m.results_count = 2;
     m.key_bytes = 3;
     m.type_bytes = 10;
     m.value_bytes = 5;
@@ -1224,7 +1226,7 @@ START_TEST(test_a_message_is_read_as_it_was_written)
     ck_assert_int_eq(memcmp(body.key, "key", 3), 0);
     ck_assert_int_eq(memcmp(body.type, "text/plain", 10), 0);
     ck_assert_int_eq(memcmp(body.value, "value", 5), 0);
-    ck_assert_uint_eq(((const struct answer *)body.answers)[1].version, 2);
+    ck_assert_uint_eq(((const struct result *)body.results)[1].write_id, 2);
     for (const uint8_t *at = (const uint8_t *)body.value + 5; at < b.data + b.count; at++)
         ck_assert_uint_eq(*at, 0);
     bytes_free(&b);
@@ -1256,7 +1258,7 @@ START_TEST(test_lengths_that_do_not_add_up_are_no_message)
         right = lengths[i] == 8; /* with zeros behind it, a message of 5 bytes is as long */
         ck_assert_msg(!message_parse(b.data, b.count) == !right, "value_bytes %u", lengths[i]);
         m = message_make(&b);
-        m->answers = (uint16_t)lengths[i];
+        m->results_count = (uint16_t)lengths[i];
         ck_assert_msg(!message_parse(b.data, b.count), "answers %u", lengths[i]);
         m = message_make(&b);
         m->key_bytes = (uint16_t)(lengths[i] | 0x10);
@@ -1273,12 +1275,12 @@ START_TEST(test_what_is_beyond_the_limits_is_no_message)
 {
     static uint8_t zeros[64 << 10];
     static const struct {
-        uint32_t keys, types, answers, type, partition;
+        uint32_t keys, types, results, type, partition;
         bool fine;
-    } rows[] = {{KEY_BYTES_MAX, TYPE_BYTES_MAX, ANSWERS_MAX, M_PROMISE, PARTITIONS, true},
+    } rows[] = {{KEY_BYTES_MAX, TYPE_BYTES_MAX, RESULTS_MAX, M_PROMISE, PARTITIONS, true},
                 {KEY_BYTES_MAX + 1, 0, 0, M_PROMISE, 0, false},
                 {0, TYPE_BYTES_MAX + 1, 0, M_PROMISE, 0, false},
-                {0, 0, ANSWERS_MAX + 1, M_PROMISE, 0, false},
+                {0, 0, RESULTS_MAX + 1, M_PROMISE, 0, false},
                 {0, 0, 0, M_LOG_TYPES, 0, false},
                 {0, 0, 0, 255, 0, false},
                 {0, 0, 0, M_PROMISE, PARTITIONS + 1, false}};
@@ -1288,7 +1290,7 @@ START_TEST(test_what_is_beyond_the_limits_is_no_message)
         m.partition = (uint16_t)rows[i].partition;
         m.key_bytes = (uint16_t)rows[i].keys;
         m.type_bytes = (uint16_t)rows[i].types;
-        m.answers = (uint16_t)rows[i].answers;
+        m.results_count = (uint16_t)rows[i].results;
         message_append(&b, &m, &(struct body){zeros, zeros, zeros, zeros});
         ck_assert_msg(!message_parse(b.data, b.count) == !rows[i].fine, "row %zu", i);
         bytes_free(&b);
@@ -1350,8 +1352,8 @@ START_TEST(test_a_batch_of_mail_with_any_byte_damaged_is_refused)
     struct bytes b = batch_make();
     ck_assert(node_receive(l.node, b.data, b.count));
     for (size_t at = 0; at < b.count; at++) {
-        if (at == offsetof(struct batch, mac)) /* that is for the wire */
-            at += sizeof((struct batch *)0)->mac;
+        if (at == offsetof(struct frame, mac)) /* that is for the wire */
+            at += sizeof((struct frame *)0)->mac;
         b.data[at] ^= 0x20;
         ck_assert(!node_receive(l.node, b.data, b.count));
         b.data[at] ^= 0x20;
@@ -1367,7 +1369,7 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
     lone_begin();
     struct node *n = l.node;
     struct bytes b = batch_make();
-    struct batch *h = (struct batch *)b.data;
+    struct frame *h = (struct frame *)b.data;
     static const struct {
         uint64_t cluster, from, to, ahead;
         bool heard;
@@ -1402,7 +1404,8 @@ START_TEST(test_a_list_is_read_up_to_its_first_entry_that_is_not_whole)
     struct bytes list = {0};
     const char *const keys[] = {"a", "a longer key", ""};
     for (int i = 0; i < 3; i++)
-        listed_append(&list, &(struct listed){.key_bytes = (uint16_t)strlen(keys[i]), .version = 7},
+        listed_append(&list,
+                      &(struct listed){.key_bytes = (uint16_t)strlen(keys[i]), .write_id = 7},
                       keys[i]);
     for (size_t count = 0; count <= list.count; count++) {
         struct bytes part = {list.data, count, 0};
@@ -1562,12 +1565,12 @@ START_TEST(test_a_floor_counts_as_promised_for_keys_without_a_live_record)
     accept_at(now + 1, "live", "v");
     accept_at(now + 2, "gone", NULL);
     for (int i = 0; i < 3; i++)
-        floor_raise(l.node, key_partition(((const char *[]){"live", "gone", "none"})[i], 4),
-                    ballot_at(now + 100));
+        promise_floor_raise(l.node, key_partition(((const char *[]){"live", "gone", "none"})[i], 4),
+                            ballot_at(now + 100));
     lone_settle(&l);
     ck_assert_int_eq(prepare_at(now + 50, "live"), M_PROMISE);
-    ck_assert_int_eq(prepare_at(now + 50, "gone"), M_REFUSE);
-    ck_assert_int_eq(prepare_at(now + 50, "none"), M_REFUSE);
+    ck_assert_int_eq(prepare_at(now + 50, "gone"), M_REJECT);
+    ck_assert_int_eq(prepare_at(now + 50, "none"), M_REJECT);
     ck_assert_int_eq(prepare_at(now + 101, "none"), M_PROMISE);
 }
 END_TEST
@@ -1578,12 +1581,12 @@ START_TEST(test_a_dropped_partition_is_empty_and_its_sums_are_gone)
     uint16_t p = key_partition("k", 1);
     uint64_t live = l.node->log.live_bytes;
     accept_at(clock_tick(l.node), "k", "v");
-    floor_raise(l.node, p, ballot_at(5));
+    promise_floor_raise(l.node, p, ballot_at(5));
     lone_settle(&l);
     ck_assert_int_eq(prepare_at(clock_tick(l.node), "k"), M_PROMISE);
     partition_drop(l.node, &l.node->partitions[p]);
     ck_assert_uint_eq(l.node->partitions[p].count, 0);
-    ck_assert_uint_eq(l.node->partitions[p].floor.time, 0);
+    ck_assert_uint_eq(l.node->partitions[p].promise_floor.time, 0);
     ck_assert_uint_eq(l.node->partitions[p].digest, 0);
     ck_assert_uint_eq(l.node->keys, 0);
     ck_assert_uint_eq(l.node->log.live_bytes, live);
@@ -1905,9 +1908,9 @@ END_TEST
 START_TEST(test_conditions_hold_for_the_record_that_is_there)
 {
     struct draft none = {0}, gone = {.head = {.flags = FLAG_RECORD | FLAG_TOMBSTONE}};
-    struct draft there = {.head = {.flags = FLAG_RECORD, .modified = 5, .version = 7}};
+    struct draft there = {.head = {.flags = FLAG_RECORD, .modified = 5, .write_id = 7}};
     gone.head.modified = 5;
-    gone.head.version = 7;
+    gone.head.write_id = 7;
     struct draft *drafts[] = {&none, &gone, &there};
     static const struct {
         uint8_t condition;
@@ -1951,7 +1954,7 @@ START_TEST(test_a_counter_adds_to_an_integer_and_to_nothing_else)
     static struct draft d;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct round r = {.ballot = {1, 1000, 1}};
-        struct message m = {.version = 3, .number = (uint64_t)rows[i].by};
+        struct message m = {.write_id = 3, .number = (uint64_t)rows[i].by};
         int64_t sum = 0;
         d = (struct draft){.head = {.modified = 5}};
         if (rows[i].value) {
@@ -1970,21 +1973,21 @@ START_TEST(test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it)
 {
     static struct draft d;
     struct round r = {.ballot = {1, 100 * SECOND, 1}};
-    for (size_t i = 0; i < ANSWERS_MAX + 10; i++)
-        d.answers[d.answers_count++] = (struct answer){.version = i, .recorded = 90 * SECOND + i};
+    for (size_t i = 0; i < RESULTS_MAX + 10; i++)
+        d.results[d.results_count++] = (struct result){.write_id = i, .recorded = 90 * SECOND + i};
     draft_trim(&d, &r);
-    ck_assert_uint_eq(d.answers_count, ANSWERS_MAX);
-    ck_assert_uint_eq(d.head.dropped, 90 * SECOND + 9);
-    for (size_t i = 0; i < d.answers_count; i++)
-        ck_assert_uint_gt(d.answers[i].recorded, d.head.dropped);
+    ck_assert_uint_eq(d.results_count, RESULTS_MAX);
+    ck_assert_uint_eq(d.head.results_lost_until, 90 * SECOND + 9);
+    for (size_t i = 0; i < d.results_count; i++)
+        ck_assert_uint_gt(d.results[i].recorded, d.head.results_lost_until);
     r.ballot.time = 200 * SECOND;
     draft_trim(&d, &r);
-    ck_assert_uint_eq(d.answers_count, 0);
-    uint64_t dropped = d.head.dropped;
-    ck_assert_uint_eq(dropped, 90 * SECOND + ANSWERS_MAX + 9);
-    d.answers[d.answers_count++] = (struct answer){.recorded = 10 * SECOND};
+    ck_assert_uint_eq(d.results_count, 0);
+    uint64_t dropped = d.head.results_lost_until;
+    ck_assert_uint_eq(dropped, 90 * SECOND + RESULTS_MAX + 9);
+    d.results[d.results_count++] = (struct result){.recorded = 10 * SECOND};
     draft_trim(&d, &r);
-    ck_assert_uint_eq(d.head.dropped, dropped); /* it never falls */
+    ck_assert_uint_eq(d.head.results_lost_until, dropped); /* it never falls */
 }
 END_TEST
 
@@ -2031,14 +2034,14 @@ static void peer_says(uint64_t from, uint64_t clock, const struct message *head,
 {
     struct node *n = l.node;
     struct bytes mail = {0};
-    struct batch *b = bytes_extend(&mail, sizeof *b);
-    *b = (struct batch){.magic = MAIL_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
+    struct frame *b = bytes_extend(&mail, sizeof *b);
+    *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
     b->clock = clock;
     b->epoch = node_epoch(n);
     message_append(&mail, head, body);
-    b = (struct batch *)mail.data;
+    b = (struct frame *)mail.data;
     b->bytes = (uint32_t)mail.count;
-    b->check = batch_check(b);
+    b->check = frame_check(b);
     ck_assert(node_receive(n, mail.data, mail.count));
     bytes_free(&mail);
     lone_settle(&l);
@@ -2051,7 +2054,7 @@ static unsigned told(uint8_t type, uint8_t flags, struct message *last)
     unsigned count = 0;
     for (size_t i = 0; i < 2 * l.node->peers_count; i++) {
         struct bytes *box = &l.node->peers[i / 2]->outbox[i % 2];
-        for (size_t at = sizeof(struct batch); at < box->count;) {
+        for (size_t at = sizeof(struct frame); at < box->count;) {
             const struct message *m = (const struct message *)(box->data + at);
             at += m->bytes;
             if (m->type != type || (m->flags & flags) != flags)
@@ -2069,7 +2072,7 @@ static unsigned rounds(void)
 {
     unsigned count = 0;
     for (int i = 0; i < ROUND_BUCKETS; i++)
-        for (const struct round *r = LIST_FIRST(&l.node->by_op[i]); r; r = LIST_NEXT(r, by_op))
+        for (const struct round *r = LIST_FIRST(&l.node->by_id[i]); r; r = LIST_NEXT(r, by_id))
             count++;
     return count;
 }
@@ -2079,8 +2082,8 @@ static struct message request_for(uint8_t function, const char *key, uint64_t ma
     struct message m = {.type = M_REQUEST, .function = function, .flags = FLAG_WHOLE};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
-    m.version = 1;
-    m.dropped = made;
+    m.write_id = 1;
+    m.issued_at = made;
     m.expiry = function == DO_READ ? UINT64_MAX : 0;
     return m;
 }
@@ -2110,7 +2113,7 @@ static void peers_agree(uint16_t partition)
 {
     const struct partition *p = &l.node->partitions[partition];
     struct message m = {.type = M_DIGEST, .partition = partition, .number = p->digest};
-    m.ballot = p->floor;
+    m.ballot = p->promise_floor;
     for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
         peer_says(id, l.node->clock, &m, NULL);
 }
@@ -2126,8 +2129,8 @@ START_TEST(test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes)
     for (uint32_t more = 0; more <= 8; more += 8) {
         struct server s = {.node = lone_node(&l)};
         struct call c = {.server = &s};
-        struct batch b = {.magic = MAIL_MAGIC, .bytes = MAIL_BYTES_MAX + more};
-        ck_assert_int_eq(mail_piece(&c, (const char *)&b, sizeof b), MHD_YES);
+        struct frame b = {.magic = FRAME_MAGIC, .bytes = FRAME_BYTES_MAX + more};
+        ck_assert_int_eq(frame_piece(&c, (const char *)&b, sizeof b), MHD_YES);
         ck_assert_int_eq(c.response != NULL, more != 0);
         if (c.response)
             MHD_destroy_response(c.response);
@@ -2151,11 +2154,11 @@ START_TEST(test_while_memory_is_short_little_mail_waits_for_a_live_peer)
     void *value = bytes_extend(&all, OUTBOX_BYTES_DEAD);
     memset(value, 'v', OUTBOX_BYTES_DEAD);
     for (int i = 0; i < 20; i++)
-        mail(l.node, to, 0, &m, &(struct body){.value = value});
+        message_send(l.node, to, 0, &m, &(struct body){.value = value});
     ck_assert_uint_gt(to->outbox[1].count, 20 * OUTBOX_BYTES_DEAD);
     bytes_limit = bytes_held / 3;
     for (int i = 0; i < 20; i++) {
-        mail(l.node, to, 0, &m, &(struct body){.value = value});
+        message_send(l.node, to, 0, &m, &(struct body){.value = value});
         ck_assert_uint_lt(to->outbox[1].count, 2 * OUTBOX_BYTES_DEAD);
     }
     bytes_limit = UINT64_MAX;
@@ -2214,13 +2217,13 @@ START_TEST(test_a_tombstone_is_forgotten_while_other_keys_change)
     accept_at(first, neighbour("gone", busy), "v");
     accept_at(clock_tick(n), "gone", NULL);
     struct ballot deleted = entry_of("gone")->accepted;
-    ticks(MEMORY_OF_ANSWERS / SECOND + 10, SECOND);
+    ticks(RESULTS_KEPT_TIME / SECOND + 10, SECOND);
     for (int i = 0; i < 3; i++) {
         peers_agree(at);
         accept_at(clock_tick(n), busy, "changed");
-        partition_walk(n, at);
+        partition_sweep(n, at);
     }
-    ck_assert_int_ge(ballot_compare(p->forgotten, deleted), 0);
+    ck_assert_int_ge(ballot_compare(p->gc_floor, deleted), 0);
 }
 END_TEST
 
@@ -2234,20 +2237,20 @@ START_TEST(test_what_is_stored_below_the_floor_undoes_an_agreement)
     uint64_t first = clock_tick(n), middle = clock_tick(n);
     accept_at(first, neighbour("gone", late), "v");
     accept_at(clock_tick(n), "gone", NULL);
-    ticks(MEMORY_OF_ANSWERS / SECOND + 10, SECOND);
+    ticks(RESULTS_KEPT_TIME / SECOND + 10, SECOND);
     for (int i = 0; i < 3; i++) {
         peers_agree(at);
-        partition_walk(n, at);
+        partition_sweep(n, at);
     }
-    ck_assert_int_gt(ballot_compare(p->forgotten, ballot_at(middle)), 0);
+    ck_assert_int_gt(ballot_compare(p->gc_floor, ballot_at(middle)), 0);
     peers_agree(at);
     accept_at(middle, late, NULL);
-    ck_assert_uint_eq(p->forgotten.time, 0);
-    partition_walk(n, at);
-    ck_assert_uint_eq(p->forgotten.time, 0);
+    ck_assert_uint_eq(p->gc_floor.time, 0);
+    partition_sweep(n, at);
+    ck_assert_uint_eq(p->gc_floor.time, 0);
     peers_agree(at); /* as the others have it now too */
-    partition_walk(n, at);
-    ck_assert_int_gt(ballot_compare(p->forgotten, ballot_at(middle)), 0);
+    partition_sweep(n, at);
+    ck_assert_int_gt(ballot_compare(p->gc_floor, ballot_at(middle)), 0);
 }
 END_TEST
 
@@ -2257,24 +2260,24 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    struct message m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
     uint16_t at = m.partition = key_partition("none", 4);
     struct partition *p = &n->partitions[at];
     unsigned raised = 0;
     for (int i = 0; i < 200; i++) {
-        struct ballot before = p->floor;
+        struct ballot before = p->promise_floor;
         m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
         peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
         ticks(9, SECOND);
-        entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
-        partition_walk(n, at);
-        raised += ballot_compare(p->floor, before) > 0;
+        entry_of("none")->promised->time -= RESULTS_KEPT_TIME + 10 * SECOND;
+        partition_sweep(n, at);
+        raised += ballot_compare(p->promise_floor, before) > 0;
     }
     ck_assert_uint_ge(raised, 2);
     ck_assert_uint_le(raised, 4);
     ck_assert_ptr_nonnull(entry_of("none"));
     peers_agree(at);
-    partition_walk(n, at);
+    partition_sweep(n, at);
     ck_assert_ptr_null(entry_of("none"));
 }
 END_TEST
@@ -2288,7 +2291,7 @@ static struct call keyed(const char *key, uint8_t flags)
     struct call c = {.server = &s, .method = POST, .uri = "/k?op=add", .m.flags = flags};
     snprintf(c.retry_key, sizeof c.retry_key, "%s", key);
     c.key_time = parse_unix_time(key, '-');
-    call_version(&c);
+    call_write_id(&c);
     return c;
 }
 
@@ -2308,20 +2311,20 @@ START_TEST(test_no_repeat_counts_as_made_later_than_its_first_try)
         struct call first = keyed(key_at((uint64_t)((int64_t)n->wall + aheads[i] * 1000)), 0);
         bool late = aheads[i] < -1000;
         ck_assert_int_eq(!(first.m.flags & FLAG_FIRST), late);
-        ck_assert_int_eq(first.m.dropped < n->wall, late); /* else as it comes */
+        ck_assert_int_eq(first.m.issued_at < n->wall, late); /* else as it comes */
         uint64_t recorded = max_u64(n->clock, n->wall);
         for (int later = 0; later < 40; later++) {
             node_time(n, n->now + 250 * MS, n->wall + 250 * MS);
             struct call repeat = keyed(first.retry_key, FLAG_REPEAT);
-            ck_assert_uint_eq(repeat.m.version, first.m.version);
-            ck_assert_msg(repeat.m.dropped <= min_u64(first.m.dropped, recorded),
+            ck_assert_uint_eq(repeat.m.write_id, first.m.write_id);
+            ck_assert_msg(repeat.m.issued_at <= min_u64(first.m.issued_at, recorded),
                           "%" PRId64 " ms ahead", aheads[i]);
             ck_assert(!(repeat.m.flags & FLAG_FIRST));
         }
     }
-    ck_assert_uint_eq(keyed("uuid", FLAG_REPEAT).m.dropped, 0);
-    ck_assert_uint_eq(keyed(key_at(n->wall + 6 * SECOND), FLAG_REPEAT).m.dropped, 0);
-    ck_assert_uint_ge(keyed("uuid", 0).m.dropped, n->wall);
+    ck_assert_uint_eq(keyed("uuid", FLAG_REPEAT).m.issued_at, 0);
+    ck_assert_uint_eq(keyed(key_at(n->wall + 6 * SECOND), FLAG_REPEAT).m.issued_at, 0);
+    ck_assert_uint_ge(keyed("uuid", 0).m.issued_at, n->wall);
 }
 END_TEST
 
@@ -2333,9 +2336,9 @@ START_TEST(test_a_keyless_write_and_its_repeat_with_the_key_that_was_told_are_on
         l.node->wall += 777;
         struct call first = keyed("", 0), repeat = keyed(first.retry_key, FLAG_REPEAT);
         ck_assert(first.m.flags & FLAG_FRESH);
-        ck_assert_uint_eq(repeat.m.version, first.m.version);
-        ck_assert_uint_le(repeat.m.dropped, first.m.dropped);
-        ck_assert_uint_gt(repeat.m.dropped, 0);
+        ck_assert_uint_eq(repeat.m.write_id, first.m.write_id);
+        ck_assert_uint_le(repeat.m.issued_at, first.m.issued_at);
+        ck_assert_uint_gt(repeat.m.issued_at, 0);
     }
 }
 END_TEST
@@ -2361,10 +2364,10 @@ static uint16_t told_after(uint64_t dropped, struct message m)
     static struct draft d;
     struct round r = {.ballot = {1, clock_tick(l.node), LONE_ID}};
     struct request q = {.m = &m};
-    d = (struct draft){.head = {.dropped = dropped}};
+    d = (struct draft){.head = {.results_lost_until = dropped}};
     m.function = DO_PUT;
     draft_take(l.node, &d, &r, &q);
-    return (uint16_t)q.answer.status;
+    return (uint16_t)q.result.status;
 }
 
 START_TEST(test_unknown_is_only_what_could_have_been_let_go)
@@ -2378,15 +2381,15 @@ START_TEST(test_unknown_is_only_what_could_have_been_let_go)
     ck_assert_uint_eq(told_after(1, uuid), STATUS_UNKNOWN);
     ck_assert_uint_eq(told_after(wall - 6 * SECOND, repeat), 201);
     ck_assert_uint_eq(told_after(wall - 4 * SECOND, repeat), STATUS_UNKNOWN);
-    ck_assert_uint_eq(told_after(first.dropped - 1, first), 201);
-    ck_assert_uint_eq(told_after(first.dropped + 50 * MS, first), 201); /* of a clock ahead */
-    ck_assert_uint_eq(told_after(first.dropped + 200 * MS, first), STATUS_UNKNOWN);
+    ck_assert_uint_eq(told_after(first.issued_at - 1, first), 201);
+    ck_assert_uint_eq(told_after(first.issued_at + 50 * MS, first), 201); /* of a clock ahead */
+    ck_assert_uint_eq(told_after(first.issued_at + 200 * MS, first), STATUS_UNKNOWN);
     ck_assert_uint_eq(told_after(wall + 2 * SECOND, keyless), 201);
     struct request sent[] = {{.m = &first}, {.m = &keyless}};
     for (int i = 0; i < 2; i++) {
         sent[i].m->flags &= (uint8_t) ~(FLAG_FRESH | FLAG_FIRST);
-        ck_assert_uint_eq(told_after(sent[i].m->dropped - 1, *sent[i].m), 201);
-        ck_assert_uint_eq(told_after(sent[i].m->dropped, *sent[i].m), STATUS_UNKNOWN);
+        ck_assert_uint_eq(told_after(sent[i].m->issued_at - 1, *sent[i].m), 201);
+        ck_assert_uint_eq(told_after(sent[i].m->issued_at, *sent[i].m), STATUS_UNKNOWN);
     }
 }
 END_TEST
@@ -2395,13 +2398,13 @@ END_TEST
 START_TEST(test_a_promise_for_no_record_tells_the_floor_as_dropped)
 {
     peers_begin(2, 3);
-    struct message promise, m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    struct message promise, m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
     m.partition = key_partition("none", 4);
-    l.node->partitions[m.partition].floor = (struct ballot){1, 77, LONE_ID};
+    l.node->partitions[m.partition].promise_floor = (struct ballot){1, 77, LONE_ID};
     m.ballot = (struct ballot){1, clock_tick(l.node), LONE_ID + 1};
     peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "none"});
     ck_assert_uint_eq(told(M_PROMISE, 0, &promise), 1);
-    ck_assert_uint_eq(promise.dropped, 77);
+    ck_assert_uint_eq(promise.results_lost_until, 77);
 }
 END_TEST
 
@@ -2414,7 +2417,7 @@ START_TEST(test_a_repeat_is_never_told_that_nothing_was_changed)
         struct call c = {.m = {.function = DO_PUT, .flags = one ? FLAG_ONE : 0}};
         c.m.flags |= repeat ? FLAG_REPEAT : 0;
         strcpy(c.retry_key, "mine");
-        call_tell(&c, statuses[i % 3], "why");
+        call_text(&c, statuses[i % 3], "why");
         bool unknown = repeat || statuses[i % 3] == STATUS_UNKNOWN;
         ck_assert_int_eq(c.status, unknown ? 503 : statuses[i % 3]);
         ck_assert_int_eq(MHD_get_response_header(c.response, outcome) != NULL, unknown);
@@ -2430,11 +2433,11 @@ START_TEST(test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct message m = request_for(DO_PUT, "k", n->wall + SECOND - MEMORY_OF_ANSWERS), prepare;
+    struct message m = request_for(DO_PUT, "k", n->wall + SECOND - RESULTS_KEPT_TIME), prepare;
     m.flags |= FLAG_REPEAT;
     request(&m, "k");
     ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
-    struct message promise = {.type = M_PROMISE, .op = prepare.op};
+    struct message promise = {.type = M_PROMISE, .round_id = prepare.round_id};
     for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
         peer_says(id, n->wall + 5 * SECOND, &promise, NULL);
     ck_assert_uint_eq(told(M_ACCEPT, 0, NULL), 0);
@@ -2452,7 +2455,7 @@ START_TEST(test_a_round_that_nobody_waits_for_is_over)
         unsigned before = l.replies;
         request(&m, "k");
         ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
-        struct message promise = {.type = M_PROMISE, .op = prepare.op};
+        struct message promise = {.type = M_PROMISE, .round_id = prepare.round_id};
         for (uint64_t id = LONE_ID + 1; accepts && id <= LONE_ID + 3; id++)
             peer_says(id, l.node->clock, &promise, NULL);
         ck_assert_uint_eq(told(M_ACCEPT, 0, NULL) > 0, accepts);
@@ -2494,13 +2497,13 @@ START_TEST(test_a_large_value_has_time_to_be_stored)
     request_with(&m, "big", value, 0);
     free(value);
     ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
-    peer_says(LONE_ID + 1, l.node->clock, &(struct message){.type = M_PROMISE, .op = sent.op},
-              NULL);
+    peer_says(LONE_ID + 1, l.node->clock,
+              &(struct message){.type = M_PROMISE, .round_id = sent.round_id}, NULL);
     ck_assert_uint_gt(told(M_ACCEPT, FLAG_WHOLE, &sent), 0);
     ticks(250, 20 * MS);
     ck_assert_uint_eq(l.replies, 0);
-    peer_says(LONE_ID + 1, l.node->clock, &(struct message){.type = M_ACCEPTED, .op = sent.op},
-              NULL);
+    peer_says(LONE_ID + 1, l.node->clock,
+              &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
     ck_assert_uint_eq(l.replies, 1);
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, 201);
 }
@@ -2535,7 +2538,7 @@ START_TEST(test_large_writes_wait_for_one_another_and_all_are_done)
         snprintf(key, sizeof key, "big%d", i);
         struct message m = request_for(DO_PUT, key, n->wall + (unsigned)i);
         m.flags |= FLAG_FRESH;
-        m.version = 100 + (unsigned)i;
+        m.write_id = 100 + (unsigned)i;
         m.value_bytes = bytes;
         request_with(&m, key, value, 0);
     }
@@ -2547,8 +2550,8 @@ START_TEST(test_large_writes_wait_for_one_another_and_all_are_done)
         ck_assert_uint_le(n->large_bytes, LARGE_BYTES_MAX);
         const struct round *r = NULL;
         for (int i = 0; i < ROUND_BUCKETS && !r; i++)
-            r = LIST_FIRST(&n->by_op[i]);
-        sent = (struct message){.op = r->op, .type = M_PROMISE};
+            r = LIST_FIRST(&n->by_id[i]);
+        sent = (struct message){.round_id = r->round_id, .type = M_PROMISE};
         peer_says(LONE_ID + 1, n->clock, &sent, NULL);
         sent.type = M_ACCEPTED;
         peer_says(LONE_ID + 1, n->clock, &sent, NULL);
@@ -2569,7 +2572,7 @@ START_TEST(test_a_large_write_that_waits_too_long_is_told_that_nothing_was_chang
     for (unsigned i = 0; i < 2; i++) {
         struct message m = request_for(DO_PUT, i ? "b" : "a", n->wall);
         m.flags |= FLAG_FRESH;
-        m.version = 100 + i;
+        m.write_id = 100 + i;
         m.value_bytes = bytes;
         request_with(&m, i ? "b" : "a", value, 0);
         ticks(10, 20 * MS);
@@ -2586,7 +2589,7 @@ END_TEST
 static uint16_t results_of(const char *key)
 {
     ck_assert_int_eq(record_read(l.node, entry_of(key), 0, 0), RECORD_READ);
-    return ((struct message *)l.node->scratch.data)->answers;
+    return ((struct message *)l.node->scratch.data)->results_count;
 }
 
 START_TEST(test_a_record_lists_the_results_that_somebody_may_still_ask_for)
@@ -2595,7 +2598,7 @@ START_TEST(test_a_record_lists_the_results_that_somebody_may_still_ask_for)
     lone_tick(&l, SECOND, true);
     for (uint64_t i = 1; i <= 40; i++) {
         struct message m = request_for(DO_PUT, "k", l.node->wall);
-        m.version = i;
+        m.write_id = i;
         request(&m, "k");
         if (i % 4 != 0)
             node_delivered(l.node, i);
@@ -2603,13 +2606,13 @@ START_TEST(test_a_record_lists_the_results_that_somebody_may_still_ask_for)
     }
     struct message repeat = request_for(DO_PUT, "k", l.node->wall);
     repeat.flags |= FLAG_REPEAT;
-    repeat.version = 4;
+    repeat.write_id = 4;
     request(&repeat, "k");
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, 204);
-    repeat.version = 5; /* was applied, and is not applied again */
+    repeat.write_id = 5; /* was applied, and is not applied again */
     request(&repeat, "k");
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, STATUS_UNKNOWN);
-    ck_assert_uint_eq(entry_of("k")->version, 40);
+    ck_assert_uint_eq(entry_of("k")->write_id, 40);
 }
 END_TEST
 
@@ -2618,13 +2621,13 @@ START_TEST(test_a_wait_without_a_quorum_is_503_soon)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct message m = request_for(DO_READ, "k", 0), read, answer = {.type = M_ANSWER};
+    struct message m = request_for(DO_READ, "k", 0), read, answer = {.type = M_READ_REPLY};
     m.flags = FLAG_WATCH;
     m.condition = IF_ABSENT;
     request_with(&m, "k", NULL, 60 * SECOND);
     if (_i) {
         ck_assert_uint_gt(told(M_READ, 0, &read), 0);
-        answer.op = read.op;
+        answer.round_id = read.round_id;
         for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
             peer_says(id, n->clock, &answer, NULL);
     }
@@ -2685,8 +2688,8 @@ START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
     request(&m, key);
     struct message read = {0};
     told(M_READ, 0, &read);
-    struct message answer = {.type = M_ANSWER, .flags = FLAG_RECORD, .value_bytes = 20 << 20};
-    answer.op = read.op;
+    struct message answer = {.type = M_READ_REPLY, .flags = FLAG_RECORD, .value_bytes = 20 << 20};
+    answer.round_id = read.round_id;
     answer.partition = read.partition;
     answer.ballot = ballot_at(l.node->wall - 100 * SECOND);
     uint64_t owners = partition_owners(l.node, answer.partition);
@@ -2711,7 +2714,7 @@ START_TEST(test_a_damaged_record_is_told_as_such_and_a_repair_begins)
     struct node *n = l.node;
     accept_at(n->wall - 100 * SECOND, "k", "value"); /* it is told from the index */
     lone_settle(&l);
-    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 1};
+    struct message m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 1};
     m.partition = key_partition("k", 1);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
     struct body body = {.key = "k"};
@@ -2726,8 +2729,8 @@ START_TEST(test_a_damaged_record_is_told_as_such_and_a_repair_begins)
     ck_assert(ballot_equal(promise.ballot, entry_of("k")->accepted));
     m.type = M_READ;
     peer_says(LONE_ID + 1, n->clock, &m, &body);
-    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
-    partition_walk(n, m.partition);
+    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
+    partition_sweep(n, m.partition);
     lone_settle(&l);
     ck_assert_uint_eq(n->repairs, 1);
     ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 2);
@@ -2762,7 +2765,7 @@ START_TEST(test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_ch
     ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
     for (unsigned i = 0; i < rows[_i].peers; i++) {
         uint8_t flags = i ? rows[_i].second : rows[_i].first;
-        struct message promise = {.type = M_PROMISE, .flags = flags, .op = prepare.op};
+        struct message promise = {.type = M_PROMISE, .flags = flags, .round_id = prepare.round_id};
         promise.ballot = ballot_at(then + (flags & FLAG_DAMAGED ? 9 : 5));
         if (flags)
             peer_says(LONE_ID + 1 + i, n->clock, &promise, NULL);
@@ -2803,7 +2806,7 @@ START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
     for (int i = 0; i < 80000; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes);
-        ck_assert_msg(mail_may_leave(n), "silent after %d reserves", i);
+        ck_assert_msg(frame_may_leave(n), "silent after %d reserves", i);
     }
     ck_assert_uint_gt(n->log.first, SEGMENT_BYTES);
 }
@@ -2814,27 +2817,27 @@ START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_agai
 {
     lone_begin();
     struct node *n = l.node;
-    uint64_t end = log_end(n), bytes = end + RESERVE_ROOM - 1;
+    uint64_t end = log_end(n), bytes = end + BOUND_ROOM - 1;
     n->log.full = true;
-    n->log.room = RESERVE_ROOM - 1;
+    n->log.room = BOUND_ROOM - 1;
     for (int i = 0; i < 200; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes);
     }
-    ck_assert(!mail_may_leave(n));
+    ck_assert(!frame_may_leave(n));
     ck_assert_uint_eq(log_end(n), end);
     for (int i = 0; i < 4; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes + SEGMENT_BYTES);
     }
-    ck_assert(mail_may_leave(n));
+    ck_assert(frame_may_leave(n));
 }
 END_TEST
 
 START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
 {
     struct node *n = lone_node(&l);
-    n->log.room = RESERVE_ROOM;
+    n->log.room = BOUND_ROOM;
     ck_assert(!node_is_too_small(n));
     n->log.full = true;
     ck_assert(node_is_too_small(n));
@@ -2842,7 +2845,7 @@ START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
     ck_assert(!node_is_too_small(n));
     lone_node_free(&l);
     lone_begin();
-    l.node->log.room = RESERVE_ROOM;
+    l.node->log.room = BOUND_ROOM;
     l.node->log.full = true;
     ck_assert(!node_is_too_small(l.node));
 }
@@ -2854,7 +2857,7 @@ START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for
     lone_begin();
     struct node *n = l.node;
     n->log.full = true;
-    n->log.room = RESERVE_ROOM - 1;
+    n->log.room = BOUND_ROOM - 1;
     n->log.cleaned = n->log.cleaned_until = n->log.durable;
     node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
     const struct bytes *batch = log_flush(n);
@@ -2878,13 +2881,12 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
         view_adopt(n, &v.view);
         lone_settle(&l);
     }
-    ck_assert_uint_gt(n->views_bytes, RESERVE_ROOM);
+    ck_assert_uint_gt(n->views_bytes, BOUND_ROOM);
     clean_past(0);
     lone_settle(&l);
-    uint64_t bytes =
-        log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES + RESERVE_ROOM + 8192;
+    uint64_t bytes = log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES + BOUND_ROOM + 8192;
     n->log.full = true;
-    n->log.room = RESERVE_ROOM + 8192;
+    n->log.room = BOUND_ROOM + 8192;
     n->log.cleaned = n->log.durable;
     n->log.cleaned_until = 0;
     n->log.clean_next = VIEWS_PARTITION + 1;
@@ -2895,7 +2897,7 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = sizeof v};
     v.view.epoch = node_epoch(n) + 1;
     for (int has_room = 0; has_room < 2; has_room++) {
-        n->log.room = has_room ? 1 << 30 : RESERVE_ROOM + 8192;
+        n->log.room = has_room ? 1 << 30 : BOUND_ROOM + 8192;
         peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.value = &v});
         ck_assert_uint_eq(node_epoch(n), v.view.epoch - 1 + (uint64_t)has_room);
     }
@@ -2906,19 +2908,19 @@ START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct message m = {.type = M_PREPARE, .op = 5, .key_bytes = 4};
+    struct message m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
     uint16_t at = m.partition = key_partition("none", 4);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
     peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
-    entry_of("none")->promised->time -= MEMORY_OF_ANSWERS + 10 * SECOND;
+    entry_of("none")->promised->time -= RESULTS_KEPT_TIME + 10 * SECOND;
     n->log.full = true;
     n->log.room = DISK_KEEP_BYTES / 4;
     uint64_t end = log_end(n);
-    partition_walk(n, at);
+    partition_sweep(n, at);
     ck_assert_uint_eq(log_end(n), end);
     ck_assert_ptr_nonnull(entry_of("none")); /* the promise is kept, one way or the other */
     n->log.room = DISK_KEEP_BYTES;
-    partition_walk(n, at);
+    partition_sweep(n, at);
     ck_assert_uint_gt(log_end(n), end);
     ck_assert_ptr_null(entry_of("none"));
 }
@@ -2952,7 +2954,7 @@ START_TEST(test_who_was_no_member_yet_has_promised_nothing)
     ck_assert_uint_eq(l.node->repairs, 0);
     ck_assert_uint_eq(l.node->keys, 1);
     ck_assert(recover()); /* now it may have */
-    ck_assert_uint_eq(l.node->reserve_start, l.node->reserve);
+    ck_assert_uint_eq(l.node->clock_bound_start, l.node->clock_bound);
 }
 END_TEST
 
@@ -2995,7 +2997,7 @@ START_TEST(test_repairs_of_a_views_register_end)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct message m = {.type = M_ACCEPT, .op = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
+    struct message m = {.type = M_ACCEPT, .round_id = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
     m.partition = VIEWS_PARTITION;
     m.key_bytes = 6;
     m.ballot = (struct ballot){1, n->clock, LONE_ID};
@@ -3038,12 +3040,12 @@ START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it
     struct message prepare, m = request_for(DO_PUT, "k", n->wall);
     m.flags |= FLAG_FRESH;
     request(&m, "k");
-    m.version = 2;
-    m.expiry = node_date(n) + 300 * MS;
+    m.write_id = 2;
+    m.expiry = node_latest_time(n) + 300 * MS;
     request(&m, "k");
     m = request_for(_i ? DO_PUT : DO_READ, "k", n->wall);
     m.flags |= _i ? FLAG_FRESH : 0;
-    m.version = 3;
+    m.write_id = 3;
     m.condition = _i ? IF_ABSENT : IF_NONE;
     struct request *q = request_make(n, &m, &(struct body){.key = "k"});
     q->tries = READ_TRIES;
@@ -3051,7 +3053,7 @@ START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it
     for (unsigned round = 0; round < 2; round++) {
         ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
         ticks(round ? 4 : 0, 100 * MS);
-        struct message answer = {.type = M_PROMISE, .op = prepare.op};
+        struct message answer = {.type = M_PROMISE, .round_id = prepare.round_id};
         peer_says(LONE_ID + 1, n->clock, &answer, NULL);
         answer.type = M_ACCEPTED;
         peer_says(LONE_ID + 1, n->clock, &answer, NULL);
@@ -3065,22 +3067,23 @@ END_TEST
 static void owners_disagree(const struct message *m, uint64_t away)
 {
     struct node *n = l.node;
-    struct message sent, record = {.flags = FLAG_RECORD | FLAG_WHOLE, .version = 5};
+    struct message sent, record = {.flags = FLAG_RECORD | FLAG_WHOLE, .write_id = 5};
     record.ballot = ballot_at(n->wall - 100 * SECOND);
     record.modified = record.ballot.time;
     n->member_peer[away]->heard_at = 0;
     request_with(m, "k", NULL, 60 * SECOND);
     for (unsigned i = 0; i < READ_TRIES; i++) {
         ck_assert_uint_gt(told(M_READ, 0, &sent), 0);
-        record.type = M_ANSWER;
-        record.op = sent.op;
+        record.type = M_READ_REPLY;
+        record.round_id = sent.round_id;
         peer_says(LONE_ID + 1, n->clock, &record, NULL);
     }
     ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
     record.type = M_PROMISE;
-    record.op = sent.op;
+    record.round_id = sent.round_id;
     peer_says(LONE_ID + 1, n->clock, &record, NULL);
-    peer_says(LONE_ID + 1, n->clock, &(struct message){.type = M_ACCEPTED, .op = sent.op}, NULL);
+    peer_says(LONE_ID + 1, n->clock,
+              &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
 }
 
 /* All as for a quorum, or README would be wrong. */
@@ -3135,7 +3138,8 @@ START_TEST(test_a_joiner_that_is_not_complete_does_not_answer_consistency_one)
     ticks(8, 20 * MS);
     ck_assert_uint_eq(l.replies, 0);
     ck_assert_uint_gt(told(M_READ, FLAG_WHOLE, &read), 0);
-    struct message answer = {.type = M_ANSWER, .flags = FLAG_RECORD | FLAG_WHOLE, .op = read.op};
+    struct message answer = {
+        .type = M_READ_REPLY, .flags = FLAG_RECORD | FLAG_WHOLE, .round_id = read.round_id};
     answer.ballot = ballot_at(l.node->wall);
     peer_says(LONE_ID + 1, l.node->clock, &answer, NULL);
     ck_assert_uint_eq(l.replies, 1);
@@ -3171,7 +3175,7 @@ START_TEST(test_times_above_the_clock_of_their_batch_are_not_believed)
     struct message m = {.type = M_DIGEST, .partition = key_partition("k", 1), .number = p->digest};
     m.ballot = ballot_at(far);
     peer_says(LONE_ID + 1, clock, &m, NULL);
-    ck_assert_uint_eq(p->floor.time, 0);
+    ck_assert_uint_eq(p->promise_floor.time, 0);
     m.type = M_PREPARE;
     m.key_bytes = 1;
     peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
@@ -3182,10 +3186,10 @@ START_TEST(test_times_above_the_clock_of_their_batch_are_not_believed)
     m.modified = far;
     peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     m.modified = 0;
-    m.dropped = far;
+    m.results_lost_until = far;
     peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     ck_assert_uint_eq(p->count, 0);
-    m.dropped = 0;
+    m.results_lost_until = 0;
     peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     ck_assert_uint_eq(p->count, 1);
 }
@@ -3202,7 +3206,7 @@ START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
     for (int member = 0; member < 2; member++) {
         bool leaves = false;
         for (size_t i = 0; i < sizeof types; i++) {
-            struct message m = {.type = types[i], .flags = FLAG_RECORD | FLAG_WHOLE, .op = 5};
+            struct message m = {.type = types[i], .flags = FLAG_RECORD | FLAG_WHOLE, .round_id = 5};
             m.partition = key_partition("k", 1);
             m.key_bytes = m.status = 1;
             m.function = DO_PUT;
@@ -3214,7 +3218,7 @@ START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
         for (unsigned i = 0; i < 3; i++)
             leaves |= n->member_peer[i]->leave;
         ck_assert_int_eq(leaves && n->leaves, member);
-        ck_assert_int_eq(p->count && p->floor.time, member);
+        ck_assert_int_eq(p->count && p->promise_floor.time, member);
     }
 }
 END_TEST
@@ -3292,14 +3296,14 @@ START_TEST(test_the_clock_offset_is_of_wall_clocks)
     node_run(n);
     lone_settle(&l);
     told(M_VIEW, 0, NULL);
-    m.op = 1;
-    mail_members(n, 2, 0, &m, NULL);
-    ck_assert(mail_take(n, n->member_peer[1], 0, &mail));
-    struct batch *b = (struct batch *)mail.data;
+    m.round_id = 1;
+    messages_send(n, 2, 0, &m, NULL);
+    ck_assert(frame_take(n, n->member_peer[1], 0, &mail));
+    struct frame *b = (struct frame *)mail.data;
     ck_assert_uint_ge(b->clock, n->wall + 3 * SECOND);
     b->from = b->to;
     b->to = n->id;
-    b->check = batch_check(b);
+    b->check = frame_check(b);
     ck_assert(node_receive(n, mail.data, mail.count));
     ck_assert_int_eq(n->member_peer[1]->clock_offset, 0);
     bytes_free(&mail);
@@ -3315,7 +3319,7 @@ START_TEST(test_an_idle_node_seldom_writes_its_log)
         uint64_t last = l.last_lsn;
         lone_tick(&l, 20 * MS, true);
         batches += l.last_lsn != last;
-        ck_assert(mail_may_leave(l.node));
+        ck_assert(frame_may_leave(l.node));
     }
     ck_assert_uint_ge(batches, 1);
     ck_assert_uint_le(batches, 40); /* a minute */
@@ -3341,7 +3345,7 @@ START_TEST(test_a_slow_disk_does_not_silence_a_node)
             accept_at(clock_tick(n), "k", "v");
         if (n->log.flight.count && n->now >= done_at)
             node_durable(n, 1 << 30);
-        silent += i > 200 && !mail_may_leave(n);
+        silent += i > 200 && !frame_may_leave(n);
     }
     ck_assert_uint_eq(silent, 0);
 }
@@ -3379,24 +3383,24 @@ START_TEST(test_who_watches_a_key_is_told_of_that_key_alone)
     m.type = M_READ;
     m.flags = FLAG_WATCH;
     for (int i = 0; i < 2; i++) {
-        m.op = 7 + (uint64_t)i;
+        m.round_id = 7 + (uint64_t)i;
         m.key_bytes = (uint16_t)strlen(keys[i]);
         peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = keys[i]});
     }
-    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 2);
+    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 2);
     accept_at(clock_tick(n), "k", "v");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_ANSWER, 0, &answer), 1);
-    ck_assert_uint_eq(answer.op, 7);
+    ck_assert_uint_eq(told(M_READ_REPLY, 0, &answer), 1);
+    ck_assert_uint_eq(answer.round_id, 7);
     accept_at(clock_tick(n), "k", "w");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
+    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
     ticks(3000, 20 * MS);
     for (int i = 0; i < ROUND_BUCKETS; i++)
         ck_assert(LIST_EMPTY(&n->watches[i]));
     accept_at(clock_tick(n), keys[1], "v");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_ANSWER, 0, NULL), 0);
+    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
 }
 END_TEST
 
