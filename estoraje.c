@@ -5,58 +5,54 @@
  * which nodes hold it. The membership is a register of the same kind. There is no leader and no
  * replicated log, and repair, hand-off and rebalancing are one act: deliver the accept again.
  *
- *   I  The protocol           in prose: the words, the steps, why they are safe, the rules R1 to R40
+ *   I  The protocol, in prose: the words, the steps, why they are safe, the rules R1 to R40
  *
+ *  II  One register
  *   1  Limits                 every bound in one place
- *   2  Small tools            growing bytes, log lines, keys as text
+ *   2  Small tools            growing bytes, keys as text
  *   3  Ballots and messages   one format for the wire, the disk and the queue
  *   4  The node               all protocol state, in one struct
- *   5  The log                batches, group commit, recovery
- *   6  The clock              hybrid logical, with a durable reserve
+ *   5  The log                batches, group commit
+ *   6  The clock              hybrid logical, with a durable bound
  *   7  The index              partitions of sorted entries, digests
- *   8  Mail                   what leaves, and when it may
+ *   8  Sending                what leaves, and when it may
  *   9  The acceptor           prepare, accept, read
- *  10  Views                  who owns what, adopted one at a time
- *  11  Proposals              one round carries all the writes that wait
+ *  10  Writes                 a function of the record; its result is remembered
+ *  11  Rounds                 one round carries all the writes that wait
  *  12  Reads                  one round trip when the owners agree
- *  13  The coordinator        leases, joins, drains, evictions
- *  14  Sync                   lists, pulls, digests, forgetting
- *  15  Listing                the owners' sorted lists, merged
- *  16  Cleaning               the oldest part of the log first
- *  17  The core's edge        what goes in: a batch of mail, a tick, "it is durable"
- *  18  The disk               segments, the log thread
- *  19  The server, its wire   one loop, two endless POSTs to each peer
- *  20  Reports                status, metrics
- *  21  HTTP                   what a user meets
- *  22  The program            options, the loop, main
  *
- * Chapters 3 to 17 are the core: deterministic, without I/O, a lock or a clock of their own, so that
- * tests/ runs whole clusters of it under a simulated network and disk. To follow a PUT, start at
- * http_handle, then node_request, round_begin, on_prepare, on_promise, round_decide, on_accept.
+ * III  Many nodes
+ *  13  Views                  who owns what, adopted one at a time
+ *  14  The coordinator        leases, joins, drains, evictions
+ *  15  Sync                   lists, pulls, digests, forgetting
+ *  16  Cleaning               the oldest part of the log first
+ *  17  Recovery               what a restart finds, and may believe
+ *
+ *  IV  What clients want
+ *  18  Requests               where they come in, and where the reply goes out
+ *  19  Waits                  a read that is told of a change
+ *  20  Listings               the owners' sorted lists, merged
+ *  21  The core's edge        what goes in: a frame, a tick, "it is durable"
+ *
+ *   V  The machine
+ *  22  The disk               segments, the log thread
+ *  23  The server, its wire   one loop, two endless POSTs to each peer
+ *  24  Reports                status, metrics
+ *  25  HTTP                   what a user meets
+ *  26  The program            options, the loop, main
+ *
+ * Parts II to IV are the core: deterministic, without I/O, a lock or a clock of their own, so that
+ * tests/ runs whole clusters of it under a simulated network and disk; they compile without Part V and
+ * its headers. To follow a PUT, start at http_handle, then node_request, round_begin, on_prepare,
+ * on_promise, round_decide, on_accept.
  */
 #include "ring.h"
 
-#include <argp.h>
 #include <assert.h>
 #include <ctype.h>
-#include <curl/curl.h>
-#include <dirent.h>
 #include <errno.h>
-#include <error.h>
-#include <fcntl.h>
-#include <fnmatch.h>
-#include <glob.h>
-#include <gnutls/crypto.h>
-#include <gnutls/gnutls.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <linux/tcp.h>
-#include <malloc.h>
-#include <microhttpd.h>
-#include <netdb.h>
-#include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -64,17 +60,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/queue.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/uio.h>
-#include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #define VERSION "0.1.0"
@@ -358,6 +344,11 @@
 #define RULE(number) true
 #endif
 
+/* === Part II: one register =======================================================================
+ *
+ * What one node keeps of a key, and how the owners of a key agree on it.
+ */
+
 /* === 1 Limits ===================================================================================
  * Times are in microseconds, sizes in bytes, unless the name says otherwise. */
 
@@ -440,35 +431,14 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
 enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 static enum log_level log_level = LEVEL_INFO;
 
-/* One logfmt line on stderr; `format` tells the key=value pairs after msg. */
+/* What the core asks of Part V beside its hooks. One logfmt line on stderr; `format` tells the
+ * key=value pairs after msg. */
 __attribute__((format(printf, 3, 4))) static void
-log_line(enum log_level level, const char *message, const char *format, ...)
-{
-    static const char *const names[] = {"error", "warn", "info", "debug"};
-    if (level > log_level)
-        return;
-    char pairs[512];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(pairs, sizeof pairs, format, list);
-    va_end(list);
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    struct tm utc;
-    gmtime_r(&t.tv_sec, &utc);
-    char stamp[32];
-    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
-    fprintf(stderr, "time=%s.%03ldZ level=%s msg=\"%s\"%s%s\n", stamp, t.tv_nsec / 1000000,
-            names[level], message, *pairs ? " " : "", pairs);
-}
-
-/* For what cannot be handled: no memory, a disk that fails. A disk error is never retried: after a
- * failed fdatasync the kernel may call lost pages clean. */
-__attribute__((noreturn)) static void die(const char *message)
-{
-    log_line(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
-    _exit(1); /* maybe of the log's thread, while the other goes on */
-}
+log_line(enum log_level level, const char *message, const char *format, ...);
+/* For what cannot be handled: no memory, a disk that fails. */
+__attribute__((noreturn)) static void die(const char *message);
+/* A large buffer grew. */
+static void memory_grew(struct bytes *b);
 
 static void *allocate(size_t bytes)
 {
@@ -489,11 +459,8 @@ static void *bytes_extend(struct bytes *b, size_t count)
         b->data = realloc(b->data, b->capacity);
         if (!b->data)
             die("out of memory");
-        /* A fault for each 2 MiB, not for each 4 KiB. All that malloc mapped: mremap moves no mapping of
-         * which a part is unlike the rest, and realloc would copy it, each time that it grows. */
         if (b->capacity > BYTES_KEPT / 8)
-            madvise(b->data - (uintptr_t)b->data % 4096,
-                    malloc_usable_size(b->data) + (uintptr_t)b->data % 4096, MADV_HUGEPAGE);
+            memory_grew(b);
     }
     b->count += count;
     return b->data + b->count - count;
@@ -796,7 +763,7 @@ static uint16_t key_partition(const void *key, size_t bytes)
 
 /* === 4 The node =================================================================================
  *
- * All protocol state hangs off one struct. Events go in by chapter 17's functions; effects come out
+ * All protocol state hangs off one struct. Events go in by chapter 21's functions; effects come out
  * as mail in outboxes, bytes in the log's buffers, and calls of the hooks.
  */
 
@@ -1042,7 +1009,7 @@ static uint64_t node_random(struct node *n)
 
 /* === 5 The log ==================================================================================
  *
- * An endless stream of bytes; an LSN is a position in it. The disk (chapter 18) holds its end in
+ * An endless stream of bytes; an LSN is a position in it. The disk (chapter 22) holds its end in
  * files. One batch is in flight at a time, so that a batch is written only when all before it is
  * durable. Hence at start: a damaged batch with another one after it was durable once, and is
  * corruption; damage with nothing after it is a torn tail. A corrupt batch is read message by message:
@@ -1381,14 +1348,14 @@ static void promise_floor_raise(struct node *n, uint16_t partition, struct ballo
     promise_floor_log(n, partition);
 }
 
-/* === 8 Mail =====================================================================================
+/* === 8 Sending ==================================================================================
  *
  * Any message may be lost, late, doubled or out of order. Nothing undurable is shown (R3): a message
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
  *    0 magic "eMl4"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
- *   16 mac: of the same bytes, by the cluster's secret (chapter 19); zeros without one
+ *   16 mac: of the same bytes, by the cluster's secret (chapter 23); zeros without one
  *   32 cluster       40 from: id   48 to: id, or 0 to whoever has this address
  *   56 clock         64 date       72 epoch        80 wall: the sender's wall clock
  *   88 messages
@@ -1792,286 +1759,11 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
         record_send(n, from, m, e, M_ACCEPT, true);
 }
 
-/* === 10 Views ===================================================================================
+/* === 10 Writes ==================================================================================
  *
- * (V1) a view is written once, in the register view/<epoch>, whose acceptors are the voters of the
- * view before it; (V2) views are adopted in order, none skipped, and the chain is kept (R16); (V3) a
- * node answers for its newest view only (R6). While members join or leave there are two rings.
- */
-
-static void rounds_restart(struct node *n);
-
-static uint32_t view_bytes(const struct view *v)
-{
-    return sizeof *v + v->members_count * sizeof(struct member);
-}
-
-static uint64_t view_members(const struct view *v, unsigned states)
-{
-    uint64_t members = 0;
-    for (uint32_t i = 0; i < v->members_count; i++)
-        if (states >> v->members[i].state & 1)
-            members |= UINT64_C(1) << i;
-    return members;
-}
-
-/* Whether `bytes` at `v` are a view; they come from a peer or a disk. */
-static bool view_makes_sense(const struct view *v, size_t bytes)
-{
-    if (bytes < sizeof *v || v->members_count == 0 || v->members_count > MEMBERS_MAX ||
-        bytes != view_bytes(v) || v->epoch == 0 || v->replicas == 0 || v->replicas > REPLICAS_MAX)
-        return false;
-    for (uint32_t i = 0; i < v->members_count; i++) {
-        const struct member *m = &v->members[i];
-        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LOST ||
-            !memchr(m->zone, 0, sizeof m->zone) || !memchr(m->address, 0, sizeof m->address) ||
-            !text_is_plain(m->zone, strlen(m->zone), false) ||
-            !text_is_plain(m->address, strlen(m->address), true) ||
-            member_index(v, m->id) != (int)i)
-            return false;
-    }
-    return view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING) != 0;
-}
-
-static void ring_members(struct node *n, int which, uint64_t members)
-{
-    struct ring *ring = &n->rings[which];
-    ring_place(ring, n->view->members, n->view->members_count, members, n->view->replicas);
-    memcpy(n->owners[which], ring->sets, sizeof ring->sets);
-    n->owners[which][VIEWS_PARTITION] = n->voters;
-}
-
-/* Makes all that follows from n->view. */
-static void view_apply(struct node *n)
-{
-    const struct view *v = n->view, *last = v->epoch > 1 ? n->views[v->epoch - 2] : NULL;
-    n->cluster = v->cluster;
-    n->lost = view_members(v, 1u << MEMBER_LOST);
-    n->self = member_index(v, n->id);
-    n->self = self_bit(n) & n->lost ? -1 : n->self;
-    n->stable = !view_members(v, ~(1u << MEMBER_UP));
-    n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
-    n->self_peer->epoch = v->epoch;
-    ring_members(n, C_OLD, n->voters | n->lost);
-    ring_members(n, C_NEW, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
-    for (uint32_t i = 0; i < v->members_count; i++) {
-        n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
-        struct peer *p = n->member_peer[i];
-        assert(p); /* there are four times as many places as members */
-        int place = member_index(last, p->id);
-        bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
-        if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
-            snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
-        memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
-        n->member_peer[i]->declares_lost = 0;
-    }
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        struct partition *q = &n->partitions[p];
-        bool comes =
-            n->owners[C_NEW][p] & self_bit(n) && n->owners[C_OLD][p] != n->owners[C_NEW][p];
-        q->differs = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
-        q->agreed = q->compared = 0;
-        q->gc_floor = (struct ballot){0};
-    }
-}
-
-static void sync_reset(struct node *n);
-static uint64_t live_members(const struct node *n);
-
-/* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30): it
- * was at a majority of the owners, so at one of any majority whose records are seen to be here since.
- * Each live owner is waited for, too: a write of consistency=one may be at that one alone. */
-static bool partition_is_caught_up(const struct node *n, unsigned partition)
-{
-    uint64_t owners = n->owners[C_OLD][partition];
-    uint64_t same = n->partitions[partition].compared | self_bit(n);
-    return n->partitions[partition].caught_up || !RULE(30) ||
-           (majority(same, owners) && !(owners & live_members(n) & ~same));
-}
-
-/* Partitions that this node is to hold, and has not all of. */
-static unsigned partitions_behind(const struct node *n)
-{
-    unsigned behind = 0;
-    for (unsigned p = 0; n->self >= 0 && p < PARTITIONS; p++)
-        behind += n->owners[C_NEW][p] & self_bit(n) && !partition_is_caught_up(n, p);
-    return behind;
-}
-
-static bool target_is_dead(const struct node *n, uint64_t dead);
-
-/* Whether the view ends the transition by calling it off: who was JOINING is gone, or who was LEAVING
- * stays. Nothing but a drain is begun for a while then: it would be called off again (R25). */
-static void view_end(struct node *n, const struct view *v)
-{
-    bool called_off = false;
-    for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
-        const struct member *m = &n->view->members[i];
-        if (m->state == MEMBER_JOINING || m->state == MEMBER_LEAVING)
-            called_off |= (member_index(v, m->id) >= 0) == (m->state == MEMBER_LEAVING);
-    }
-    n->called_off = NULL;
-    if (!called_off)
-        return;
-    n->begin_after = n->now + n->evict_after;
-    n->called_off = target_is_dead(n, ~live_members(n))
-                        ? "members that were to take data are not live"
-                        : "no data moved for the eviction time";
-    log_line(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
-}
-
-/* Drops what the settled view does not give to this node. */
-static void view_drop(struct node *n)
-{
-    for (uint16_t p = 0; p < PARTITIONS; p++) {
-        struct partition *q = &n->partitions[p];
-        if (partition_is_ours(n, p) || (q->count == 0 && q->promise_floor.time == 0))
-            continue;
-        partition_drop(n, q);
-        log_append(n, &(struct message){.type = M_DROP, .partition = p}, NULL);
-    }
-}
-
-/* Adds a view to the chain, which may have gaps while the log is read: there a later one of the same
- * epoch counts, as node_fork may have renamed them all. */
-static void views_keep(struct node *n, const struct view *v)
-{
-    if (v->epoch > n->views_count) {
-        n->views = realloc(n->views, v->epoch * sizeof *n->views);
-        if (!n->views)
-            die("out of memory");
-    }
-    while (n->views_count < v->epoch)
-        n->views[n->views_count++] = NULL;
-    struct view *before = n->views[v->epoch - 1];
-    uint64_t more = view_bytes(v) - (before ? view_bytes(before) : 0);
-    more += before ? 0 : sizeof(struct message);
-    free(before);
-    n->views_bytes += more;
-    n->log.largest = max_u64(n->log.largest, n->views_bytes);
-    n->log.live_bytes += more;
-    n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
-}
-
-/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
-static void views_send(struct node *n, struct peer *to, uint64_t epoch)
-{
-    uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
-    for (uint64_t e = epoch; e < last; e++) {
-        const struct view *v = n->views[e];
-        struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
-        message_send(n, to, 0, &m, &(struct body){.value = v});
-    }
-}
-
-static void view_log(struct node *n, const struct view *v)
-{
-    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
-    log_append(n, &m, &(struct body){.value = v});
-}
-
-/* Appends all views again. Not one at a time, or copies that a crash left would be copied for ever. */
-static void views_log(struct node *n)
-{
-    n->views_lsn = log_end(n);
-    for (uint64_t e = 0; e < node_epoch(n); e++)
-        view_log(n, n->views[e]);
-}
-
-/* Tells what is gone with the members that are LOST. */
-static void view_log_lost(const struct node *n)
-{
-    unsigned gone = 0, doubtful = 0;
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        uint64_t left = n->owners[C_OLD][p] & ~n->lost;
-        gone += !left;
-        doubtful += left && !majority(left, n->owners[C_OLD][p]);
-    }
-    log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
-             "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone,
-             doubtful);
-}
-
-/* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
- * the middle of an event. */
-static void view_adopt(struct node *n, const struct view *v)
-{
-    assert(v->epoch == node_epoch(n) + 1); /* V2 */
-    bool was_member = n->self >= 0;
-    /* Who was leaving is gone or called back, and then stays unless asked anew. Who was a member does not
-     * ask to join any more: what it said before must not bring it back when it has left. */
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
-        n->member_peer[i]->joins_at = 0;
-        if (n->view->members[i].state == MEMBER_LEAVING)
-            n->member_peer[i]->leave = false;
-    }
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        n->partitions[p].caught_up = partition_is_caught_up(n, p);
-    if (n->view)
-        view_end(n, v);
-    n->progress_at = n->now;
-    views_keep(n, v);
-    n->view = n->views[v->epoch - 1];
-    sync_reset(n);
-    messages_discard(n);
-    view_apply(n);
-    view_log(n, v);
-    if (n->stable && RULE(17))
-        view_drop(n);
-    n->view_lsn = log_end(n);
-    n->gone = was_member && n->self < 0;
-    n->leaves &= !(n->stable && n->self >= 0);
-    n->next_heartbeat = 0;
-    log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
-             v->members_count, n->stable);
-    if (n->lost)
-        view_log_lost(n);
-    for (uint32_t i = 0; i < v->members_count; i++)
-        if ((int)i != n->self)
-            views_send(n, n->member_peer[i], v->epoch - 1);
-    rounds_restart(n);
-}
-
-/* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
-static bool view_has_room(const struct node *n)
-{
-    return log_has_room(n, BOUND_ROOM + MEMBERS_MAX * sizeof(struct member) +
-                               PARTITIONS * sizeof(struct message));
-}
-
-/* Whether this node would be no member any more, or LOST, though a majority of the voters that it knows
- * was live a moment ago. Its log is given up then, so one peer's word is not enough: voters that have
- * such a view send no heartbeats to this node. Hence if it is true, the leases end, and the view is told
- * again. Until then it is a message that is late. */
-static bool view_is_doubtful(const struct node *n, const struct view *v)
-{
-    uint64_t lately = 0;
-    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
-        lately |= (uint64_t)(n->member_peer[i]->live_at + 2 * n->lease > n->now) << i;
-    int index = member_index(v, n->id);
-    bool stays = index >= 0 && v->members[index].state != MEMBER_LOST;
-    return n->self >= 0 && !stays && majority(lately, n->voters);
-}
-
-static void on_view(struct node *n, struct peer *from, const struct message *m)
-{
-    struct bytes value = message_value(m);
-    const struct view *v = (const struct view *)value.data;
-    if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
-        v->epoch != node_epoch(n) + 1 || !view_has_room(n))
-        return;
-    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own: a majority decided it */
-        n->doubts_until = n->now + n->lease / 4;
-    else
-        view_adopt(n, v);
-}
-
-/* === 11 Proposals ===============================================================================
- *
- * A write is a function of the current record. The writes of one key wait in a queue, and one round
- * of Paxos carries all that wait. Each write has a version, fixed when it arrived; the record lists
- * the versions that made it and what their clients were told, so that a write that goes round again,
- * here or from another node, finds that it was applied (R10) or refused (R12).
+ * A write is a function of the current record. It has a write id, fixed when it arrived; the record
+ * lists the ids of the writes that made it and their results, so that a write that goes round again,
+ * from here or from another node, finds that it was applied (R10) or rejected (R12).
  */
 
 /* The record that a round would have accepted, while the writes are applied to it. */
@@ -2084,6 +1776,190 @@ struct draft {
     bool changed;
     bool missing; /* the value is not here: it was not told with the promise */
 };
+
+/* Step 2: the current record. */
+static void draft_load(struct draft *d, const struct message *m)
+{
+    d->head = *m;
+    d->head.number = 0; /* as M_READ_REPLY told it */
+    d->body = message_body(m);
+    d->results_count = m->results_count;
+    memcpy(d->results, d->body.results, m->results_count * sizeof *d->results);
+    d->changed = false;
+    d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
+}
+
+static bool draft_exists(const struct draft *d)
+{
+    return is_live(d->head.flags);
+}
+
+/* Makes the draft a record with this value; a null `value` makes it a tombstone. */
+static void draft_write(struct draft *d, const struct round *r, uint64_t version, const void *value,
+                        uint32_t value_bytes)
+{
+    d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
+    d->head.write_id = version;
+    d->head.modified = max_u64(r->ballot.time, d->head.modified + 1);
+    d->head.value_bytes = value_bytes;
+    d->body.value = value;
+    if (!value) {
+        d->head.expiry = 0;
+        d->head.type_bytes = 0;
+    }
+    d->changed = true;
+    d->missing = false;
+}
+
+/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
+ * reads: a write may have waited in the queue for longer than its own ttl. */
+static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
+{
+    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_latest_time(n))
+        draft_write(d, r, d->head.write_id, NULL, 0);
+}
+
+static bool condition_holds(const struct draft *d, const struct message *m)
+{
+    switch (m->condition) {
+    case IF_MATCH:
+        return draft_exists(d) && m->ballot.time == d->head.modified &&
+               m->ballot.node == d->head.write_id;
+    case IF_EXISTS:
+        return draft_exists(d);
+    case IF_ABSENT:
+        return !draft_exists(d);
+    default:
+        return true;
+    }
+}
+
+/* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
+static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
+{
+    const char *value = draft_exists(d) ? d->body.value : "0";
+    uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
+    char text[24], *end;
+    snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
+    errno = 0;
+    int64_t old = strtoll(text, &end, 10);
+    if (errno || end == text || (size_t)(end - text) != bytes || isspace((unsigned char)*text) ||
+        __builtin_add_overflow(old, (int64_t)m->number, sum))
+        return false;
+    uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
+    draft_write(d, r, m->write_id, d->digits, count);
+    return true;
+}
+
+/* Applies a write; returns the status its client is told, and through `number` a counter's value. */
+static uint16_t draft_apply(struct draft *d, const struct round *r, const struct message *m,
+                            int64_t *number)
+{
+    struct body body = message_body(m);
+    bool existed = draft_exists(d);
+    if (!condition_holds(d, m))
+        return 412;
+    switch (m->function) {
+    case DO_ADD:
+        return draft_add(d, r, m, number) ? 200 : 409;
+    case DO_DELETE:
+        if (!existed && !(m->flags & FLAG_ONE))
+            return 404;
+        draft_write(d, r, m->write_id, NULL, 0);
+        return 200;
+    default:
+        draft_write(d, r, m->write_id, body.value, m->value_bytes);
+        d->head.expiry = m->expiry;
+        d->head.type_bytes = m->type_bytes;
+        d->body.type = body.type;
+        return existed ? 204 : 201;
+    }
+}
+
+/* The client of a write has its answer, and nobody can ask for it again. So what this node proposes
+ * next for the key need not list it (R35). It may be forgotten here at any time: then the answer is
+ * kept for its minute. */
+static void node_delivered(struct node *n, uint64_t version)
+{
+    n->delivered[version % DELIVERED_PLACES] = version;
+}
+
+static bool is_delivered(const struct node *n, uint64_t version)
+{
+    return n->delivered[version % DELIVERED_PLACES] == version || !RULE(35);
+}
+
+/* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
+ * could have been forgotten (R11), or its function, applied. */
+static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
+{
+    const struct message *m = q->m;
+    struct result a = {.write_id = m->write_id, .recorded = r->ballot.time};
+    /* By the clock as the promises raised it: who promised may have forgotten by its own. */
+    uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
+    bool old = d->head.results_lost_until >= max_u64(m->issued_at + lead, 1) ||
+               (m->issued_at && m->issued_at + RESULTS_KEPT_TIME < n->clock) ||
+               (is_delivered(n, m->write_id) && RULE(35));
+    size_t i = 0;
+    while (i < d->results_count && (d->results[i].write_id != m->write_id || !RULE(10)))
+        i++;
+    if (i < d->results_count) {
+        a = d->results[i];
+        if (is_delivered(n, a.write_id)) /* who asks once more may do so again */
+            n->delivered[a.write_id % DELIVERED_PLACES] = 0;
+    } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
+        a.status = STATUS_UNKNOWN;
+    } else {
+        int64_t number = 0;
+        a.status = draft_apply(d, r, m, &number);
+        a.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
+        bool refused = a.status == 412 || a.status == 409 || a.status == 404;
+        if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
+            a.status = 200;
+            d->head.results_lost_until = r->ballot.time;
+        } else if (!refused || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
+            d->results[d->results_count++] = a;
+            d->changed = true;
+        }
+    }
+    if (a.status == 412) { /* with the ETag of the moment */
+        a.number = draft_exists(d) ? d->head.modified : 0;
+        a.write_id = d->head.write_id;
+    }
+    q->result = a;
+}
+
+/* Lets go of answers that are too old or too many, in the order of the rounds that recorded them;
+ * `dropped` tells it (R11). */
+static void draft_trim(struct draft *d, const struct round *r)
+{
+    size_t gone = 0;
+    while (gone < d->results_count &&
+           (d->results[gone].recorded + RESULTS_KEPT_TIME < r->ballot.time ||
+            d->results_count - gone > RESULTS_MAX)) {
+        if (RULE(11))
+            d->head.results_lost_until =
+                max_u64(d->head.results_lost_until, d->results[gone].recorded);
+        gone++;
+    }
+    d->results_count -= gone;
+    memmove(d->results, d->results + gone, d->results_count * sizeof *d->results);
+}
+
+static void draft_forget(const struct node *n, struct draft *d)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < d->results_count; i++)
+        if (!is_delivered(n, d->results[i].write_id))
+            d->results[kept++] = d->results[i];
+    d->results_count = kept;
+}
+
+/* === 11 Rounds ==================================================================================
+ *
+ * The writes of one key wait in a queue, and one round of Paxos carries all that wait. A read that
+ * finds no agreement is one of them, a write that changes nothing.
+ */
 
 static void request_reply(struct node *n, struct request *q, const struct message *head,
                           const struct body *body);
@@ -2431,185 +2307,6 @@ static void on_promise(struct node *n, struct peer *from, const struct message *
         round_decide(n, r);
 }
 
-/* Step 2: the current record. */
-static void draft_load(struct draft *d, const struct round *r)
-{
-    const struct message *m = round_record(r);
-    d->head = *m;
-    d->head.number = 0; /* as M_READ_REPLY told it */
-    d->body = message_body(m);
-    d->results_count = m->results_count;
-    memcpy(d->results, d->body.results, m->results_count * sizeof *d->results);
-    d->changed = false;
-    d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
-}
-
-static bool draft_exists(const struct draft *d)
-{
-    return is_live(d->head.flags);
-}
-
-/* Makes the draft a record with this value; a null `value` makes it a tombstone. */
-static void draft_write(struct draft *d, const struct round *r, uint64_t version, const void *value,
-                        uint32_t value_bytes)
-{
-    d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
-    d->head.write_id = version;
-    d->head.modified = max_u64(r->ballot.time, d->head.modified + 1);
-    d->head.value_bytes = value_bytes;
-    d->body.value = value;
-    if (!value) {
-        d->head.expiry = 0;
-        d->head.type_bytes = 0;
-    }
-    d->changed = true;
-    d->missing = false;
-}
-
-/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
- * reads: a write may have waited in the queue for longer than its own ttl. */
-static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
-{
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_latest_time(n))
-        draft_write(d, r, d->head.write_id, NULL, 0);
-}
-
-static bool condition_holds(const struct draft *d, const struct message *m)
-{
-    switch (m->condition) {
-    case IF_MATCH:
-        return draft_exists(d) && m->ballot.time == d->head.modified &&
-               m->ballot.node == d->head.write_id;
-    case IF_EXISTS:
-        return draft_exists(d);
-    case IF_ABSENT:
-        return !draft_exists(d);
-    default:
-        return true;
-    }
-}
-
-/* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
-static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
-{
-    const char *value = draft_exists(d) ? d->body.value : "0";
-    uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
-    char text[24], *end;
-    snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
-    errno = 0;
-    int64_t old = strtoll(text, &end, 10);
-    if (errno || end == text || (size_t)(end - text) != bytes || isspace((unsigned char)*text) ||
-        __builtin_add_overflow(old, (int64_t)m->number, sum))
-        return false;
-    uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
-    draft_write(d, r, m->write_id, d->digits, count);
-    return true;
-}
-
-/* Applies a write; returns the status its client is told, and through `number` a counter's value. */
-static uint16_t draft_apply(struct draft *d, const struct round *r, const struct message *m,
-                            int64_t *number)
-{
-    struct body body = message_body(m);
-    bool existed = draft_exists(d);
-    if (!condition_holds(d, m))
-        return 412;
-    switch (m->function) {
-    case DO_ADD:
-        return draft_add(d, r, m, number) ? 200 : 409;
-    case DO_DELETE:
-        if (!existed && !(m->flags & FLAG_ONE))
-            return 404;
-        draft_write(d, r, m->write_id, NULL, 0);
-        return 200;
-    default:
-        draft_write(d, r, m->write_id, body.value, m->value_bytes);
-        d->head.expiry = m->expiry;
-        d->head.type_bytes = m->type_bytes;
-        d->body.type = body.type;
-        return existed ? 204 : 201;
-    }
-}
-
-/* The client of a write has its answer, and nobody can ask for it again. So what this node proposes
- * next for the key need not list it (R35). It may be forgotten here at any time: then the answer is
- * kept for its minute. */
-static void node_delivered(struct node *n, uint64_t version)
-{
-    n->delivered[version % DELIVERED_PLACES] = version;
-}
-
-static bool is_delivered(const struct node *n, uint64_t version)
-{
-    return n->delivered[version % DELIVERED_PLACES] == version || !RULE(35);
-}
-
-/* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
- * could have been forgotten (R11), or its function, applied. */
-static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
-{
-    const struct message *m = q->m;
-    struct result a = {.write_id = m->write_id, .recorded = r->ballot.time};
-    /* By the clock as the promises raised it: who promised may have forgotten by its own. */
-    uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
-    bool old = d->head.results_lost_until >= max_u64(m->issued_at + lead, 1) ||
-               (m->issued_at && m->issued_at + RESULTS_KEPT_TIME < n->clock) ||
-               (is_delivered(n, m->write_id) && RULE(35));
-    size_t i = 0;
-    while (i < d->results_count && (d->results[i].write_id != m->write_id || !RULE(10)))
-        i++;
-    if (i < d->results_count) {
-        a = d->results[i];
-        if (is_delivered(n, a.write_id)) /* who asks once more may do so again */
-            n->delivered[a.write_id % DELIVERED_PLACES] = 0;
-    } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
-        a.status = STATUS_UNKNOWN;
-    } else {
-        int64_t number = 0;
-        a.status = draft_apply(d, r, m, &number);
-        a.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
-        bool refused = a.status == 412 || a.status == 409 || a.status == 404;
-        if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
-            a.status = 200;
-            d->head.results_lost_until = r->ballot.time;
-        } else if (!refused || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
-            d->results[d->results_count++] = a;
-            d->changed = true;
-        }
-    }
-    if (a.status == 412) { /* with the ETag of the moment */
-        a.number = draft_exists(d) ? d->head.modified : 0;
-        a.write_id = d->head.write_id;
-    }
-    q->result = a;
-}
-
-/* Lets go of answers that are too old or too many, in the order of the rounds that recorded them;
- * `dropped` tells it (R11). */
-static void draft_trim(struct draft *d, const struct round *r)
-{
-    size_t gone = 0;
-    while (gone < d->results_count &&
-           (d->results[gone].recorded + RESULTS_KEPT_TIME < r->ballot.time ||
-            d->results_count - gone > RESULTS_MAX)) {
-        if (RULE(11))
-            d->head.results_lost_until =
-                max_u64(d->head.results_lost_until, d->results[gone].recorded);
-        gone++;
-    }
-    d->results_count -= gone;
-    memmove(d->results, d->results + gone, d->results_count * sizeof *d->results);
-}
-
-static void draft_forget(const struct node *n, struct draft *d)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < d->results_count; i++)
-        if (!is_delivered(n, d->results[i].write_id))
-            d->results[kept++] = d->results[i];
-    d->results_count = kept;
-}
-
 /* Step 4: the draft is the record that all owners are asked to accept. */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
@@ -2666,7 +2363,7 @@ static void round_finish(struct node *n, struct round *r);
 static void round_decide(struct node *n, struct round *r)
 {
     struct draft draft, *d = &draft;
-    draft_load(d, r);
+    draft_load(d, round_record(r));
     bool anew = false, reads = false;
     for (struct request *q = r->in_flight; q; q = q->next) {
         draft_expire(n, d, r);
@@ -2883,222 +2580,286 @@ static void round_due(struct node *n, struct round *r)
         round_scatter(n, r); /* a watch; or an owner promised more than was accepted */
 }
 
-/* An owner remembers for a while who waits for a key to change: the read is answered again then. */
-struct watch {
-    LIST_ENTRY(watch) next; /* of those whose keys have such a hash */
-    struct peer *from;
-    uint64_t until;
-    struct message message; /* M_READ, its key behind it */
-};
+/* === Part III: many nodes ========================================================================
+ *
+ * Who owns what, how that changes, how owners become equal again, and what a restart finds.
+ */
 
-/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
- * null entry: these alone. */
-static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
+/* === 13 Views ===================================================================================
+ *
+ * (V1) a view is written once, in the register view/<epoch>, whose acceptors are the voters of the
+ * view before it; (V2) views are adopted in order, none skipped, and the chain is kept (R16); (V3) a
+ * node answers for its newest view only (R6). While members join or leave there are two rings.
+ */
+
+static void rounds_restart(struct node *n);
+
+static uint32_t view_bytes(const struct view *v)
 {
-    for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
-        next = LIST_NEXT(w, next);
-        const struct message *m = &w->message;
-        bool over = w->until <= n->now, same = e && message_entry(n, m) == e;
-        if (!over && !same)
+    return sizeof *v + v->members_count * sizeof(struct member);
+}
+
+static uint64_t view_members(const struct view *v, unsigned states)
+{
+    uint64_t members = 0;
+    for (uint32_t i = 0; i < v->members_count; i++)
+        if (states >> v->members[i].state & 1)
+            members |= UINT64_C(1) << i;
+    return members;
+}
+
+/* Whether `bytes` at `v` are a view; they come from a peer or a disk. */
+static bool view_makes_sense(const struct view *v, size_t bytes)
+{
+    if (bytes < sizeof *v || v->members_count == 0 || v->members_count > MEMBERS_MAX ||
+        bytes != view_bytes(v) || v->epoch == 0 || v->replicas == 0 || v->replicas > REPLICAS_MAX)
+        return false;
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        const struct member *m = &v->members[i];
+        if (m->id == 0 || m->weight == 0 || m->weight > WEIGHT_MAX || m->state > MEMBER_LOST ||
+            !memchr(m->zone, 0, sizeof m->zone) || !memchr(m->address, 0, sizeof m->address) ||
+            !text_is_plain(m->zone, strlen(m->zone), false) ||
+            !text_is_plain(m->address, strlen(m->address), true) ||
+            member_index(v, m->id) != (int)i)
+            return false;
+    }
+    return view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING) != 0;
+}
+
+static void ring_members(struct node *n, int which, uint64_t members)
+{
+    struct ring *ring = &n->rings[which];
+    ring_place(ring, n->view->members, n->view->members_count, members, n->view->replicas);
+    memcpy(n->owners[which], ring->sets, sizeof ring->sets);
+    n->owners[which][VIEWS_PARTITION] = n->voters;
+}
+
+/* Makes all that follows from n->view. */
+static void view_apply(struct node *n)
+{
+    const struct view *v = n->view, *last = v->epoch > 1 ? n->views[v->epoch - 2] : NULL;
+    n->cluster = v->cluster;
+    n->lost = view_members(v, 1u << MEMBER_LOST);
+    n->self = member_index(v, n->id);
+    n->self = self_bit(n) & n->lost ? -1 : n->self;
+    n->stable = !view_members(v, ~(1u << MEMBER_UP));
+    n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
+    n->self_peer->epoch = v->epoch;
+    ring_members(n, C_OLD, n->voters | n->lost);
+    ring_members(n, C_NEW, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
+    for (uint32_t i = 0; i < v->members_count; i++) {
+        n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
+        struct peer *p = n->member_peer[i];
+        assert(p); /* there are four times as many places as members */
+        int place = member_index(last, p->id);
+        bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
+        if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
+            snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
+        memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
+        n->member_peer[i]->declares_lost = 0;
+    }
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        struct partition *q = &n->partitions[p];
+        bool comes =
+            n->owners[C_NEW][p] & self_bit(n) && n->owners[C_OLD][p] != n->owners[C_NEW][p];
+        q->differs = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
+        q->agreed = q->compared = 0;
+        q->gc_floor = (struct ballot){0};
+    }
+}
+
+static void sync_reset(struct node *n);
+static uint64_t live_members(const struct node *n);
+
+/* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30): it
+ * was at a majority of the owners, so at one of any majority whose records are seen to be here since.
+ * Each live owner is waited for, too: a write of consistency=one may be at that one alone. */
+static bool partition_is_caught_up(const struct node *n, unsigned partition)
+{
+    uint64_t owners = n->owners[C_OLD][partition];
+    uint64_t same = n->partitions[partition].compared | self_bit(n);
+    return n->partitions[partition].caught_up || !RULE(30) ||
+           (majority(same, owners) && !(owners & live_members(n) & ~same));
+}
+
+/* Partitions that this node is to hold, and has not all of. */
+static unsigned partitions_behind(const struct node *n)
+{
+    unsigned behind = 0;
+    for (unsigned p = 0; n->self >= 0 && p < PARTITIONS; p++)
+        behind += n->owners[C_NEW][p] & self_bit(n) && !partition_is_caught_up(n, p);
+    return behind;
+}
+
+static bool target_is_dead(const struct node *n, uint64_t dead);
+
+/* Whether the view ends the transition by calling it off: who was JOINING is gone, or who was LEAVING
+ * stays. Nothing but a drain is begun for a while then: it would be called off again (R25). */
+static void view_end(struct node *n, const struct view *v)
+{
+    bool called_off = false;
+    for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
+        const struct member *m = &n->view->members[i];
+        if (m->state == MEMBER_JOINING || m->state == MEMBER_LEAVING)
+            called_off |= (member_index(v, m->id) >= 0) == (m->state == MEMBER_LEAVING);
+    }
+    n->called_off = NULL;
+    if (!called_off)
+        return;
+    n->begin_after = n->now + n->evict_after;
+    n->called_off = target_is_dead(n, ~live_members(n))
+                        ? "members that were to take data are not live"
+                        : "no data moved for the eviction time";
+    log_line(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
+}
+
+/* Drops what the settled view does not give to this node. */
+static void view_drop(struct node *n)
+{
+    for (uint16_t p = 0; p < PARTITIONS; p++) {
+        struct partition *q = &n->partitions[p];
+        if (partition_is_ours(n, p) || (q->count == 0 && q->promise_floor.time == 0))
             continue;
-        if (!over)
-            record_send(n, w->from, m, e, M_READ_REPLY, false);
-        LIST_REMOVE(w, next);
-        free(w);
+        partition_drop(n, q);
+        log_append(n, &(struct message){.type = M_DROP, .partition = p}, NULL);
     }
 }
 
-static void watch_add(struct node *n, struct peer *from, const struct message *m)
+/* Adds a view to the chain, which may have gaps while the log is read: there a later one of the same
+ * epoch counts, as node_fork may have renamed them all. */
+static void views_keep(struct node *n, const struct view *v)
 {
-    struct watch *w = allocate(offsetof(struct watch, message) + m->bytes);
-    uint64_t hash = XXH3_64bits(message_body(m).key, m->key_bytes);
-    w->from = from;
-    w->until = n->now + WATCH_TIME;
-    memcpy(&w->message, m, m->bytes);
-    LIST_INSERT_HEAD(&n->watches[hash % ROUND_BUCKETS], w, next);
-}
-
-/* --- requests: where they come in, and go out --- */
-
-static void view_decided(struct node *n, const struct message *result, const struct body *body);
-static void listing_read(struct node *n, const struct request *q, const struct message *result);
-
-static void request_reply(struct node *n, struct request *q, const struct message *head,
-                          const struct body *body)
-{
-    struct message result = *head;
-    result.type = M_REPLY;
-    result.round_id = q->m->round_id;
-    if (q->m->function == DO_REPAIR) {
-        n->repairs--;
-    } else if (q->m->partition == VIEWS_PARTITION) {
-        view_decided(n, &result, body);
-    } else if (q->listing) {
-        listing_read(n, q, &result);
-    } else {
-        bytes_clear(&n->scratch);
-        n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
+    if (v->epoch > n->views_count) {
+        n->views = realloc(n->views, v->epoch * sizeof *n->views);
+        if (!n->views)
+            die("out of memory");
     }
-    n->large_bytes -= q->large_bytes;
-    request_free(q);
+    while (n->views_count < v->epoch)
+        n->views[n->views_count++] = NULL;
+    struct view *before = n->views[v->epoch - 1];
+    uint64_t more = view_bytes(v) - (before ? view_bytes(before) : 0);
+    more += before ? 0 : sizeof(struct message);
+    free(before);
+    n->views_bytes += more;
+    n->log.largest = max_u64(n->log.largest, n->views_bytes);
+    n->log.live_bytes += more;
+    n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
 }
 
-/* A request begins: as a fast read, a one-write, or in the queue of its key. */
-static void request_admit(struct node *n, struct request *q)
+/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
+static void views_send(struct node *n, struct peer *to, uint64_t epoch)
 {
-    struct body body = message_body(q->m);
-    const struct message *m = q->m;
-    if (!n->has_lease &&
-        !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
-        q->deadline = min_u64(q->deadline, n->lease_at + LEASE_GRACE);
-    if (n->self < 0 || q->deadline < n->now) {
-        request_fail(n, q, 503);
+    uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
+    for (uint64_t e = epoch; e < last; e++) {
+        const struct view *v = n->views[e];
+        struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
+        message_send(n, to, 0, &m, &(struct body){.value = v});
+    }
+}
+
+static void view_log(struct node *n, const struct view *v)
+{
+    struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = view_bytes(v)};
+    log_append(n, &m, &(struct body){.value = v});
+}
+
+/* Appends all views again. Not one at a time, or copies that a crash left would be copied for ever. */
+static void views_log(struct node *n)
+{
+    n->views_lsn = log_end(n);
+    for (uint64_t e = 0; e < node_epoch(n); e++)
+        view_log(n, n->views[e]);
+}
+
+/* Tells what is gone with the members that are LOST. */
+static void view_log_lost(const struct node *n)
+{
+    unsigned gone = 0, doubtful = 0;
+    for (unsigned p = 0; p < PARTITIONS; p++) {
+        uint64_t left = n->owners[C_OLD][p] & ~n->lost;
+        gone += !left;
+        doubtful += left && !majority(left, n->owners[C_OLD][p]);
+    }
+    log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
+             "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone,
+             doubtful);
+}
+
+/* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
+ * the middle of an event. */
+static void view_adopt(struct node *n, const struct view *v)
+{
+    assert(v->epoch == node_epoch(n) + 1); /* V2 */
+    bool was_member = n->self >= 0;
+    /* Who was leaving is gone or called back, and then stays unless asked anew. Who was a member does not
+     * ask to join any more: what it said before must not bring it back when it has left. */
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        n->member_peer[i]->joins_at = 0;
+        if (n->view->members[i].state == MEMBER_LEAVING)
+            n->member_peer[i]->leave = false;
+    }
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        n->partitions[p].caught_up = partition_is_caught_up(n, p);
+    if (n->view)
+        view_end(n, v);
+    n->progress_at = n->now;
+    views_keep(n, v);
+    n->view = n->views[v->epoch - 1];
+    sync_reset(n);
+    messages_discard(n);
+    view_apply(n);
+    view_log(n, v);
+    if (n->stable && RULE(17))
+        view_drop(n);
+    n->view_lsn = log_end(n);
+    n->gone = was_member && n->self < 0;
+    n->leaves &= !(n->stable && n->self >= 0);
+    n->next_heartbeat = 0;
+    log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
+             v->members_count, n->stable);
+    if (n->lost)
+        view_log_lost(n);
+    for (uint32_t i = 0; i < v->members_count; i++)
+        if ((int)i != n->self)
+            views_send(n, n->member_peer[i], v->epoch - 1);
+    rounds_restart(n);
+}
+
+/* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
+static bool view_has_room(const struct node *n)
+{
+    return log_has_room(n, BOUND_ROOM + MEMBERS_MAX * sizeof(struct member) +
+                               PARTITIONS * sizeof(struct message));
+}
+
+/* Whether this node would be no member any more, or LOST, though a majority of the voters that it knows
+ * was live a moment ago. Its log is given up then, so one peer's word is not enough: voters that have
+ * such a view send no heartbeats to this node. Hence if it is true, the leases end, and the view is told
+ * again. Until then it is a message that is late. */
+static bool view_is_doubtful(const struct node *n, const struct view *v)
+{
+    uint64_t lately = 0;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        lately |= (uint64_t)(n->member_peer[i]->live_at + 2 * n->lease > n->now) << i;
+    int index = member_index(v, n->id);
+    bool stays = index >= 0 && v->members[index].state != MEMBER_LOST;
+    return n->self >= 0 && !stays && majority(lately, n->voters);
+}
+
+static void on_view(struct node *n, struct peer *from, const struct message *m)
+{
+    struct bytes value = message_value(m);
+    const struct view *v = (const struct view *)value.data;
+    if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
+        v->epoch != node_epoch(n) + 1 || !view_has_room(n))
         return;
-    }
-    bool fast = m->function == DO_READ && q->tries < READ_TRIES;
-    bool keyed = !fast && !(is_write(q) && m->flags & FLAG_ONE);
-    struct round *r = keyed ? round_by_key(n, m->partition, body.key, m->key_bytes) : NULL;
-    bool idle = !r;
-    if (!r)
-        r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
-    requests_push(keyed ? &r->queued : &r->in_flight, q);
-    if (fast) {
-        r->state = ROUND_READ;
-        round_send(n, r);
-    } else if (!keyed) {
-        round_decide(n, r);
-    } else if (idle) {
-        round_begin(n, r);
-    }
-}
-
-/* Lets in writes of large values while they are not too many at once: more than the links and the
- * disks take within a step's time would all be sent again, and none of them be done. */
-static void larges_admit(struct node *n)
-{
-    while (n->large &&
-           (!n->large_bytes || n->large_bytes + n->large->m->value_bytes <= LARGE_BYTES_MAX)) {
-        struct request *q = requests_pop(&n->large);
-        q->large_bytes = q->m->value_bytes;
-        n->large_bytes += q->large_bytes;
-        request_admit(n, q);
-    }
-}
-
-static struct request *request_make(struct node *n, const struct message *m,
-                                    const struct body *body)
-{
-    struct request *q = allocate(sizeof *q);
-    q->last = q;
-    q->m = message_append(&q->copy, m, body);
-    q->allowed = m->value_bytes / BYTES_PER_US;
-    q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
-    return q;
-}
-
-/* When a write was made, for R11. `key_time`: the Unix time that its Idempotency-Key begins with, by
- * its client's clock; 0: none. What has to hold is that
- *
- *    a try of a write counts as made no later than the answer to an earlier try counts as recorded.
- *
- * For if the earlier try was applied, and its answer was let go, then `dropped` is at least the time
- * when that was recorded, so at least the time when this one was made: unknown.
- *
- * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as made when it
- *   comes: no clock of a client makes a new write unknown, and what is remembered goes by arrival.
- *   (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock may be a
- *   little behind. It counts until something of this try was sent.)
- * - One that comes later may have been overtaken by its repeat, and counts as one.
- * - A repeat counts as made KEY_TIME_MARGIN before its key's time: the first try did not come earlier
- *   than that, as long as its client's clock is not ahead by more than the margin.
- * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try was: 0,
- *   and the record must list its answer, or must never have let go of any. */
-static void write_issued_at(struct node *n, struct message *m, uint64_t key_time)
-{
-    bool repeat = m->flags & FLAG_REPEAT;
-    bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
-    m->flags |= repeat || late ? 0 : FLAG_FIRST;
-    if (m->flags & FLAG_FIRST)
-        m->issued_at = clock_tick(n);
-    else if (!key_time || key_time > n->time + KEY_TIME_MARGIN)
-        m->issued_at = 0;
+    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own: a majority decided it */
+        n->doubts_until = n->now + n->lease / 4;
     else
-        m->issued_at = key_time - KEY_TIME_MARGIN;
+        view_adopt(n, v);
 }
 
-/* A client's request. `m`: M_REQUEST, with key, function, condition, and for a write its version and
- * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
- * FLAG_WATCH, microseconds. */
-static void node_request(struct node *n, void *client, const struct message *m,
-                         const struct body *body, uint64_t wait)
-{
-    struct request *q = request_make(n, m, body);
-    q->client = client;
-    q->waits_until = n->now + wait;
-    n->requests++;
-    if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
-        q->m->flags &= (uint8_t)~FLAG_ALL;
-    uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
-    if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
-        request_fail(n, q, 507);
-    else if (is_write(q) && m->flags & FLAG_ALL &&
-             partition_owners(n, m->partition) & ~live_members(n))
-        request_fail(n, q, 503); /* it would be done, and could not be answered */
-    else if (m->value_bytes > BULK_BYTES)
-        requests_push(&n->large, q);
-    else
-        request_admit(n, q);
-}
-
-/* A request of the node itself: of a view's register, or a repair. */
-static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
-                             uint8_t condition, const void *key, size_t key_bytes,
-                             const void *value, size_t value_bytes)
-{
-    struct message m = {.type = M_REQUEST, .flags = FLAG_WHOLE | FLAG_FRESH};
-    m.partition = partition;
-    m.function = function;
-    m.condition = condition;
-    m.write_id = node_random(n);
-    m.issued_at = clock_tick(n);
-    m.key_bytes = (uint16_t)key_bytes;
-    m.value_bytes = (uint32_t)value_bytes;
-    m.expiry = function == DO_READ ? UINT64_MAX : 0; /* all of it */
-    request_admit(n, request_make(n, &m, &(struct body){.key = key, .value = value}));
-}
-
-static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes)
-{
-    if (n->repairs >= REPAIRS_MAX)
-        return;
-    n->repairs++;
-    n->counters.repairs_pull++;
-    node_request_own(n, partition, DO_REPAIR, IF_NONE, key, key_bytes, NULL, 0);
-}
-
-/* A new view: everything begins again from prepare (R6). */
-static void rounds_restart(struct node *n)
-{
-    struct request *all = NULL;
-    for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            requests_push(&r->in_flight, r->queued);
-            requests_push(&r->in_flight, all);
-            all = r->in_flight;
-            r->in_flight = r->queued = NULL;
-            round_free(r);
-        }
-    }
-    while (all) {
-        struct request *q = requests_pop(&all);
-        if (q->m->partition == VIEWS_PARTITION)
-            request_fail(n, q, 503);
-        else
-            request_admit(n, q);
-    }
-}
-
-/* === 13 The coordinator =========================================================================
+/* === 14 The coordinator =========================================================================
  *
  * Every node sends every member a heartbeat each quarter of a lease; that of a node that is none is
  * its wish to join. The coordinator is a role: of the live voters with a lease the one with the
@@ -3471,6 +3232,10 @@ static void expect_tick(struct node *n)
         node_bootstrap(n, n->replicas);
 }
 
+static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
+                             uint8_t condition, const void *key, size_t key_bytes,
+                             const void *value, size_t value_bytes);
+
 /* Writes a view to the register of the next one, or (null) reads it. */
 static void view_request(struct node *n, const struct view *next)
 {
@@ -3530,7 +3295,7 @@ static void lease_tick(struct node *n)
     }
 }
 
-/* === 14 Sync ====================================================================================
+/* === 15 Sync ====================================================================================
  *
  * Rebalancing, hand-off and repair are one act. A node gets a list of (key, ballot) of a partition
  * from another owner, and pulls what is newer than its own: the other sends its accept again, and
@@ -3860,7 +3625,561 @@ static void partition_sweep(struct node *n, uint16_t partition)
     promise_floor_raise(n, partition, floor);
 }
 
-/* === 15 Listing =================================================================================
+/* === 16 Cleaning ================================================================================
+ *
+ * The log is circular: its oldest part is cleaned first. What is live there is appended again, then
+ * `first` moves past it, once the copies are durable; the disk removes files below `first`. The index
+ * knows what is live and where, so it is walked, and not the log: damage hides nothing. Whatever
+ * stands in the log, nothing older of its key is left when it goes: that is when a tombstone may be
+ * forgotten, and a drop.
+ */
+
+/* Appends an entry's record again, or forgets a tombstone that nobody needs. What is damaged leaves a
+ * mark, so that it still counts as damaged at its ballot, until another owner sends it: if none ever
+ * does, cleaning goes on. False: it must wait, for its bytes, or for room. */
+static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
+{
+    struct partition *p = &n->partitions[partition];
+    if (e->flags & FLAG_TOMBSTONE && n->stable && partition != VIEWS_PARTITION &&
+        (ballot_compare(e->accepted, p->gc_floor) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
+        !e->promised) {
+        entry_forget(n, p, e);
+        return true;
+    }
+    if (!log_has_room(n, e->record_bytes + BOUND_ROOM))
+        return false;
+    enum record_state state = record_read(n, e, 0, e->value_bytes);
+    if (state == RECORD_READ) {
+        e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
+    } else if (state == RECORD_DAMAGED) {
+        pull_damaged(n, partition, e);
+        struct message mark = {.type = M_LOST, .partition = partition, .ballot = e->accepted};
+        mark.flags = e->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
+        mark.key_bytes = e->key_bytes;
+        entry_store(n, p, e, &mark, log_append(n, &mark, &(struct body){.key = e->key}));
+        e->flags |= FLAG_DAMAGED;
+    }
+    return state != RECORD_COLD;
+}
+
+/* Cleans a partition while the log ends before `end`. False: that was not yet all. */
+static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
+{
+    struct partition *p = &n->partitions[partition];
+    bool done = true;
+    for (uint32_t i = p->count; i-- > 0 && log_end(n) < end;) {
+        struct entry *e = p->entries[i];
+        if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
+            done &= entry_clean(n, partition, e);
+    }
+    done = done && log_has_room(n, BOUND_ROOM);
+    if (done && p->promise_floor.time && p->promise_floor_lsn < n->log.cleaned)
+        promise_floor_log(n, partition);
+    return done && log_end(n) < end;
+}
+
+/* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. */
+static void clean_begin(struct node *n)
+{
+    struct log *log = &n->log;
+    uint64_t bytes = log_end(n) - log->first, *marks = (uint64_t *)log->marks.data;
+    uint64_t least = log->first + max_u64(CLEAN_STEP_BYTES, log->full ? 0 : bytes / 8);
+    size_t count = log->marks.count / sizeof *marks, i, gone = 0;
+    uint64_t most = log->full
+                        ? log->live_bytes + CLEAN_STEP_BYTES /* while there is room for that */
+                        : 2 * log->live_bytes + CLEAN_SLACK_BYTES;
+    if (bytes < most)
+        return;
+    for (i = 0; i < count && marks[i] < least; i++)
+        gone += marks[i] <= log->first;
+    if (i == count)
+        return;
+    if (!log->cleaned || marks[i] < log->cleaned) {
+        log->cleaned = marks[i];
+        log->clean_next = 0;
+    }
+    log->marks.count = (count - gone) * sizeof *marks;
+    memmove(marks, marks + gone, log->marks.count);
+}
+
+static void clean_tick(struct node *n)
+{
+    struct log *log = &n->log;
+    if (log->cleaned_until && log->durable >= log->cleaned_until) {
+        log->first = log->cleaned;
+        log->cleaned = log->cleaned_until = 0;
+        clock_bound_log(n); /* a batch tells it, which makes room: there may be none for another */
+    }
+    if (!log->cleaned_until && (!log->cleaned || log->full))
+        clean_begin(n);
+    if (!log->cleaned || log->cleaned_until)
+        return;
+    uint64_t end = log_end(n) + CLEAN_STEP_BYTES, seen_bytes = 0;
+    while (log->clean_next <= VIEWS_PARTITION && seen_bytes < CLEAN_STEP_BYTES) {
+        if (!partition_clean(n, log->clean_next, end))
+            return;
+        seen_bytes += n->partitions[log->clean_next++].count * sizeof(struct entry);
+    }
+    bool views = n->views_lsn < log->cleaned;
+    if (log->clean_next <= VIEWS_PARTITION ||
+        !log_has_room(n, BOUND_ROOM + (views ? n->views_bytes : 0)))
+        return;
+    if (n->clock_bound_lsn < log->cleaned)
+        clock_bound_log(n);
+    if (views)
+        views_log(n);
+    log->cleaned_until = log_end(n);
+}
+
+/* === 17 Recovery ================================================================================
+ *
+ * A node that starts reads its log. What is damaged there is told apart from what was never durable
+ * (chapter 5); where the log cannot be trusted, the node joins again under a new id.
+ */
+
+/* An entry of the log, at start. */
+static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
+{
+    struct partition *p = &n->partitions[m->partition];
+    struct body body = message_body(m);
+    switch (m->type) {
+    case M_CLOCK_BOUND:
+        n->clock_bound = max_u64(n->clock_bound, m->number);
+        break;
+    case M_PROMISE_FLOOR:
+        if (ballot_compare(m->ballot, p->promise_floor) >= 0) {
+            p->promise_floor = m->ballot;
+            p->promise_floor_lsn = lsn;
+        }
+        break;
+    case M_VIEW:
+        views_keep(n, body.value); /* aligned, as view_log appended it: alone */
+        break;
+    case M_DROP:
+        if (RULE(17))
+            partition_drop(n, p);
+        break;
+    case M_ACCEPT:
+    case M_LOST: {
+        struct entry *e = entry_make(p, body.key, m->key_bytes);
+        if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0) {
+            entry_store(n, p, e, m, lsn);
+            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
+        }
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+/* The bytes of the log at `lsn`, at start: they are read many at a time. `end`: of the files. */
+static const void *window_at(struct node *n, struct bytes *window, uint64_t *base, uint64_t lsn,
+                             uint64_t bytes, uint64_t end)
+{
+    if (lsn + bytes > *base + window->count) {
+        window->count = 0;
+        *base = lsn;
+        bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
+        n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
+    }
+    return window->data + (lsn - *base);
+}
+
+/* Replays a batch message by message. False: it is damaged, and what is in it cannot be told apart. A
+ * value alone may be damaged, of a record: others have it, too. */
+static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
+{
+    for (size_t i = sizeof *h; i < h->bytes;) {
+        const struct message *m = message_parse((const uint8_t *)h + i, h->bytes - i);
+        assert(m || !sound); /* the batch's checksum says that we wrote it */
+        if (!m || (!sound && (uint32_t)m->check != message_check(m, false)))
+            return false;
+        bool damaged = !sound && m->check != message_check(m, true);
+        if (damaged && m->type != M_ACCEPT)
+            return false;
+        node_replay(n, m, h->lsn + i);
+        struct entry *e = damaged ? message_entry(n, m) : NULL;
+        if (e && e->lsn == h->lsn + i)
+            e->flags |= FLAG_DAMAGED; /* unless it was mended, and stands whole behind */
+        i += m->bytes;
+    }
+    return true;
+}
+
+/* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where the
+ * log begins, or began anew, it cannot be told whose it is. */
+static bool batch_was_durable(const struct node *n, const struct log_header *h, uint64_t at,
+                              size_t bytes)
+{
+    if (h->magic != LOG_MAGIC || h->lsn != at || h->bytes < sizeof *h || h->bytes % 8 ||
+        h->bytes + sizeof *h > bytes)
+        return false;
+    const struct log_header *next = (const void *)((const uint8_t *)h + h->bytes);
+    return next->magic == LOG_MAGIC && next->lsn == at + h->bytes && next->id == n->id &&
+           h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
+}
+
+static void damage_log(const struct node *n)
+{
+    for (const struct partition *p = n->partitions; p <= &n->partitions[VIEWS_PARTITION]; p++)
+        for (uint32_t i = 0; i < p->count; i++)
+            if (p->entries[i]->flags & FLAG_DAMAGED)
+                log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
+}
+
+/* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
+ * was durable once (chapter 5). The last batch may not be durable: it is in flight, to be written again
+ * where it stands. */
+static bool node_recover(struct node *n, uint64_t start, uint64_t end)
+{
+    struct log *log = &n->log;
+    struct bytes window = {0};
+    uint64_t base = start, first = start;
+    bool whole = true;
+    log->first = log->durable = start;
+    for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
+        const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
+        uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
+        /* Of another version: it counts as damage, as it must not be written over. */
+        whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
+        uint64_t seen = bytes ? min_u64(bytes + sizeof *h, end - at) : 0;
+        h = window_at(n, &window, &base, at, seen, end);
+        bool sound = log_batch((const uint8_t *)h, bytes, at);
+        if (!sound && !batch_was_durable(n, h, at, seen)) {
+            at += 8;
+            continue;
+        }
+        n->id = n->self_peer->id = h->id;
+        for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
+            partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
+        n->clock_bound = h->first == at ? 0 : n->clock_bound;
+        whole = (log->flight.count == 0 || at == log_end(n)) && batch_replay(n, h, sound);
+        log->torn = !whole && log->flight.count;
+        if (log->torn)
+            break; /* the log's end stays where the hole begins */
+        log->first = log->flight.count ? log->first : at;
+        first = sound ? h->first : first;
+        bytes_set(&log->flight, h, bytes);
+        log->writing = true;
+        log_mark(log, at);
+        log->durable = at;
+        at += bytes;
+    }
+    bytes_free(&window);
+    n->clock_bound_durable = log->flight_clock_bound = n->clock = n->clock_bound;
+    if (n->views_count)
+        n->view = n->views[n->views_count - 1];
+    if (n->view)
+        view_apply(n);
+    for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
+        n->gone |= member_index(n->views[e], n->id) >= 0;
+    n->clock_bound_start =
+        n->self < 0 && !n->gone ? 0 : n->clock_bound; /* no member yet: no promise */
+    for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
+        if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
+            n->partitions[p].clock_bound = n->clock_bound_start;
+    if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
+        n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
+    n->view_lsn = log_end(n);
+    damage_log(n);
+    return whole && log->first <= first;
+}
+
+/* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
+ * was lost; the others tell the rest. */
+static const struct bytes *node_rejoin(struct node *n, const struct node *before, uint64_t lsn)
+{
+    n->log.first = n->log.durable = lsn;
+    for (size_t e = 0; e < before->views_count && before->views[e]; e++)
+        view_log(n, before->views[e]);
+    clock_bound_raise(n);
+    return log_flush(n);
+}
+
+/* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
+static struct node *node_new(uint64_t id, uint64_t random, const char *address,
+                             const struct hooks *hooks, void *context)
+{
+    struct node *n = allocate(sizeof *n);
+    n->id = id;
+    n->random = random | 1;
+    n->hooks = hooks;
+    n->context = context;
+    n->self = -1;
+    n->lease = 2 * SECOND;
+    n->evict_after = 60 * SECOND;
+    n->weight = 1;
+    STAILQ_INIT(&n->listings);
+    snprintf(n->address, sizeof n->address, "%s", address);
+    n->self_peer = peer_make(n, id, address);
+    return n;
+}
+
+/* The first view of a new cluster: this node alone. */
+static void node_bootstrap(struct node *n, uint32_t replicas)
+{
+    struct {
+        struct view view;
+        struct member member;
+    } first = {{1, node_random(n), replicas, 1}, {.id = n->id, .state = MEMBER_UP}};
+    first.member.weight = n->weight;
+    memcpy(first.member.address, n->address, sizeof n->address);
+    memcpy(first.member.zone, n->zone, sizeof n->zone);
+    view_adopt(n, &first.view);
+}
+
+/* The data of this node becomes a new cluster, of itself alone. The views before go with it under the new
+ * name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it, nor it of
+ * them. */
+static void node_fork(struct node *n)
+{
+    struct {
+        struct view view;
+        struct member member;
+    } next = {{node_epoch(n) + 1, node_random(n), n->view->replicas, 1}, {0}};
+    next.member = n->view->members[n->self];
+    next.member.state = MEMBER_UP;
+    for (size_t e = 0; e < n->views_count; e++)
+        n->views[e]->cluster = next.view.cluster;
+    view_adopt(n, &next.view);
+    views_log(n);
+    n->view_lsn = log_end(n);
+    n->begin_after = 0;
+    log_line(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
+             "cluster=%016" PRIx64, n->cluster);
+}
+
+/* === Part IV: what clients want ==================================================================
+ *
+ * Requests, waits and listings; and the core's edge.
+ */
+
+/* === 18 Requests ================================================================================
+ *
+ * Where what a client asks for comes in, and where the reply goes out.
+ */
+
+static void view_decided(struct node *n, const struct message *result, const struct body *body);
+static void listing_read(struct node *n, const struct request *q, const struct message *result);
+
+static void request_reply(struct node *n, struct request *q, const struct message *head,
+                          const struct body *body)
+{
+    struct message result = *head;
+    result.type = M_REPLY;
+    result.round_id = q->m->round_id;
+    if (q->m->function == DO_REPAIR) {
+        n->repairs--;
+    } else if (q->m->partition == VIEWS_PARTITION) {
+        view_decided(n, &result, body);
+    } else if (q->listing) {
+        listing_read(n, q, &result);
+    } else {
+        bytes_clear(&n->scratch);
+        n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
+    }
+    n->large_bytes -= q->large_bytes;
+    request_free(q);
+}
+
+/* A request begins: as a fast read, a one-write, or in the queue of its key. */
+static void request_admit(struct node *n, struct request *q)
+{
+    struct body body = message_body(q->m);
+    const struct message *m = q->m;
+    if (!n->has_lease &&
+        !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
+        q->deadline = min_u64(q->deadline, n->lease_at + LEASE_GRACE);
+    if (n->self < 0 || q->deadline < n->now) {
+        request_fail(n, q, 503);
+        return;
+    }
+    bool fast = m->function == DO_READ && q->tries < READ_TRIES;
+    bool keyed = !fast && !(is_write(q) && m->flags & FLAG_ONE);
+    struct round *r = keyed ? round_by_key(n, m->partition, body.key, m->key_bytes) : NULL;
+    bool idle = !r;
+    if (!r)
+        r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
+    requests_push(keyed ? &r->queued : &r->in_flight, q);
+    if (fast) {
+        r->state = ROUND_READ;
+        round_send(n, r);
+    } else if (!keyed) {
+        round_decide(n, r);
+    } else if (idle) {
+        round_begin(n, r);
+    }
+}
+
+/* Lets in writes of large values while they are not too many at once: more than the links and the
+ * disks take within a step's time would all be sent again, and none of them be done. */
+static void larges_admit(struct node *n)
+{
+    while (n->large &&
+           (!n->large_bytes || n->large_bytes + n->large->m->value_bytes <= LARGE_BYTES_MAX)) {
+        struct request *q = requests_pop(&n->large);
+        q->large_bytes = q->m->value_bytes;
+        n->large_bytes += q->large_bytes;
+        request_admit(n, q);
+    }
+}
+
+static struct request *request_make(struct node *n, const struct message *m,
+                                    const struct body *body)
+{
+    struct request *q = allocate(sizeof *q);
+    q->last = q;
+    q->m = message_append(&q->copy, m, body);
+    q->allowed = m->value_bytes / BYTES_PER_US;
+    q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
+    return q;
+}
+
+/* When a write was made, for R11. `key_time`: the Unix time that its Idempotency-Key begins with, by
+ * its client's clock; 0: none. What has to hold is that
+ *
+ *    a try of a write counts as made no later than the answer to an earlier try counts as recorded.
+ *
+ * For if the earlier try was applied, and its answer was let go, then `dropped` is at least the time
+ * when that was recorded, so at least the time when this one was made: unknown.
+ *
+ * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as made when it
+ *   comes: no clock of a client makes a new write unknown, and what is remembered goes by arrival.
+ *   (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock may be a
+ *   little behind. It counts until something of this try was sent.)
+ * - One that comes later may have been overtaken by its repeat, and counts as one.
+ * - A repeat counts as made KEY_TIME_MARGIN before its key's time: the first try did not come earlier
+ *   than that, as long as its client's clock is not ahead by more than the margin.
+ * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try was: 0,
+ *   and the record must list its answer, or must never have let go of any. */
+static void write_issued_at(struct node *n, struct message *m, uint64_t key_time)
+{
+    bool repeat = m->flags & FLAG_REPEAT;
+    bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
+    m->flags |= repeat || late ? 0 : FLAG_FIRST;
+    if (m->flags & FLAG_FIRST)
+        m->issued_at = clock_tick(n);
+    else if (!key_time || key_time > n->time + KEY_TIME_MARGIN)
+        m->issued_at = 0;
+    else
+        m->issued_at = key_time - KEY_TIME_MARGIN;
+}
+
+/* A client's request. `m`: M_REQUEST, with key, function, condition, and for a write its version and
+ * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
+ * FLAG_WATCH, microseconds. */
+static void node_request(struct node *n, void *client, const struct message *m,
+                         const struct body *body, uint64_t wait)
+{
+    struct request *q = request_make(n, m, body);
+    q->client = client;
+    q->waits_until = n->now + wait;
+    n->requests++;
+    if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
+        q->m->flags &= (uint8_t)~FLAG_ALL;
+    uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
+    if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
+        request_fail(n, q, 507);
+    else if (is_write(q) && m->flags & FLAG_ALL &&
+             partition_owners(n, m->partition) & ~live_members(n))
+        request_fail(n, q, 503); /* it would be done, and could not be answered */
+    else if (m->value_bytes > BULK_BYTES)
+        requests_push(&n->large, q);
+    else
+        request_admit(n, q);
+}
+
+/* A request of the node itself: of a view's register, or a repair. */
+static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
+                             uint8_t condition, const void *key, size_t key_bytes,
+                             const void *value, size_t value_bytes)
+{
+    struct message m = {.type = M_REQUEST, .flags = FLAG_WHOLE | FLAG_FRESH};
+    m.partition = partition;
+    m.function = function;
+    m.condition = condition;
+    m.write_id = node_random(n);
+    m.issued_at = clock_tick(n);
+    m.key_bytes = (uint16_t)key_bytes;
+    m.value_bytes = (uint32_t)value_bytes;
+    m.expiry = function == DO_READ ? UINT64_MAX : 0; /* all of it */
+    request_admit(n, request_make(n, &m, &(struct body){.key = key, .value = value}));
+}
+
+static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes)
+{
+    if (n->repairs >= REPAIRS_MAX)
+        return;
+    n->repairs++;
+    n->counters.repairs_pull++;
+    node_request_own(n, partition, DO_REPAIR, IF_NONE, key, key_bytes, NULL, 0);
+}
+
+/* A new view: everything begins again from prepare (R6). */
+static void rounds_restart(struct node *n)
+{
+    struct request *all = NULL;
+    for (int i = 0; i < ROUND_BUCKETS; i++) {
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
+            requests_push(&r->in_flight, r->queued);
+            requests_push(&r->in_flight, all);
+            all = r->in_flight;
+            r->in_flight = r->queued = NULL;
+            round_free(r);
+        }
+    }
+    while (all) {
+        struct request *q = requests_pop(&all);
+        if (q->m->partition == VIEWS_PARTITION)
+            request_fail(n, q, 503);
+        else
+            request_admit(n, q);
+    }
+}
+
+/* === 19 Waits ===================================================================================
+ *
+ * A read may wait until its key changes. Each owner is asked to tell of the next change, once; who
+ * waits then reads again.
+ */
+
+/* An owner remembers for a while who waits for a key to change: the read is answered again then. */
+struct watch {
+    LIST_ENTRY(watch) next; /* of those whose keys have such a hash */
+    struct peer *from;
+    uint64_t until;
+    struct message message; /* M_READ, its key behind it */
+};
+
+/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
+ * null entry: these alone. */
+static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
+{
+    for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
+        next = LIST_NEXT(w, next);
+        const struct message *m = &w->message;
+        bool over = w->until <= n->now, same = e && message_entry(n, m) == e;
+        if (!over && !same)
+            continue;
+        if (!over)
+            record_send(n, w->from, m, e, M_READ_REPLY, false);
+        LIST_REMOVE(w, next);
+        free(w);
+    }
+}
+
+static void watch_add(struct node *n, struct peer *from, const struct message *m)
+{
+    struct watch *w = allocate(offsetof(struct watch, message) + m->bytes);
+    uint64_t hash = XXH3_64bits(message_body(m).key, m->key_bytes);
+    w->from = from;
+    w->until = n->now + WATCH_TIME;
+    memcpy(&w->message, m, m->bytes);
+    LIST_INSERT_HEAD(&n->watches[hash % ROUND_BUCKETS], w, next);
+}
+
+/* === 20 Listing =================================================================================
  *
  * It goes in pages, so that no turn of the loop takes long. Every member sends a page of the next keys
  * of its partitions; all lists end where the shortest of those that have more to come ends. What a
@@ -4107,113 +4426,7 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
         listing_merge(n, l);
 }
 
-/* === 16 Cleaning ================================================================================
- *
- * The log is circular: its oldest part is cleaned first. What is live there is appended again, then
- * `first` moves past it, once the copies are durable; the disk removes files below `first`. The index
- * knows what is live and where, so it is walked, and not the log: damage hides nothing. Whatever
- * stands in the log, nothing older of its key is left when it goes: that is when a tombstone may be
- * forgotten, and a drop.
- */
-
-/* Appends an entry's record again, or forgets a tombstone that nobody needs. What is damaged leaves a
- * mark, so that it still counts as damaged at its ballot, until another owner sends it: if none ever
- * does, cleaning goes on. False: it must wait, for its bytes, or for room. */
-static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
-{
-    struct partition *p = &n->partitions[partition];
-    if (e->flags & FLAG_TOMBSTONE && n->stable && partition != VIEWS_PARTITION &&
-        (ballot_compare(e->accepted, p->gc_floor) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
-        !e->promised) {
-        entry_forget(n, p, e);
-        return true;
-    }
-    if (!log_has_room(n, e->record_bytes + BOUND_ROOM))
-        return false;
-    enum record_state state = record_read(n, e, 0, e->value_bytes);
-    if (state == RECORD_READ) {
-        e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
-    } else if (state == RECORD_DAMAGED) {
-        pull_damaged(n, partition, e);
-        struct message mark = {.type = M_LOST, .partition = partition, .ballot = e->accepted};
-        mark.flags = e->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
-        mark.key_bytes = e->key_bytes;
-        entry_store(n, p, e, &mark, log_append(n, &mark, &(struct body){.key = e->key}));
-        e->flags |= FLAG_DAMAGED;
-    }
-    return state != RECORD_COLD;
-}
-
-/* Cleans a partition while the log ends before `end`. False: that was not yet all. */
-static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
-{
-    struct partition *p = &n->partitions[partition];
-    bool done = true;
-    for (uint32_t i = p->count; i-- > 0 && log_end(n) < end;) {
-        struct entry *e = p->entries[i];
-        if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
-            done &= entry_clean(n, partition, e);
-    }
-    done = done && log_has_room(n, BOUND_ROOM);
-    if (done && p->promise_floor.time && p->promise_floor_lsn < n->log.cleaned)
-        promise_floor_log(n, partition);
-    return done && log_end(n) < end;
-}
-
-/* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. */
-static void clean_begin(struct node *n)
-{
-    struct log *log = &n->log;
-    uint64_t bytes = log_end(n) - log->first, *marks = (uint64_t *)log->marks.data;
-    uint64_t least = log->first + max_u64(CLEAN_STEP_BYTES, log->full ? 0 : bytes / 8);
-    size_t count = log->marks.count / sizeof *marks, i, gone = 0;
-    uint64_t most = log->full
-                        ? log->live_bytes + CLEAN_STEP_BYTES /* while there is room for that */
-                        : 2 * log->live_bytes + CLEAN_SLACK_BYTES;
-    if (bytes < most)
-        return;
-    for (i = 0; i < count && marks[i] < least; i++)
-        gone += marks[i] <= log->first;
-    if (i == count)
-        return;
-    if (!log->cleaned || marks[i] < log->cleaned) {
-        log->cleaned = marks[i];
-        log->clean_next = 0;
-    }
-    log->marks.count = (count - gone) * sizeof *marks;
-    memmove(marks, marks + gone, log->marks.count);
-}
-
-static void clean_tick(struct node *n)
-{
-    struct log *log = &n->log;
-    if (log->cleaned_until && log->durable >= log->cleaned_until) {
-        log->first = log->cleaned;
-        log->cleaned = log->cleaned_until = 0;
-        clock_bound_log(n); /* a batch tells it, which makes room: there may be none for another */
-    }
-    if (!log->cleaned_until && (!log->cleaned || log->full))
-        clean_begin(n);
-    if (!log->cleaned || log->cleaned_until)
-        return;
-    uint64_t end = log_end(n) + CLEAN_STEP_BYTES, seen_bytes = 0;
-    while (log->clean_next <= VIEWS_PARTITION && seen_bytes < CLEAN_STEP_BYTES) {
-        if (!partition_clean(n, log->clean_next, end))
-            return;
-        seen_bytes += n->partitions[log->clean_next++].count * sizeof(struct entry);
-    }
-    bool views = n->views_lsn < log->cleaned;
-    if (log->clean_next <= VIEWS_PARTITION ||
-        !log_has_room(n, BOUND_ROOM + (views ? n->views_bytes : 0)))
-        return;
-    if (n->clock_bound_lsn < log->cleaned)
-        clock_bound_log(n);
-    if (views)
-        views_log(n);
-    log->cleaned_until = log_end(n);
-}
-
-/* === 17 The core's edge =========================================================================
+/* === 21 The core's edge =========================================================================
  *
  * What the world tells a node. After each call it does what came of it: it writes what log_flush
  * gives, and sends what frame_take gives.
@@ -4386,220 +4599,75 @@ static bool node_is_restless(const struct node *n)
     return n->rounds_resting || n->cold.count;
 }
 
-/* An entry of the log, at start. */
-static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
+/* === Part V: the machine =========================================================================
+ *
+ * Files, sockets, threads and clocks. Nothing above has seen these headers.
+ */
+
+#include <argp.h>
+#include <curl/curl.h>
+#include <dirent.h>
+#include <error.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <glob.h>
+#include <gnutls/crypto.h>
+#include <gnutls/gnutls.h>
+#include <linux/tcp.h>
+#include <malloc.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+static void log_line(enum log_level level, const char *message, const char *format, ...)
 {
-    struct partition *p = &n->partitions[m->partition];
-    struct body body = message_body(m);
-    switch (m->type) {
-    case M_CLOCK_BOUND:
-        n->clock_bound = max_u64(n->clock_bound, m->number);
-        break;
-    case M_PROMISE_FLOOR:
-        if (ballot_compare(m->ballot, p->promise_floor) >= 0) {
-            p->promise_floor = m->ballot;
-            p->promise_floor_lsn = lsn;
-        }
-        break;
-    case M_VIEW:
-        views_keep(n, body.value); /* aligned, as view_log appended it: alone */
-        break;
-    case M_DROP:
-        if (RULE(17))
-            partition_drop(n, p);
-        break;
-    case M_ACCEPT:
-    case M_LOST: {
-        struct entry *e = entry_make(p, body.key, m->key_bytes);
-        if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0) {
-            entry_store(n, p, e, m, lsn);
-            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
-        }
-        break;
-    }
-    default:
-        break;
-    }
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    if (level > log_level)
+        return;
+    char pairs[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(pairs, sizeof pairs, format, list);
+    va_end(list);
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    struct tm utc;
+    gmtime_r(&t.tv_sec, &utc);
+    char stamp[32];
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
+    fprintf(stderr, "time=%s.%03ldZ level=%s msg=\"%s\"%s%s\n", stamp, t.tv_nsec / 1000000,
+            names[level], message, *pairs ? " " : "", pairs);
 }
 
-/* The bytes of the log at `lsn`, at start: they are read many at a time. `end`: of the files. */
-static const void *window_at(struct node *n, struct bytes *window, uint64_t *base, uint64_t lsn,
-                             uint64_t bytes, uint64_t end)
+/* For what cannot be handled: no memory, a disk that fails. A disk error is never retried: after a
+ * failed fdatasync the kernel may call lost pages clean. */
+static void die(const char *message)
 {
-    if (lsn + bytes > *base + window->count) {
-        window->count = 0;
-        *base = lsn;
-        bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
-        n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
-    }
-    return window->data + (lsn - *base);
+    log_line(LEVEL_ERROR, message, "error=\"%s\"", strerror(errno));
+    _exit(1); /* maybe of the log's thread, while the other goes on */
 }
 
-/* Replays a batch message by message. False: it is damaged, and what is in it cannot be told apart. A
- * value alone may be damaged, of a record: others have it, too. */
-static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
+/* Huge pages: a fault for each 2 MiB, not for each 4 KiB. All that malloc mapped: mremap moves no mapping
+ * of which a part is unlike the rest, and realloc would copy it, each time that it grows. */
+static void memory_grew(struct bytes *b)
 {
-    for (size_t i = sizeof *h; i < h->bytes;) {
-        const struct message *m = message_parse((const uint8_t *)h + i, h->bytes - i);
-        assert(m || !sound); /* the batch's checksum says that we wrote it */
-        if (!m || (!sound && (uint32_t)m->check != message_check(m, false)))
-            return false;
-        bool damaged = !sound && m->check != message_check(m, true);
-        if (damaged && m->type != M_ACCEPT)
-            return false;
-        node_replay(n, m, h->lsn + i);
-        struct entry *e = damaged ? message_entry(n, m) : NULL;
-        if (e && e->lsn == h->lsn + i)
-            e->flags |= FLAG_DAMAGED; /* unless it was mended, and stands whole behind */
-        i += m->bytes;
-    }
-    return true;
+    uintptr_t before = (uintptr_t)b->data % 4096;
+    madvise(b->data - before, malloc_usable_size(b->data) + before, MADV_HUGEPAGE);
 }
 
-/* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where the
- * log begins, or began anew, it cannot be told whose it is. */
-static bool batch_was_durable(const struct node *n, const struct log_header *h, uint64_t at,
-                              size_t bytes)
-{
-    if (h->magic != LOG_MAGIC || h->lsn != at || h->bytes < sizeof *h || h->bytes % 8 ||
-        h->bytes + sizeof *h > bytes)
-        return false;
-    const struct log_header *next = (const void *)((const uint8_t *)h + h->bytes);
-    return next->magic == LOG_MAGIC && next->lsn == at + h->bytes && next->id == n->id &&
-           h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
-}
-
-static void damage_log(const struct node *n)
-{
-    for (const struct partition *p = n->partitions; p <= &n->partitions[VIEWS_PARTITION]; p++)
-        for (uint32_t i = 0; i < p->count; i++)
-            if (p->entries[i]->flags & FLAG_DAMAGED)
-                log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
-}
-
-/* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
- * was durable once (chapter 5). The last batch may not be durable: it is in flight, to be written again
- * where it stands. */
-static bool node_recover(struct node *n, uint64_t start, uint64_t end)
-{
-    struct log *log = &n->log;
-    struct bytes window = {0};
-    uint64_t base = start, first = start;
-    bool whole = true;
-    log->first = log->durable = start;
-    for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
-        const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
-        uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
-        /* Of another version: it counts as damage, as it must not be written over. */
-        whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
-        uint64_t seen = bytes ? min_u64(bytes + sizeof *h, end - at) : 0;
-        h = window_at(n, &window, &base, at, seen, end);
-        bool sound = log_batch((const uint8_t *)h, bytes, at);
-        if (!sound && !batch_was_durable(n, h, at, seen)) {
-            at += 8;
-            continue;
-        }
-        n->id = n->self_peer->id = h->id;
-        for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
-            partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
-        n->clock_bound = h->first == at ? 0 : n->clock_bound;
-        whole = (log->flight.count == 0 || at == log_end(n)) && batch_replay(n, h, sound);
-        log->torn = !whole && log->flight.count;
-        if (log->torn)
-            break; /* the log's end stays where the hole begins */
-        log->first = log->flight.count ? log->first : at;
-        first = sound ? h->first : first;
-        bytes_set(&log->flight, h, bytes);
-        log->writing = true;
-        log_mark(log, at);
-        log->durable = at;
-        at += bytes;
-    }
-    bytes_free(&window);
-    n->clock_bound_durable = log->flight_clock_bound = n->clock = n->clock_bound;
-    if (n->views_count)
-        n->view = n->views[n->views_count - 1];
-    if (n->view)
-        view_apply(n);
-    for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
-        n->gone |= member_index(n->views[e], n->id) >= 0;
-    n->clock_bound_start =
-        n->self < 0 && !n->gone ? 0 : n->clock_bound; /* no member yet: no promise */
-    for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
-        if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
-            n->partitions[p].clock_bound = n->clock_bound_start;
-    if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
-        n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
-    n->view_lsn = log_end(n);
-    damage_log(n);
-    return whole && log->first <= first;
-}
-
-/* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
- * was lost; the others tell the rest. */
-static const struct bytes *node_rejoin(struct node *n, const struct node *before, uint64_t lsn)
-{
-    n->log.first = n->log.durable = lsn;
-    for (size_t e = 0; e < before->views_count && before->views[e]; e++)
-        view_log(n, before->views[e]);
-    clock_bound_raise(n);
-    return log_flush(n);
-}
-
-/* A node before its first view. `random` seeds all that is left to chance. Owned by the caller. */
-static struct node *node_new(uint64_t id, uint64_t random, const char *address,
-                             const struct hooks *hooks, void *context)
-{
-    struct node *n = allocate(sizeof *n);
-    n->id = id;
-    n->random = random | 1;
-    n->hooks = hooks;
-    n->context = context;
-    n->self = -1;
-    n->lease = 2 * SECOND;
-    n->evict_after = 60 * SECOND;
-    n->weight = 1;
-    STAILQ_INIT(&n->listings);
-    snprintf(n->address, sizeof n->address, "%s", address);
-    n->self_peer = peer_make(n, id, address);
-    return n;
-}
-
-/* The first view of a new cluster: this node alone. */
-static void node_bootstrap(struct node *n, uint32_t replicas)
-{
-    struct {
-        struct view view;
-        struct member member;
-    } first = {{1, node_random(n), replicas, 1}, {.id = n->id, .state = MEMBER_UP}};
-    first.member.weight = n->weight;
-    memcpy(first.member.address, n->address, sizeof n->address);
-    memcpy(first.member.zone, n->zone, sizeof n->zone);
-    view_adopt(n, &first.view);
-}
-
-/* The data of this node becomes a new cluster, of itself alone. The views before go with it under the new
- * name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it, nor it of
- * them. */
-static void node_fork(struct node *n)
-{
-    struct {
-        struct view view;
-        struct member member;
-    } next = {{node_epoch(n) + 1, node_random(n), n->view->replicas, 1}, {0}};
-    next.member = n->view->members[n->self];
-    next.member.state = MEMBER_UP;
-    for (size_t e = 0; e < n->views_count; e++)
-        n->views[e]->cluster = next.view.cluster;
-    view_adopt(n, &next.view);
-    views_log(n);
-    n->view_lsn = log_end(n);
-    n->begin_after = 0;
-    log_line(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
-             "cluster=%016" PRIx64, n->cluster);
-}
-
-/* === 18 The disk ================================================================================
+/* === 22 The disk ================================================================================
  *
  * The log's stream of bytes lies in small files of one size, named by their number; a batch may span
  * several. A file is opened when it is needed, and removed as a whole when the log begins above it.
@@ -4904,7 +4972,7 @@ static void disk_start(struct disk *d, uint64_t end)
         die("cannot start a thread");
 }
 
-/* === 19 The server, and its wire ================================================================
+/* === 23 The server, and its wire ================================================================
  *
  * One thread, one poll: libmicrohttpd for what comes in, libcurl for what goes out, a socket for what
  * the disk has done. To each peer go two POSTs of /_mail that never end, one for mail and one for
@@ -5129,7 +5197,7 @@ static void channels_check(struct server *s)
     }
 }
 
-/* === 20 Reports =================================================================================
+/* === 24 Reports =================================================================================
  * What _status, _nodes, _ring and _metrics tell. They print, and know nothing of HTTP. */
 
 static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
@@ -5412,7 +5480,7 @@ static const char *unready(const struct server *s, char text[128])
     return reason || !behind ? reason : text;
 }
 
-/* === 21 HTTP ====================================================================================
+/* === 25 HTTP ====================================================================================
  *
  * A call is one request of a client. It is checked when its headers are there, collected while its
  * body comes, then suspended, and answered, at once or when the core replies:
@@ -6601,7 +6669,7 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     *arg = NULL;
 }
 
-/* === 22 The program ============================================================================= */
+/* === 26 The program ============================================================================= */
 
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {

@@ -3439,6 +3439,22 @@ START_TEST(test_after_a_restart_what_was_not_owned_is_pulled_at_once)
 }
 END_TEST
 
+/* Parts I to IV know nothing of files, sockets, threads and clocks: the compiler has not seen their
+ * headers there. */
+START_TEST(test_the_core_compiles_without_the_machine)
+{
+    ck_assert_int_eq(
+        system("sed '/^.. === Part V/,$d' estoraje.c | gcc -std=gnu11 -D_GNU_SOURCE -I. "
+               "-fsyntax-only -Werror=implicit-function-declaration -x c -"),
+        0);
+    ck_assert_int_ne(
+        system("sed '/^.. === Part V/,$d' estoraje.c | grep -E "
+               "'include <(sys/(socket|mman|stat|uio|file)|fcntl|unistd|poll|pthread|time|"
+               "microhttpd|curl/curl)'"),
+        0);
+}
+END_TEST
+
 /* One test: in a chapter, with files or without, once or for each of some numbers. */
 struct row {
     const char *chapter;
@@ -3449,6 +3465,7 @@ struct row {
 int main(void)
 {
     const struct row rows[] = {
+        {"core", test_the_core_compiles_without_the_machine, 1},
         {"log", test_a_recovered_node_has_what_was_appended, 1},
         {"log", test_recovering_twice_is_recovering_once, 1},
         {"log", test_a_tail_torn_at_any_byte_is_dropped_and_nothing_else, 3},
