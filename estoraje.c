@@ -67,55 +67,71 @@
 
 /* === Part I: the protocol ========================================================================
  *
- * This part is prose. It says what the nodes tell one another, and argues why that is safe. The
- * rules that it names, R1 and so on, are kept at the lines of the program that cite them; each says
- * what breaks without it.
+ * This part is prose. It says what the nodes send one another, and argues why that is safe. The
+ * rules that it names, R1 and so on, are kept at the lines of the program that cite them; the table
+ * at its end says what breaks without each.
  *
  * --- The idea ---
  *
- * Every key is a register of its own, kept by a few nodes with Paxos. The consistent-hash ring says
- * by which. There is no leader and no log of the whole store, so nothing has to be elected when a
- * node dies, and two keys never wait for each other. The list of members is a register of the same
- * kind. Repair, hand-off, rebalancing and catching up are one act: an accept message is delivered
- * once more. In Paxos that is always safe.
+ * Every key is a register of its own, which a few nodes keep with Paxos. The consistent-hash ring
+ * says which nodes. There is no leader and no log of the whole store, so nothing has to be elected
+ * when a node dies, and two keys never wait for each other. The list of members is a register of
+ * the same kind. Repair, hand-off, rebalancing and catching up are one act: an accept message is
+ * delivered once more. In Paxos that is always safe.
  *
  * --- The words ---
  *
- *   partition    one of 1024 equal arcs of the hashes of keys: the unit of ownership and of sync
- *   view         {epoch, members}; a member is JOINING, UP, LEAVING or LOST. All are UP: it is settled
- *   voters       the members that are UP or LEAVING
- *   old, new     the ring over UP and LEAVING, and that over UP and JOINING; one ring if settled
- *   owners       the nodes, R or fewer, that a ring gives a partition; they are its acceptors
- *   quorum       a majority of the owners in the old ring and a majority of those in the new one
- *   ballot       (epoch, time, node), compared in that order; one proposer uses it for one record
- *   record       what a register holds: a value or a tombstone, and the answers it remembers
- *   version      64 random or hashed bits that name one client's write, however often it is sent
- *   made         when that write was issued; fixed when it first arrives, like its version
- *   answer       what the client of a write was told, or would have been; kept in the record
- *   dropped      the latest time at which an answer was recorded that the record lists no more
- *   reserve      a time in the log of a node that nothing it ever sent lies above
- *   floor        a ballot up to which every key without a value counts as promised
- *   digest       of a partition: the XOR of hashes of (key, ballot) over its keys with a value
- *   live         a peer that was heard within the lease, and that said it hears us
- *   lease        what a node has while a majority of the voters is live
+ *    partition          one of 1024 equal arcs of the hashes of keys: the unit of ownership and of
+ *                       sync
+ *    view               {epoch, members}: one configuration. A member is JOINING, UP, LEAVING or
+ *                       LOST
+ *    stable             a view in which all members are UP; from another one, a transition leads to
+ *                       the next stable view
+ *    voters             the members that are UP or LEAVING
+ *    C_old, C_new       the ring over UP and LEAVING (and LOST), and the ring over UP and JOINING;
+ *                       one ring if the view is stable
+ *    owners             the nodes, R or fewer, that a ring gives a partition; they are its
+ *                       acceptors
+ *    quorum             a majority of the owners in C_old and a majority of the owners in C_new
+ *    ballot             (epoch, time, node), compared in that order; one proposer uses it for one
+ *                       record
+ *    record             what a register holds: a value or a tombstone, and the results of the last
+ *                       writes
+ *    round              what a proposer does to write or to read a key; its round id is echoed in
+ *                       all replies
+ *    write id           64 random or hashed bits that name one client's write, however often it is
+ *                       sent
+ *    issued at          when that write was issued; fixed when it first arrives, like its id
+ *    result             what the client of a write was told, or would have been; kept in the record
+ *    results lost until the latest time at which a result was recorded that the record lists no
+ *                       more
+ *    frame              messages to one peer, sent as a whole, with the sender's epoch and clock
+ *    clock bound        a time in the log of a node; nothing that the node ever sent lies above it
+ *    promise floor      a ballot of a partition up to which every key without a value counts as
+ *                       promised
+ *    gc floor           a ballot of a partition up to which no owner needs a tombstone any more
+ *    digest             of a partition: the XOR of hashes of (key, ballot) over its keys with a
+ *                       value
+ *    live               a peer whose heartbeat came within the lease, and says that ours reach it
+ *    lease              what a node has while a majority of the voters is live
  *
  * --- What an acceptor keeps ---
  *
  * For each key: `promised`, the highest ballot that it promised, in memory; `accepted`, the ballot
- * of its record, and the record, in the log. It does three things:
+ * of its record, and the record, in the log. It handles three messages:
  *
  *   prepare(b)      if b is above promised: promised = b; reply with accepted and its record
  *   accept(b, rec)  if b is not below promised: promised = accepted = b, the record is rec; reply
  *                   when the log has it on disk
  *   read            reply with accepted and, if asked for, the record
  *
- * else it replies "refused", with what it promised. "Below" means in ballot or in time (R7). It
- * replies to messages of its own epoch alone, about partitions that it owns in its view, that name
- * its id (R6).
+ * Otherwise it replies "rejected", with what it promised. "Below" means in ballot or in time (R7).
+ * It handles only messages of its own epoch, about partitions that it owns in its view, that are
+ * addressed to its id (R6).
  *
  * Nothing is shown that is not durable (R3). A record is visible at once to the next prepare or
- * read, but the reply that tells of it waits until the log is on disk as far as that record. A node
- * whose disk stalls therefore stops replying, and is not live any more.
+ * read, but the reply that shows it waits until the log is on disk up to that record. A node whose
+ * disk stalls therefore stops replying, and is no longer live.
  *
  * --- A write ---
  *
@@ -124,97 +140,100 @@
  *   1  choose a ballot b above all that was heard; prepare(b) to all owners
  *   2  at a quorum of promises: the current record is the one with the highest ballot among them,
  *      taken for deleted if it has expired
- *   3  for each write in turn: if the record lists its version, that is its answer; if that may
- *      have been dropped, it is "unknown"; else the write is a function of the record: apply it
- *   4  accept(b, new record) to all owners; at a quorum of replies: tell the clients
+ *   3  for each write in turn: if the record lists its id, that is its result; if the result may
+ *      have been lost, it is "unknown"; else the write is a function of the record: apply it
+ *   4  accept(b, new record) to all owners; at a quorum of replies: answer the clients
  *
  * A read that goes this way, and a write that changes nothing, accept the current record again at
- * b; unless a quorum of the promises told that record at one ballot: then it is chosen already.
+ * b; unless a quorum of the promises reported that record at one ballot: then it is chosen already.
  *
  * Why it is safe. A record is *chosen* when a quorum has accepted it at one ballot. Two quorums
- * share an acceptor. So a proposer that hears a quorum of promises at b hears of every record that
- * was chosen below b, or else the shared acceptor has promised b first, and does not accept the
+ * share an acceptor. So a proposer that gets a quorum of promises at b learns of every record that
+ * was chosen below b: or else the shared acceptor has promised b first, and does not accept the
  * lower ballot any more. By induction every record accepted above a chosen one was made from it or
- * from a descendant. A client is told only what is chosen, so no answer is ever taken back.
+ * from a descendant of it. A client is answered only with what is chosen, so no answer is ever
+ * taken back.
  *
  * When a proposer dies between two steps, its record is at no acceptor, at a minority or at a
  * quorum. After step 1 nothing has changed but promises. In step 4 the next proposer finds the
- * record, if its quorum meets an acceptor that has it, and makes it part of history; or it does
- * not, and the dead proposer's ballot is refused from then on. Its client heard nothing, and may
- * repeat (see below).
+ * record, if its quorum meets an acceptor that has it, and makes it part of history; or it does not
+ * find it, and the dead proposer's ballot is rejected from then on. Its client got no answer, and
+ * may repeat the write (see below).
  *
  * --- Two writers at once ---
  *
- * They may refuse each other's ballots for as long as they go on. A refused proposer waits a random
- * time that doubles, the partition's first live owner less than the others. That is no matter of
- * safety.
+ * They may reject each other's ballots for as long as they go on. A rejected proposer waits a
+ * random time that doubles; the partition's first live owner waits less than the others. Safety
+ * does not depend on it.
  *
  * --- A read ---
  *
- * Ask all owners for their accepted ballot, and the nearest for its record. If a quorum tells *one
- * and the same* ballot, and the record is of that ballot, it is the answer (R9): one round trip, no
- * disk.
+ * Ask all owners for their accepted ballot, and the nearest for its record. If a quorum reports
+ * *one and the same* ballot, and the record is of that ballot, it is the answer (R9): one round
+ * trip, no disk.
  *
- * Why the same and not the highest: a ballot told by fewer than a quorum may not be chosen. A read
- * that showed it could be followed by one that does not see it. If a quorum has accepted one
- * ballot, that record is chosen. And no later write was acknowledged before the read began: it
- * would be held by a quorum, which shares an acceptor with ours, and that one would have told its
- * later ballot. "No record" and a tombstone both mean "not found", but they are two ballots: one
- * owner without a record and one with a tombstone do not agree, for the tombstone may not be
- * chosen.
+ * Why the same ballot and not the highest: a ballot that fewer than a quorum report may not be
+ * chosen. A read that returned it could be followed by one that does not see it. If a quorum has
+ * accepted one ballot, that record is chosen. And no later write was acknowledged before the read
+ * began: it would be held by a quorum, which shares an acceptor with ours, and that one would have
+ * reported its later ballot. "No record" and a tombstone both mean "not found", but they are two
+ * ballots: one owner without a record and one with a tombstone do not agree, because the tombstone
+ * may not be chosen.
  *
- * If they do not agree the read is tried once more, as the key may be being written; then it
+ * If they do not agree the read is tried once more, because the key may be being written; then it
  * becomes a round of the key that changes nothing. That is read repair.
  *
  * --- The clock, and what a restart forgets ---
  *
  * A ballot's time is that of a hybrid logical clock, raised by every message (R4): so a new ballot
  * is above all that its maker has heard of. Promises are in memory only. What stands for them is
- * the reserve: a time in the log which the clock of nothing that leaves the node goes beyond (R2).
+ * the clock bound: a time in the log, and no frame leaves with a clock above it (R2).
  *
  * A node promises only ballots that reached it in frames, and no frame carries a ballot whose time
- * is above that frame's clock, which the receiver takes over. So everything that this node ever
- * promised has a time at or below its own clock then, and its reply left only when that clock was
- * at or below the durable reserve. After a restart it refuses every ballot whose time is not above
- * the reserve it found. That refuses all that its forgotten promises excluded.
+ * is above that frame's clock, which the receiver's clock is raised to. So everything that this
+ * node ever promised has a time at or below its own clock then, and its reply left only when that
+ * clock was at or below the durable bound. After a restart the node rejects every ballot whose time
+ * is not above the bound that it finds. That rejects all that its forgotten promises excluded.
  *
- * Why a time may stand for ballots, which are ordered by their epoch first. An acceptor refuses a
+ * Why a time may stand for ballots, which are ordered by their epoch first. An acceptor rejects a
  * falling time as well as a falling ballot. Any two ballots of a key that both reached step 4 share
  * an acceptor, or are linked by the lists of a transition. So among them the order by ballot and
  * the order by time are one. (Writes of consistency=one, which have no step 1, stand outside of
  * that.)
  *
  * A wall clock that jumps moves nothing (R31). A node's own time runs with the monotonic clock, and
- * is led towards the wall clock slowly. A clock that is far ahead is not heard (R5).
+ * is led towards the wall clock slowly. A clock that is far ahead is ignored (R5).
  *
  * --- Repeats ---
  *
- * A client that heard nothing sends its write again, maybe through another node. The write has the
- * same version, so step 3 finds it (R10). Two invariants make that exact:
+ * A client that got no answer sends its write again, maybe through another node. The write has the
+ * same id, so step 3 finds it (R10). Two invariants make that exact:
  *
- *   if a write was ever applied in the history of this record, and was recorded at time t, then the
- *   record lists its answer, or has dropped >= t, or nobody can ask for the answer any more (R35);
+ *   if a write was ever applied in the history of this record, and its result was recorded at time t,
+ *   then the record lists the result, or its results are lost until t or later, or nobody can ask for
+ *   the result any more (R35);
  *
- *   a try of a write counts as made no later than the answer to an earlier try was recorded.
+ *   a repeat of a write counts as issued no later than the result of an earlier try was recorded.
  *
- * Step 4 keeps the first: a record lists the answers of the one it replaces, and where it lets some
- * go, dropped rises to the latest of them. write_issued_at keeps the second. So in step 3: listed, the
- * write gets the same answer; not listed and dropped >= made, nobody can know, and the client is
- * told so; else it was never applied, and is applied now (R11).
+ * Step 4 keeps the first: a new record lists the results of the one it replaces, and where it drops
+ * some, "results lost until" rises to the latest of them. write_issued_at keeps the second. So in
+ * step 3: if the result is listed, the write gets the same result; if it is not listed and results
+ * are lost until its time of issue or later, nobody can know, and the client is told so; else it
+ * was never applied, and is applied now (R11).
  *
- * A refusal (412, 409, 404) of a write that may have an earlier try under way is recorded as well,
- * or that try might be applied after its client was told "no" (R12).
+ * A refusal (412, 409, 404) of a write that may have an earlier try under way is recorded as well.
+ * Otherwise that try might be applied after its client was told "no" (R12).
  *
  * Why a write over a minute old is "unknown" even so: a tombstone may be forgotten when it is a
- * minute old (below), and takes its `dropped` with it.
+ * minute old (below), and what it says of lost results goes with it.
  *
  * --- Expiry ---
  *
  * An expired record is deleted by a round (R22). If each node hid it by its own clock, a client
  * could read the value, then nothing at a node whose clock is ahead, then the value again, though
  * nobody wrote in between. So a read that finds an expired record makes a round write a tombstone,
- * and tells "not found" when that is chosen. What "expired" means goes by the latest date that a
- * node has heard of.
+ * and answers "not found" when that is chosen. Expiry goes by the latest time that a node has heard
+ * of.
  *
  * --- Views ---
  *
@@ -223,49 +242,49 @@
  * there is never a second one: two rings cannot be. Every node adopts every view, in order, and
  * keeps the chain, so that it can bring any other node up to date.
  *
- * In a view with JOINING or LEAVING members a quorum is one of both rings (R13; joint consensus in
- * Ongaro's thesis, 4.3). A proposer that adopts a view begins its rounds again at step 1: a quorum
- * that it heard in the old view may be none in the new one.
+ * In a transition a quorum is one of C_old and of C_new (R13; joint consensus in Ongaro's thesis,
+ * 4.3). A proposer that adopts a view begins its rounds again at step 1: a quorum that it had in
+ * the view before may be none in this one.
  *
  * A joiner has to learn what the old owners hold. It gets their lists of (key, ballot), with
  * tombstones, and pulls each record that is newer than its own. It is complete when it has gone
  * through the lists of a *majority* of the old owners, all made in this epoch (R14). A majority,
- * since any single list may lack a record that the two others chose. In this epoch, since an owner
- * that lists in epoch e accepts nothing of epoch e - 1 any more: so a record that was chosen in e -
- * 1 is in one of the lists. What is chosen in e itself, a majority of the new owners accepts
+ * because any single list may lack a record that the two others chose. In this epoch, because an
+ * owner that lists in epoch e accepts nothing of epoch e - 1 any more: so a record that was chosen
+ * in e - 1 is in one of the lists. What is chosen in e itself, a majority of the new owners accepts
  * anyway. When a majority of the new owners of each partition is complete, and every joiner, the
- * next view may settle it (R15).
+ * next view may end the transition (R15).
  *
  * A transition may be called off at any time: whatever was chosen in it is held by a majority of
  * the old owners too (R21). For the same reason its target may be replaced at any time, one view at
  * a time, as long as the voters stay: a joiner that died is exchanged, a member that died leaves as
  * well.
  *
- * What may begin. A voter is never added while another is dead, but in exchange for it: else a
- * machine that declares_lost its disk twice leaves two live voters of four, and no view can follow (R23). A
- * live member leaves only while all other voters are live (R24). Nothing begins without a live
- * majority of every partition's owners, and what moves no data for the eviction time is called off
- * (R25).
+ * What may begin. A voter is never added while another is dead, except in exchange for it:
+ * otherwise a machine that loses its disk twice leaves two live voters of four, and no view can
+ * follow (R23). A live member leaves only while all other voters are live (R24). Nothing begins
+ * without a live majority of every partition's owners, and what moves no data for the eviction time
+ * is called off (R25).
  *
- * Members whose disks are gone for good may be declared LOST. They are not heard any more, but they
- * count: a quorum of the old ring stays as large as a majority of all its owners, of those that are
- * left or, where fewer are left, all of these (R26). For what was chosen is at a majority of all,
- * and only so many meet each of these.
+ * Members whose disks are gone for good may be declared LOST. They take part in nothing any more,
+ * but they count: a quorum of C_old stays as large as a majority of all its owners, of those that
+ * are left or, where fewer are left, all of these (R26). What was chosen is at a majority of all,
+ * and only so many are sure to meet it.
  *
  * --- Sync, and how a deleted key is forgotten ---
  *
- * Owners of a settled view compare digests now and then. Where they differ they exchange lists and
+ * Owners of a stable view compare digests now and then. Where they differ they exchange lists and
  * pull. A pulled record passes through the same rule of the acceptor as any accept (R18).
  *
  * A tombstone must stay as long as an older value of its key can come back. The anomaly: a value is
  * on three owners; a DELETE reaches two; both forget it; the third, asked for its list, brings the
  * value back. A tombstone may go once (1) no owner holds an older value, and (2) no owner can
- * accept one any more. For (2) there is the floor: an owner refuses ballots up to it for keys
- * without a value. An owner that reports our digest, at a floor at or above ours, has the same keys
- * with a value as we have, which is (1), and refuses anything older, which is (2). What is written
- * later lies above the floor, and cannot undo this. A late record at or below the floor starts the
- * agreement over. So the owners may report one after the other, while other keys change all the
- * time (R19, R20).
+ * accept one any more. For (2) there is the promise floor: an owner rejects ballots up to it for
+ * keys without a value. An owner that reports our digest, at a floor at or above ours, has the same
+ * keys with a value as we have, which is (1), and rejects anything older, which is (2). What is
+ * written later lies above the floor, and cannot undo this. A late record at or below the floor
+ * starts the agreement over. So the owners may report one after the other, while other keys change
+ * all the time; when all have reported, the gc floor rises to the promise floor (R19, R20).
  *
  * --- The log ---
  *
@@ -277,65 +296,69 @@
  *
  * --- The rules, and what breaks without each ---
  *
- *    R1  promises are kept                               two proposers both win: a lost update
- *    R2  after a restart every key counts as promised    a restarted node forgets a promise: a lost
- *        up to the reserve                               update
- *    R3  nothing is shown that is not durable: records,  an acknowledged write, a view or a promise
- *        lists, digests, views, the clock                is gone after a crash
- *    R4  messages raise the clock                        a node with a slow clock never wins a
- *                                                        ballot
- *    R5  a clock that is far ahead is not heard          one bad clock stops the others
- *    R6  only what names the own id, epoch and           a wiped or evicted node votes for the one
- *        partition is answered                           it was; two rings choose
- *    R7  a ballot is ordered by its epoch first; its     what an old epoch wrote at a minority
- *        time never falls for a key either               comes back above what is newer
- *    R8  the same accept is answered again               a write succeeds, and is told as unknown
- *    R9  a read needs a quorum at one ballot, and the    a value is read and then gone
- *        record of that very ballot
- *   R10  a write's version finds its earlier             it is applied twice
- *        application
- *   R11  dropped >= made, or over a minute old, is       a late repeat is applied a second time
- *        unknown; dropped never falls
- *   R12  the refusal of a repeat is recorded             a write is applied after its client was
- *                                                        told "no"
- *   R13  a quorum is one of both rings                   writes are split between the rings
- *   R14  a joiner needs the lists of a majority of the   it misses a write, or revives a deleted
- *        old owners, made in this epoch, with            key
- *        tombstones
- *   R15  a transition ends when a majority of each       the same; or it waits for a dead joiner
- *        partition's new owners is complete, and each
- *        joiner
- *   R16  a view is written once; views are adopted in    two rings at once; a node stranded for
- *        order, and the chain is kept                    ever
- *   R17  what is no longer owned is dropped, at replay   old records come back, or live ones go
- *        too; a wiped or evicted node has a new id
- *   R18  a pulled record obeys the acceptor's rule; a    an old record overwrites a newer promise;
- *        repair always accepts anew                      or the owners never agree
- *   R19  all owners raise the floor before digests are   a deleted key comes back
- *        compared; it holds for tombstones too
- *   R20  a tombstone goes when all digests are one, it   a deleted key comes back
- *        is a minute old, in a settled view, and
- *        nothing older of its key is in the log
- *   R21  live means heard both ways; a transition that   a deaf node stays coordinator; stuck for
- *        cannot end is called off                        ever
- *   R22  an expired record is deleted by a round         value, nothing, value again, and no write
- *   R23  no voter is added while another is dead, but    a second lost disk leaves no majority
- *        in exchange for it
- *   R24  a live member leaves only while all others are  the same
- *        live
- *   R25  what cannot end is not begun, or is called off  every other change waits for ever
- *   R26  members that are LOST count in the old quorums  an acknowledged write is missed
- *   R27  of nodes without data, the one with the         two clusters
- *        smallest id begins, when as many as were asked
- *        for have heard one another
- *   R30  a node is ready when all that was acknowledged  who replaces machines by it takes the next
- *        while it was away is there                      one too early
- *   R31  a node's own time is led by the wall clock,     one jump stops the cluster, or ends keys
- *        never set                                       early
- *   R35  an answer is forgotten early only when nobody   a repeat is applied again; without it
- *        can ask for it                                  records grow with each write
- *   R40  a listing tells a key as a quorum has it        a key is told that was never there, or is
- *                                                        left out
+ *     R1  promises are kept                                 two proposers both win: a lost
+ *                                                           update
+ *     R2  after a restart every key counts as promised up   a restarted node forgets a
+ *         to the clock bound                                promise: a lost update
+ *     R3  nothing is shown that is not durable: records,    an acknowledged write, a view or a
+ *         lists, digests, views, the clock                  promise is gone after a crash
+ *     R4  messages raise the clock                          a node with a slow clock never
+ *                                                           wins a ballot
+ *     R5  a clock that is far ahead is ignored              one bad clock stops the others
+ *     R6  only what names the own id, epoch and partition   a wiped or evicted node votes for
+ *         is handled                                        the one it was; two rings choose
+ *     R7  a ballot is ordered by its epoch first; its time  what an old epoch wrote at a
+ *         never falls for a key either                      minority comes back above what is
+ *                                                           newer
+ *     R8  the same accept is acknowledged again             a write succeeds, and is reported
+ *                                                           as unknown
+ *     R9  a read needs a quorum at one ballot, and the      a value is read and then gone
+ *         record of that very ballot
+ *    R10  a write's id finds its earlier application        it is applied twice
+ *    R11  results lost until its time of issue, or over a   a late repeat is applied a second
+ *         minute old, is unknown; that time never falls     time
+ *    R12  the refusal of a repeat is recorded               a write is applied after its
+ *                                                           client was told "no"
+ *    R13  a quorum is one of C_old and of C_new             writes are split between the rings
+ *    R14  a joiner needs the lists of a majority of the     it misses a write, or revives a
+ *         old owners, made in this epoch, with tombstones   deleted key
+ *    R15  a transition ends when a majority of each         the same; or it waits for a dead
+ *         partition's new owners is complete, and each      joiner
+ *         joiner
+ *    R16  a view is written once; views are adopted in      two rings at once; a node stranded
+ *         order, and the chain is kept                      for ever
+ *    R17  what is no longer owned is dropped, at replay     old records come back, or live
+ *         too; a wiped or evicted node has a new id         ones go
+ *    R18  a pulled record obeys the acceptor's rule; a      an old record overwrites a newer
+ *         repair always accepts at a new ballot             promise; or the owners never agree
+ *    R19  all owners raise the promise floor before         a deleted key comes back
+ *         digests are compared; it holds for tombstones
+ *         too
+ *    R20  a tombstone goes when all digests are one, it is  a deleted key comes back
+ *         a minute old, in a stable view, and nothing
+ *         older of its key is in the log
+ *    R21  live means heard both ways; a transition that     a deaf node stays coordinator;
+ *         cannot end is called off                          stuck for ever
+ *    R22  an expired record is deleted by a round           value, nothing, value again, and
+ *                                                           no write
+ *    R23  no voter is added while another is dead, except   a second lost disk leaves no
+ *         in exchange for it                                majority
+ *    R24  a live member leaves only while all others are    the same
+ *         live
+ *    R25  what cannot end is not begun, or is called off    every other change waits for ever
+ *    R26  members that are LOST count in the quorums of     an acknowledged write is missed
+ *         C_old
+ *    R27  of nodes without data, the one with the smallest  two clusters
+ *         id begins, when as many as were asked for have
+ *         heard one another
+ *    R30  a node is ready when all that was acknowledged    who replaces machines by it takes
+ *         while it was away is there                        the next one too early
+ *    R31  a node's own time is led by the wall clock,       one jump stops the cluster, or
+ *         never set                                         ends keys early
+ *    R35  a result is forgotten early only when nobody can  a repeat is applied again; without
+ *         ask for it                                        it records grow with each write
+ *    R40  a listing shows a key as a quorum has it          a key is shown that was never
+ *                                                           there, or is left out
  */
 
 /* A rule of Part I that the line keeps. The tests define it to break one rule at a time, and the
