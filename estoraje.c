@@ -3969,8 +3969,7 @@ static void node_fork(struct node *n)
     views_log(n);
     n->view_lsn = log_end(n);
     n->begin_after = 0;
-    log_line(LEVEL_WARN, "this node's data is a new cluster now: take --force-new-cluster away",
-             "cluster=%016" PRIx64, n->cluster);
+    log_line(LEVEL_WARN, "this node's data is a new cluster", "cluster=%016" PRIx64, n->cluster);
 }
 
 /* === Part IV: what clients want ==================================================================
@@ -6859,7 +6858,12 @@ static void server_open(struct server *s)
     if (n->clock_bound > n->wall && n->clock_bound < n->wall + 2 * (BOUND_AHEAD + BOUND_MARGIN))
         usleep((useconds_t)(n->clock_bound - n->wall));
     node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
-    if (o->force_new_cluster && n->self >= 0 && n->view->members_count > 1)
+    /* Once: left in place, it must not part this node from those that joined it since. */
+    if (!o->force_new_cluster)
+        unlinkat(s->disk.dir, "forced", AT_REMOVEDIR);
+    else if (mkdirat(s->disk.dir, "forced", 0700) < 0 || fsync(s->disk.dir) < 0)
+        log_line(LEVEL_WARN, "--force-new-cluster was done: start without it", "errno=%d", errno);
+    else if (n->self >= 0 && n->view->members_count > 1)
         node_fork(n);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, n->replicas);

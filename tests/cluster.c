@@ -1166,8 +1166,12 @@ void cluster_await(const struct cluster *c, int members, double seconds)
             }
         if (now() > end) {
             for (int i = 0; i < c->count; i++)
-                if (c->nodes[i].pid)
-                    printf("node %d: %s\n", i, get(c->nodes[i].url, "/_status").body);
+                if (c->nodes[i].pid) {
+                    char *status = get(c->nodes[i].url, "/_status").body, *ring;
+                    if ((ring = strstr(status, "\"ring\":")))
+                        *ring = 0; /* that is long */
+                    printf("node %d: %s\n", i, status);
+                }
             ck_abort_msg("not settled with %d members within %g s", members, seconds);
         }
         pause_ms(20);

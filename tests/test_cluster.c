@@ -1031,6 +1031,85 @@ START_TEST(test_one_of_three_makes_a_new_cluster_of_its_data)
 }
 END_TEST
 
+static char *cluster_name(const struct node *n)
+{
+    struct response r = get(n->url, "/_status");
+    char *name = json_string(r.body, "cluster");
+    response_free(&r);
+    return name;
+}
+
+/* All but the first die for good; the first is started as its options say. */
+static void first_remains(struct cluster *c)
+{
+    for (int i = 0; i < c->count; i++)
+        node_kill(c, i);
+    for (int i = 1; i < c->count; i++)
+        folder_remove(in_folder(c->nodes[i].folder, "data"));
+    ck_assert_int_eq(truncate(c->nodes[0].log, 0), 0);
+    node_start(c, 0);
+}
+
+/* As in a unit file that nobody looks at again. */
+START_TEST(test_force_new_cluster_left_in_place_makes_one_new_cluster)
+{
+    struct cluster *c = cluster_start(3, NULL);
+    keys_on("PUT", 300, c->nodes[0].url);
+    await_copies(c, 300, 3);
+    c->nodes[0].options[0] = "--force-new-cluster";
+    for (int times = 0; times < 2; times++) {
+        char *old = cluster_name(&c->nodes[0]);
+        first_remains(c);
+        if (times) { /* it was left in place, so this is not what it was said for */
+            AWAIT(get(c->nodes[0].url, "/_status").status == 200, 20);
+            ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "start without it"));
+            ck_assert_str_eq(cluster_name(&c->nodes[0]), old);
+            node_kill(c, 0);
+            c->nodes[0].options[0] = NULL;
+            node_start(c, 0);
+            AWAIT(get(c->nodes[0].url, "/_status").status == 200, 20);
+            node_kill(c, 0);
+            c->nodes[0].options[0] = "--force-new-cluster";
+            node_start(c, 0);
+        }
+        AWAIT(node_healthy(&c->nodes[0]), 20);
+        char *made = cluster_name(&c->nodes[0]);
+        ck_assert_str_ne(made, old);
+        node_start(c, 1);
+        node_start(c, 2);
+        cluster_await(c, 3, 60);
+        node_kill(c, 0);
+        node_start(c, 0);
+        cluster_await(c, 3, 40);
+        for (int i = 0; i < 3; i++)
+            ck_assert_str_eq(cluster_name(&c->nodes[i]), made);
+        keys_are_everywhere(300, c);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
+/* It had nothing to do when it was said. */
+START_TEST(test_force_new_cluster_said_to_a_cluster_of_one_takes_it_from_nobody_later)
+{
+    struct cluster *c = cluster_start(1, NULL);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201); /* so it is on the disk */
+    char *name = cluster_name(&c->nodes[0]);
+    c->nodes[0].options[0] = "--force-new-cluster";
+    for (int members = 1; members < 4; members += 2) {
+        node_kill(c, 0);
+        node_start(c, 0);
+        cluster_await(c, members, 40);
+        while (c->count < 3)
+            node_start(c, cluster_add(c));
+        cluster_await(c, 3, 40);
+        for (int i = 0; i < 3; i++)
+            ck_assert_str_eq(cluster_name(&c->nodes[i]), name);
+    }
+    cluster_stop(c);
+}
+END_TEST
+
 /* Follows the pages of a listing and counts the keys, which must come in order. */
 static int listing_count(const char *url, const char *path)
 {
@@ -2110,6 +2189,8 @@ int main(void)
         {"moves", test_two_that_moved_in_turn_serve_without_the_third},
         {"moves", test_two_of_five_that_are_declared_lost_are_given_up},
         {"moves", test_one_of_three_makes_a_new_cluster_of_its_data},
+        {"moves", test_force_new_cluster_left_in_place_makes_one_new_cluster},
+        {"moves", test_force_new_cluster_said_to_a_cluster_of_one_takes_it_from_nobody_later},
         {"moves", test_a_listing_is_complete_while_data_moves},
         {"moves", test_five_nodes_live_through_everything},
         {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},
