@@ -67,11 +67,12 @@ loc:            ; @tests/install.sh cloc && cloc --quiet --csv $(CODE) | \
 clean:          ; rm -rf build estoraje
 install: $(BIN) ; @tests/install.sh help2man
 	help2man -N -n 'a small distributed key-value store' -o $(BUILD)/estoraje.1 ./$(BIN)
-	sed -n '/^\[Unit\]/,/^```/{ /^```/d; s|/usr/local|$(PREFIX)|; p }' README.md >$(BUILD)/estoraje.service
+	sed 's|/usr/local|$(PREFIX)|' operate/estoraje.service >$(BUILD)/estoraje.service
 	install -D -t $(TO)/bin $(BIN)
 	install -D -m 644 -t $(TO)/share/man/man1 $(BUILD)/estoraje.1
 	install -D -m 644 -t $(TO)/lib/systemd/system $(BUILD)/estoraje.service
 	install -D -m 644 -t $(TO)/share/doc/estoraje README.md LICENSE nginx.conf
+	install -D -t $(TO)/share/doc/estoraje operate/backup.sh operate/restore.sh
 uninstall:
 	cd $(TO) && rm -rf bin/estoraje share/man/man1/estoraje.1 share/doc/estoraje lib/systemd/system/estoraje.service
 packages:       ; @tests/install.sh gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev
