@@ -382,9 +382,9 @@ static void event_at(uint64_t time, enum event_type type, const struct host *h, 
 
 /* === 3 Trace ================================================================================== */
 
-static const char *const type_names[] = {"prepare", "promise", "accept",    "accepted", "refuse",
-                                         "read",    "answer",  "heartbeat", "view",     "list",
-                                         "listed",  "pull",    "digest"};
+static const char *const type_names[] = {"prepare", "promise",    "accept",    "accepted", "reject",
+                                         "read",    "read reply", "heartbeat", "view",     "list",
+                                         "listed",  "pull",       "digest"};
 _Static_assert(sizeof type_names / sizeof *type_names == M_TYPES, "all have names");
 
 __attribute__((format(printf, 2, 3))) static void trace(const struct host *h, const char *format,
@@ -441,13 +441,19 @@ static void trace_batch(const struct host *h, int from, const uint8_t *data, siz
         if (tracing < 2 && (m->type == M_HEARTBEAT || m->type == M_DIGEST))
             continue;
         struct body body = message_body(m);
-        bool keyed = m->type != M_LIST && m->type != M_HEARTBEAT;
-        trace(h, "<- h%d %s e%" PRIu64 " p%u op=%" PRIu64 "%s%.*s ballot=%s flags=%s%s%s%s%s", from,
-              type_names[m->type], b->epoch, m->partition, m->round_id % 1000000000,
-              m->key_bytes ? " key=" : "", keyed ? m->key_bytes : 0, (const char *)body.key,
-              ballot_name(m->ballot), m->flags & FLAG_RECORD ? "record " : "",
-              m->flags & FLAG_TOMBSTONE ? "tombstone " : "", m->flags & FLAG_WHOLE ? "whole " : "",
-              m->flags & FLAG_REPEAT ? "repeat " : "", m->flags & FLAG_WATCH ? "watch/more" : "");
+        bool keyed = m->key_bytes && m->type != M_LIST && m->type != M_HEARTBEAT;
+        char key[32] = "", ballot[80] = "";
+        if (keyed)
+            snprintf(key, sizeof key, " of %.*s", m->key_bytes, (const char *)body.key);
+        if (m->ballot.time)
+            snprintf(ballot, sizeof ballot, " at ballot %s", ballot_name(m->ballot));
+        trace(h, "<- h%d %s%s%s%s%s%s%s%s, round %" PRIu64 ", epoch %" PRIu64, from,
+              type_names[m->type], key, ballot, m->flags & FLAG_RECORD ? ", a record" : "",
+              m->flags & FLAG_TOMBSTONE ? ", a tombstone" : "",
+              m->flags & FLAG_WHOLE && m->value_bytes ? ", with the value" : "",
+              m->flags & FLAG_REPEAT ? ", a repeat" : "",
+              m->flags & FLAG_WATCH ? m->type == M_LISTED ? ", more to come" : ", a watch" : "",
+              m->round_id % 1000000000, b->epoch);
     }
 }
 
@@ -566,6 +572,7 @@ static void drive_done(struct host *h)
     h->serves = true;
     drive_trim(h, h->disk_first);
     log->full = h->disk_full;
+    trace(h, "has its log on disk up to %" PRIu64, h->disk_synced);
     node_durable(h->node, h->disk_taken - h->disk_synced);
 }
 
@@ -1491,9 +1498,11 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
         judge_all(h, t, m);
     if (t->m.flags & FLAG_ONE && t->m.function != DO_READ && m->status < 300)
         judge_one(t, m);
-    trace(h, "answers %u to client %" PRIu64 " value=%u etag=%.6f-%04" PRIx64, m->status,
-          t->op ? t->op->client->name : 99, m->value_bytes,
-          (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->write_id >> 48);
+    char etag[64] = "";
+    if (m->modified)
+        snprintf(etag, sizeof etag, ", ETag %.6f-%04" PRIx64,
+                 (double)(int64_t)(m->modified - WALL_AT_START) / 1e6, m->write_id >> 48);
+    trace(h, "answers client %" PRIu64 ": %u%s", t->op ? t->op->client->name : 99, m->status, etag);
     if (t->write_id && m->status < 500 && (t->fresh || (t->forgets && t->op)))
         node_delivered(n, t->write_id);
     if (t->op) {
