@@ -6787,7 +6787,8 @@ static bool peer_ask(const struct server *s, const char *address, uint64_t *clus
     return healthy;
 }
 
-/* Whether a voter other than this node holds a lease: then a majority lives without us. */
+/* Whether a voter other than this node holds a lease: then a majority lives without us. Where not even
+ * the views can be read, --join says whom to ask. */
 static bool others_are_healthy(struct server *s)
 {
     const struct node *n = s->node;
@@ -6795,6 +6796,9 @@ static bool others_are_healthy(struct server *s)
     bool healthy = false;
     for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++)
         healthy = (int)i != n->self && peer_ask(s, n->view->members[i].address, &cluster);
+    char *one, *list = n->view || !s->options.join ? NULL : strdupa(s->options.join);
+    while (!healthy && (one = strsep(&list, ",")))
+        healthy = peer_ask(s, one, &cluster);
     return healthy;
 }
 

@@ -56,6 +56,17 @@ static struct load *load_through(const char *url, const char *prefix, int client
                                           .pause_ms = 2});
 }
 
+/* About a hundred requests a second. nginx may repeat them. */
+static struct load *load_paced(const struct cluster *c)
+{
+    return load_start(&(struct load_plan){.urls = {c->nginx_url},
+                                          .prefix = "/paced",
+                                          .clients = 5,
+                                          .keys = 40,
+                                          .value_bytes = 100,
+                                          .pause_ms = 45});
+}
+
 /* Until that many more requests were answered: so the load is in full swing, however slow the
  * machine is. */
 static void load_goes_on(struct load *l, long requests)
@@ -856,21 +867,77 @@ START_TEST(test_a_node_that_missed_many_views_follows_them)
 }
 END_TEST
 
+/* Nodes that are started with one and the same command line. */
+static struct cluster *cluster_expected(int nodes)
+{
+    struct cluster *c = cluster_new(NULL, false);
+    char *all = "";
+    for (int i = 0; i < nodes; i++)
+        all = text("%s%slocalhost:%d", all, i ? "," : "", c->nodes[cluster_add(c)].port);
+    for (int i = 0; i < nodes; i++) {
+        const char *options[] = {"--bootstrap-expect", text("%d", nodes), "--join", all};
+        memcpy(c->nodes[i].options, options, sizeof options);
+    }
+    return c;
+}
+
+static void cluster_expected_start(struct cluster *c)
+{
+    for (int i = 0; i < c->count; i++)
+        node_start(c, i);
+    cluster_await(c, c->count, 60);
+    cluster_nginx(c);
+}
+
+static bool noise_write(const char *path, size_t bytes, void *context)
+{
+    static char noise[1 << 20];
+    FILE *random = fopen("/dev/urandom", "r");
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    size_t most = *(const size_t *)context;
+    ck_assert(random && file >= 0);
+    for (size_t at = 0; at < bytes && at < most; at += sizeof noise) {
+        size_t part = bytes - at < sizeof noise ? bytes - at : sizeof noise;
+        ck_assert_uint_eq(fread(noise, 1, part, random), part);
+        ck_assert_int_eq(pwrite(file, noise, part, (off_t)at), (ssize_t)part);
+    }
+    fclose(random);
+    close(file);
+    return true;
+}
+
+/* It is started again with noise in place of that much of each file of its log. */
+static void disk_overwritten(struct cluster *c, int i, size_t most)
+{
+    if (c->nodes[i].pid)
+        node_kill(c, i);
+    folder_walk(in_folder(c->nodes[i].folder, "data"), noise_write, &most);
+    node_start(c, i);
+}
+
+/* Some by removal, some by noise; every second one twice, as the next comes while it joins. */
 START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
 {
-    struct cluster *c = behind_nginx(3, NULL);
+    struct cluster *c = cluster_expected(3);
+    cluster_expected_start(c);
     keys_on("PUT", 20000, c->nginx_url);
-    struct load *l = load_through(c->nginx_url, "/load", 4);
+    struct load *l = load_paced(c);
     load_goes_on(l, 100);
     int while_joining = 0;
     for (int times = 0; times < 5; times++) {
-        disk_lost(c, 2);
-        if (times % 2) { /* the next one comes while it joins */
+        double lost = now();
+        for (int again = 0; again <= times % 2; again++) {
+            if (times % 3 == 0)
+                disk_overwritten(c, 2, SIZE_MAX);
+            else if (times % 3 == 1 && !again)
+                disk_overwritten(c, 2, 1 << 20);
+            else
+                disk_lost(c, 2);
             AWAIT(is_joining(c, 2) || cluster_settled(c, 3), 60);
-            while_joining += is_joining(c, 2);
-        } else {
-            wait_seconds(times ? 5 : 0);
+            while_joining += times % 2 && !again && is_joining(c, 2);
         }
+        while (now() < lost + setting("ESTORAJE_TEST_APART", 3))
+            pause_ms(10);
     }
     cluster_await(c, 3, 60);
     load_goes_on(l, 100);
@@ -886,20 +953,6 @@ END_TEST
 static int declare_lost(const struct node *by, const char *ids)
 {
     return status_of(by->url, "DELETE", text("/_nodes/%s?lost=true", ids), NULL, NULL);
-}
-
-/* Nodes that are started with one and the same command line. */
-static struct cluster *cluster_expected(int nodes)
-{
-    struct cluster *c = cluster_new(NULL, false);
-    char *all = "";
-    for (int i = 0; i < nodes; i++)
-        all = text("%s%slocalhost:%d", all, i ? "," : "", c->nodes[cluster_add(c)].port);
-    for (int i = 0; i < nodes; i++) {
-        const char *options[] = {"--bootstrap-expect", text("%d", nodes), "--join", all};
-        memcpy(c->nodes[i].options, options, sizeof options);
-    }
-    return c;
 }
 
 START_TEST(test_nodes_with_one_command_line_make_one_cluster)
