@@ -235,6 +235,18 @@
  * and answers "not found" when that is chosen. Expiry goes by the latest time that a node has heard
  * of.
  *
+ * --- The lease ---
+ *
+ * Every member sends every other one a heartbeat each quarter of the lease time; it names the
+ * members that the sender hears. A node has a lease while a majority of the voters is live: heard
+ * within the lease time, and hearing this node (R21). No answer is safe because of a lease: each
+ * read and each write asks a quorum, and no promise depends on how long something takes. What the
+ * lease protects is time: a node that is cut off learns it early, refuses requests at once, so that
+ * clients ask another node, and proposes no views. Of the live voters with a lease the one with the
+ * smallest id is the coordinator. It alone proposes views, so that proposals seldom meet. That two
+ * nodes think they are the coordinator does no harm, because a view's register is written once
+ * (R16).
+ *
  * --- Views ---
  *
  * The view of epoch e + 1 is the register view/<e + 1>, whose acceptors are the voters of view e,
