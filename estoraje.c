@@ -411,17 +411,21 @@ enum {
     DUELS_OTHER = 7,              /* partition's first live owner, and elsewhere */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
-    DISK_KEEP_BYTES = 8 << 20,    /* room that only cleaning, views and reserves may use */
     ROUND_BUCKETS = 4096,
     DELIVERED_PLACES = 1 << 17,   /* writes whose results need not be kept any more */
     VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
     VIEWS_TOLD_MAX = 16,          /* views told to a node that is behind, at a time */
     BYTES_PER_US = 16,            /* a large value gets time on top of that for a small one */
+    /* What is appended where the disk has no more leaves room for what must go on: */
+    ROOM_CLEANING = 64 << 10, /* what cleans, views and clock bounds leave */
+    ROOM_FLOORS = 4 << 20,    /* promise floors, tombstones and the registers of views */
+    ROOM_RECORDS = 8 << 20,   /* all other records, and requests to delete */
+    ROOM_WRITES = 12 << 20,   /* all other requests to write */
+    ROOM_AHEAD = 16 << 20,    /* taken ahead of the log's end; a disk with less is full */
 };
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
 #define BOUND_AHEAD       (1700 * MS)      /* how seldom an idle node writes */
-#define BOUND_ROOM        (64 << 10)       /* bytes on disk that even reserves leave alone */
 #define BOUND_MARGIN      (300 * MS)       /* a disk may stall that long, and reads do not notice */
 #define WRITE_TIME_MAX    SECOND           /* a disk that takes longer for a batch is away */
 #define CLOCK_AHEAD_MAX   (10 * SECOND)    /* a message from further ahead is a clock fault */
@@ -1234,7 +1238,7 @@ static void clock_bound_raise(struct node *n)
 {
     n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
     uint64_t margin = BOUND_MARGIN + 2 * n->log.write_time;
-    bool room = !n->log.full || log_has_room(n, BOUND_ROOM);
+    bool room = !n->log.full || log_has_room(n, ROOM_CLEANING);
     if (n->clock + margin <= n->clock_bound || !room)
         return;
     n->clock_bound = n->clock + margin + BOUND_AHEAD;
@@ -1376,7 +1380,7 @@ static void promise_floor_log(struct node *n, uint16_t partition)
 static void promise_floor_raise(struct node *n, uint16_t partition, struct ballot to)
 {
     struct partition *p = &n->partitions[partition];
-    if (ballot_compare(to, p->promise_floor) <= 0 || !log_has_room(n, DISK_KEEP_BYTES / 2))
+    if (ballot_compare(to, p->promise_floor) <= 0 || !log_has_room(n, ROOM_FLOORS))
         return;
     p->promise_floor = to;
     p->agreed = 0;
@@ -1763,7 +1767,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         return;
     }
     if (!again) {
-        if (!log_has_room(n, m->bytes + (small ? DISK_KEEP_BYTES / 2 : DISK_KEEP_BYTES))) {
+        if (!log_has_room(n, m->bytes + (small ? ROOM_FLOORS : ROOM_RECORDS))) {
             n->log.starved |= pulled;
             return;
         }
@@ -2863,7 +2867,7 @@ static void view_adopt(struct node *n, const struct view *v)
 /* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
 static bool view_has_room(const struct node *n)
 {
-    return log_has_room(n, BOUND_ROOM + MEMBERS_MAX * sizeof(struct member) +
+    return log_has_room(n, ROOM_CLEANING + MEMBERS_MAX * sizeof(struct member) +
                                PARTITIONS * sizeof(struct message));
 }
 
@@ -3113,8 +3117,7 @@ static bool view_stabilize(const struct node *n, struct view *next)
 static bool node_is_too_small(const struct node *n)
 {
     bool joins = n->self >= 0 ? n->view->members[n->self].state == MEMBER_JOINING : !n->gone;
-    return joins && n->log.full &&
-           (n->log.starved || !log_has_room(n, DISK_KEEP_BYTES + BULK_BYTES));
+    return joins && n->log.full && (n->log.starved || !log_has_room(n, ROOM_RECORDS + BULK_BYTES));
 }
 
 /* Whether every partition has a live majority of its owners: else what is begun might never end. */
@@ -3636,7 +3639,7 @@ static void partition_sweep(struct node *n, uint16_t partition)
     struct ballot floor = p->promise_floor;
     bool agreed = !(partition_owners(n, partition) & ~self_bit(n) & ~p->agreed);
     bool first = first_live_owner(n, partition) == n->self;
-    bool folds = n->stable && log_has_room(n, DISK_KEEP_BYTES / 2); /* as in promise_floor_raise */
+    bool folds = n->stable && log_has_room(n, ROOM_FLOORS); /* as in promise_floor_raise */
     bool late = p->promise_floor.time + 10 * RESULTS_KEPT_TIME < n->clock;
     if (agreed && n->stable)
         p->gc_floor = p->promise_floor;
@@ -3681,7 +3684,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
         entry_forget(n, p, e);
         return true;
     }
-    if (!log_has_room(n, e->record_bytes + BOUND_ROOM))
+    if (!log_has_room(n, e->record_bytes + ROOM_CLEANING))
         return false;
     enum record_state state = record_read(n, e, 0, e->value_bytes);
     if (state == RECORD_READ) {
@@ -3707,7 +3710,7 @@ static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
         if (e->flags & FLAG_RECORD && e->lsn < n->log.cleaned)
             done &= entry_clean(n, partition, e);
     }
-    done = done && log_has_room(n, BOUND_ROOM);
+    done = done && log_has_room(n, ROOM_CLEANING);
     if (done && p->promise_floor.time && p->promise_floor_lsn < n->log.cleaned)
         promise_floor_log(n, partition);
     return done && log_end(n) < end;
@@ -3757,7 +3760,7 @@ static void clean_tick(struct node *n)
     }
     bool views = n->views_lsn < log->cleaned;
     if (log->clean_next <= VIEWS_PARTITION ||
-        !log_has_room(n, BOUND_ROOM + (views ? n->views_bytes : 0)))
+        !log_has_room(n, ROOM_CLEANING + (views ? n->views_bytes : 0)))
         return;
     if (n->clock_bound_lsn < log->cleaned)
         clock_bound_log(n);
@@ -4112,7 +4115,7 @@ static void node_request(struct node *n, void *client, const struct message *m,
     n->requests++;
     if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
         q->m->flags &= (uint8_t)~FLAG_ALL;
-    uint64_t keep = m->function == DO_DELETE ? DISK_KEEP_BYTES : 3 * DISK_KEEP_BYTES / 2;
+    uint64_t keep = m->function == DO_DELETE ? ROOM_RECORDS : ROOM_WRITES;
     if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
         request_fail(n, q, 507);
     else if (is_write(q) && m->flags & FLAG_ALL &&
@@ -4715,7 +4718,7 @@ static void memory_grew(struct bytes *b)
  */
 
 enum {
-    SEGMENT_BYTES = DISK_KEEP_BYTES / 2, /* so that a full disk has room to clean a whole one */
+    SEGMENT_BYTES = ROOM_RECORDS / 2, /* so that a full disk has room to clean a whole one */
     HOT_SEGMENTS = 64,
     ZEROS_BYTES = 1 << 20,
     BOUNDS = 14,
@@ -5497,7 +5500,7 @@ static const char *unhealthy(const struct server *s)
         return "not a member of a cluster yet";
     if (!s->node->has_lease)
         return "no lease from a majority";
-    if (s->node->log.full && s->node->log.room < 2 * DISK_KEEP_BYTES)
+    if (s->node->log.full && s->node->log.room < ROOM_AHEAD)
         return "the disk is full";
     return NULL;
 }
@@ -6723,7 +6726,7 @@ static void log_submit(struct server *s)
     if (batch->count)
         histogram_add(&s->batch_records, (double)entries / BATCH_UNIT);
     /* The thread is at rest. Cleaning copies also what is above a --max-value that was lowered since. */
-    s->disk.ahead_bytes = max_u64(s->disk.ahead_bytes, s->node->log.largest + 2 * DISK_KEEP_BYTES);
+    s->disk.ahead_bytes = max_u64(s->disk.ahead_bytes, s->node->log.largest + ROOM_AHEAD);
     disk_submit(&s->disk, &s->node->log);
 }
 
@@ -6842,8 +6845,8 @@ static void server_open(struct server *s)
     bool whole = disk_open(&s->disk, o->data, &start, &end);
     struct node *n = s->node = server_node(s);
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
-    whole &=
-        node_recover(n, start, end) && (log_end(n) == start || log_end(n) + BOUND_ROOM / 2 <= end);
+    whole &= node_recover(n, start, end) &&
+             (log_end(n) == start || log_end(n) + ROOM_CLEANING / 2 <= end);
     for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
         log_line(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
                  o->data);
@@ -7198,7 +7201,7 @@ int main(int count, char **arguments)
     s.multi = curl_multi_init();
     s.disk.sync = s.options.sync == 1;
     bytes_limit = s.options.memory;
-    s.disk.ahead_bytes = s.options.max_value + 2 * DISK_KEEP_BYTES;
+    s.disk.ahead_bytes = s.options.max_value + ROOM_AHEAD;
     if (!s.disk.sync)
         log_line(LEVEL_WARN, "acknowledged writes may be lost when the power fails", "sync=none");
     server_open(&s);

@@ -51,7 +51,11 @@ enum {
     DELIVERED_PLACES = 64,
     CLEAN_STEP_BYTES = 16 << 10,
     CLEAN_SLACK_BYTES = 24 << 10,
-    DISK_KEEP_BYTES = 32 << 10,
+    ROOM_CLEANING = 4 << 10,
+    ROOM_FLOORS = 16 << 10,
+    ROOM_RECORDS = 32 << 10,
+    ROOM_WRITES = 48 << 10,
+    ROOM_AHEAD = 64 << 10,
     ROUND_BUCKETS = 16,
     VIEWS_PARTITION = PARTITIONS,
     VIEWS_TOLD_MAX = 3,
@@ -73,7 +77,6 @@ static uint64_t sim_margin; /* the same; of a key's time, above how far clocks d
 #define REPEAT_TIME       (RESULTS_KEPT_TIME - 2 * KEY_TIME_MARGIN)
 #define REQUEST_TIME      (2300 * MS)
 #define STEP_TIME         (100 * MS)
-#define BOUND_ROOM        (4 << 10)
 #define LEASE_GRACE       (200 * MS)
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (20 * SECOND)
@@ -527,7 +530,7 @@ static void drive_clear(struct host *h)
 static void drive_take(struct host *h, uint64_t end)
 {
     uint64_t size = h->full_until > w.now ? h->disk_size : UINT64_MAX;
-    uint64_t ahead = max_u64(AHEAD, h->node->log.largest + 2 * DISK_KEEP_BYTES);
+    uint64_t ahead = max_u64(AHEAD, h->node->log.largest + ROOM_AHEAD);
     while (h->disk_taken < end + ahead && h->disk_taken + SEGMENT - h->disk_start <= size)
         h->disk_taken += SEGMENT;
     h->disk_full = h->disk_taken < end + ahead;
@@ -2258,7 +2261,7 @@ static void fault_join(void)
     for (uint64_t count = 1 + below(2); count && w.hosts_count < HOSTS_MAX; count--) {
         struct host *h = &w.hosts[w.hosts_count++];
         h->small = w.plan.weight[FULL] && chance(300);
-        h->disk_size = DISK_KEEP_BYTES + below(AHEAD);
+        h->disk_size = ROOM_RECORDS + below(AHEAD);
         h->full_until = h->small ? UINT64_MAX : 0;
         host_start(h);
     }

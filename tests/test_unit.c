@@ -2800,9 +2800,9 @@ START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
         lone_settle(&l);
     }
     free(value);
-    uint64_t bytes = log_end(n) + DISK_KEEP_BYTES;
+    uint64_t bytes = log_end(n) + ROOM_RECORDS;
     n->log.full = true;
-    n->log.room = DISK_KEEP_BYTES;
+    n->log.room = ROOM_RECORDS;
     for (int i = 0; i < 80000; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes);
@@ -2817,9 +2817,9 @@ START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_agai
 {
     lone_begin();
     struct node *n = l.node;
-    uint64_t end = log_end(n), bytes = end + BOUND_ROOM - 1;
+    uint64_t end = log_end(n), bytes = end + ROOM_CLEANING - 1;
     n->log.full = true;
-    n->log.room = BOUND_ROOM - 1;
+    n->log.room = ROOM_CLEANING - 1;
     for (int i = 0; i < 200; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes);
@@ -2837,7 +2837,7 @@ END_TEST
 START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
 {
     struct node *n = lone_node(&l);
-    n->log.room = BOUND_ROOM;
+    n->log.room = ROOM_CLEANING;
     ck_assert(!node_is_too_small(n));
     n->log.full = true;
     ck_assert(node_is_too_small(n));
@@ -2845,7 +2845,7 @@ START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
     ck_assert(!node_is_too_small(n));
     lone_node_free(&l);
     lone_begin();
-    l.node->log.room = BOUND_ROOM;
+    l.node->log.room = ROOM_CLEANING;
     l.node->log.full = true;
     ck_assert(!node_is_too_small(l.node));
 }
@@ -2857,7 +2857,7 @@ START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for
     lone_begin();
     struct node *n = l.node;
     n->log.full = true;
-    n->log.room = BOUND_ROOM - 1;
+    n->log.room = ROOM_CLEANING - 1;
     n->log.cleaned = n->log.cleaned_until = n->log.durable;
     node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
     const struct bytes *batch = log_flush(n);
@@ -2881,12 +2881,13 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
         view_adopt(n, &v.view);
         lone_settle(&l);
     }
-    ck_assert_uint_gt(n->views_bytes, BOUND_ROOM);
+    ck_assert_uint_gt(n->views_bytes, ROOM_CLEANING);
     clean_past(0);
     lone_settle(&l);
-    uint64_t bytes = log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES + BOUND_ROOM + 8192;
+    uint64_t bytes =
+        log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES + ROOM_CLEANING + 8192;
     n->log.full = true;
-    n->log.room = BOUND_ROOM + 8192;
+    n->log.room = ROOM_CLEANING + 8192;
     n->log.cleaned = n->log.durable;
     n->log.cleaned_until = 0;
     n->log.clean_next = VIEWS_PARTITION + 1;
@@ -2897,7 +2898,7 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = sizeof v};
     v.view.epoch = node_epoch(n) + 1;
     for (int has_room = 0; has_room < 2; has_room++) {
-        n->log.room = has_room ? 1 << 30 : BOUND_ROOM + 8192;
+        n->log.room = has_room ? 1 << 30 : ROOM_CLEANING + 8192;
         peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.value = &v});
         ck_assert_uint_eq(node_epoch(n), v.view.epoch - 1 + (uint64_t)has_room);
     }
@@ -2914,12 +2915,12 @@ START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
     peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
     entry_of("none")->promised->time -= RESULTS_KEPT_TIME + 10 * SECOND;
     n->log.full = true;
-    n->log.room = DISK_KEEP_BYTES / 4;
+    n->log.room = ROOM_FLOORS / 2;
     uint64_t end = log_end(n);
     partition_sweep(n, at);
     ck_assert_uint_eq(log_end(n), end);
     ck_assert_ptr_nonnull(entry_of("none")); /* the promise is kept, one way or the other */
-    n->log.room = DISK_KEEP_BYTES;
+    n->log.room = ROOM_RECORDS;
     partition_sweep(n, at);
     ck_assert_uint_gt(log_end(n), end);
     ck_assert_ptr_null(entry_of("none"));
