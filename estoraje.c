@@ -1634,29 +1634,31 @@ static void reject(struct node *n, struct peer *from, const struct message *m,
                  NULL);
 }
 
-enum record_state { RECORD_READ, RECORD_COLD, RECORD_DAMAGED };
+static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
 
-/* Reads the entry's record, its value's part alone, into n->scratch. All of it is read, and its checksum
- * tried, unless that was done once since it was written; then a part may be read alone. */
-static enum record_state record_read(struct node *n, struct entry *e, uint64_t from, uint64_t part)
+/* The entry's record, in n->scratch; of its value the part alone. All of it is read, and its checksum
+ * tried, unless that was done once since it was written; then a part may be read alone. Null: it is
+ * damaged, and so marked and pulled; or its bytes were sent for, and are to be waited for. */
+static struct message *record_read(struct node *n, uint16_t partition, struct entry *e,
+                                   uint64_t from, uint64_t part)
 {
     bool all = part && (part == e->value_bytes || !e->checked);
+    bool damaged = e->flags & FLAG_DAMAGED;
     bytes_clear(&n->scratch);
     struct message *m = bytes_extend(&n->scratch, e->record_bytes);
-    if (e->flags & FLAG_DAMAGED)
-        return RECORD_DAMAGED;
-    if (!log_read(n, e->lsn, m, e->record_bytes - (all ? 0 : e->value_bytes)))
-        return RECORD_COLD;
-    bool whose = m->bytes == e->record_bytes && m->bytes == message_bytes(m) &&
-                 m->type == M_ACCEPT && m->key_bytes == e->key_bytes &&
-                 ballot_equal(m->ballot, e->accepted);
-    if (!whose || message_check(m, all) != (all ? m->check : (uint32_t)m->check))
-        return RECORD_DAMAGED;
+    if (!damaged && !log_read(n, e->lsn, m, e->record_bytes - (all ? 0 : e->value_bytes)))
+        return NULL;
+    bool ours = !damaged && m->bytes == e->record_bytes && m->bytes == message_bytes(m) &&
+                m->type == M_ACCEPT && m->key_bytes == e->key_bytes &&
+                ballot_equal(m->ballot, e->accepted);
+    if (!ours || message_check(m, all) != (all ? m->check : (uint32_t)m->check)) {
+        pull_damaged(n, partition, e);
+        return NULL;
+    }
     e->checked |= all;
     size_t at = (size_t)((const uint8_t *)message_body(m).value - n->scratch.data) + from;
-    if (part && !all && !log_read(n, e->lsn + at, n->scratch.data + at, part))
-        return RECORD_COLD;
-    return RECORD_READ;
+    bool here = !part || all || log_read(n, e->lsn + at, n->scratch.data + at, part);
+    return here ? m : NULL;
 }
 
 /* The part of a value of `total` bytes that M_READ asks for: `expiry` bytes from `number` on or, if that
@@ -1669,67 +1671,61 @@ static uint64_t read_part(const struct message *read, uint64_t modified, uint64_
     return min_u64(most, total - *from);
 }
 
-static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
-
-/* Sends what the acceptor holds for a key: with its value, without, or, if no answer that it lists
- * can matter any more, from the index alone. Cold bytes: `m` comes again when they are in memory. */
-static void record_send(struct node *n, struct peer *to, const struct message *m,
-                        struct entry *found, uint8_t type, bool whole)
+/* Whether nobody can ask for a result that was recorded at this ballot any more. */
+static bool is_old(const struct node *n, struct ballot b)
 {
-    struct entry nothing = {0}, *e = found ? found : &nothing;
+    return b.time + RESULTS_KEPT_TIME < n->clock;
+}
+
+/* Replies from the index: with all of a record but its value and its results. As none is listed, all
+ * count as lost up to its ballot (R11); of a tombstone that was forgotten the floor is all that is left. */
+static void index_reply(struct node *n, struct peer *to, const struct message *m,
+                        const struct entry *found, uint8_t type)
+{
+    static const struct entry nothing;
+    const struct entry *e = found ? found : &nothing;
     struct message head = {.type = type, .round_id = m->round_id, .partition = m->partition};
-    uint64_t gate = e->lsn + e->record_bytes, from = 0, part = whole ? e->value_bytes : 0;
-    bool damaged = e->flags & FLAG_DAMAGED;
-    if (damaged && type != M_PROMISE)
-        return; /* not from the index either: what it told of, nobody could be given */
-    bool answers =
-        type == M_ACCEPT || (type == M_PROMISE && e->accepted.time + RESULTS_KEPT_TIME > n->clock);
-    if (!(e->flags & FLAG_RECORD) || damaged || (!answers && !(whole && is_live(e->flags)))) {
-        head.flags = e->flags;
-        head.ballot = e->accepted;
-        head.write_id = e->write_id;
-        head.modified = e->modified;
-        head.expiry = e->expiry;
-        /* Of a tombstone that was forgotten, the floor is all that is left. */
-        uint64_t lost = e->flags & FLAG_RECORD ? e->accepted.time
-                                               : n->partitions[m->partition].promise_floor.time;
-        head.results_lost_until = RULE(11) ? lost : 0;
-        head.value_bytes = e->value_bytes;
-        message_send(n, to, gate, &head, NULL);
-        return;
-    }
-    if (type == M_READ_REPLY)
-        part = read_part(m, e->modified, e->write_id, e->value_bytes, &from);
-    if (type == M_READ_REPLY && part > m->bytes_max)
-        part = 0; /* who reads it has no room for it yet */
-    switch (record_read(n, e, from, part)) {
-    case RECORD_DAMAGED:
-        pull_damaged(n, m->partition, e);
-        return;
-    case RECORD_COLD:
+    uint64_t lost =
+        e->flags & FLAG_RECORD ? e->accepted.time : n->partitions[m->partition].promise_floor.time;
+    head.flags = e->flags;
+    head.ballot = e->accepted;
+    head.write_id = e->write_id;
+    head.modified = e->modified;
+    head.expiry = e->expiry;
+    head.results_lost_until = RULE(11) ? lost : 0;
+    head.value_bytes = e->value_bytes;
+    message_send(n, to, e->lsn + e->record_bytes, &head, NULL);
+}
+
+/* Replies from the log: with the record and, but in a promise, with that part of its value. Where its
+ * bytes have to be waited for, `m` is handled again when they are in memory. */
+static void log_reply(struct node *n, struct peer *to, const struct message *m, struct entry *e,
+                      uint8_t type, uint64_t start, uint64_t part)
+{
+    struct message *record = record_read(n, m->partition, e, start, part);
+    if (!record) {
         if (n->cold.count > COLD_BYTES_MAX)
             n->cold.count = 0;
-        queue_append(&n->cold, to, 0, m, NULL);
+        if (!(e->flags & FLAG_DAMAGED))
+            queue_append(&n->cold, to, 0, m, NULL);
         return;
-    case RECORD_READ:
-        break;
     }
-    struct message *record = (struct message *)n->scratch.data;
+    struct body body = message_body(record);
     record->type = type;
     record->round_id = m->round_id; /* of a pull: 0 */
-    struct body body = message_body(record);
-    if (!whole && record->value_bytes)
+    if (type == M_PROMISE && record->value_bytes)
         record->flags &= (uint8_t)~FLAG_WHOLE;
     if (type == M_READ_REPLY) {
-        body.value = (const uint8_t *)body.value + from;
+        body.value = (const uint8_t *)body.value + start;
         record->number = record->value_bytes;
         record->value_bytes = (uint32_t)part;
     }
-    message_send(n, to, gate, record, &body);
+    message_send(n, to, e->lsn + e->record_bytes, record, &body);
 }
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
 {
+    assert(partition_is_ours(n, m->partition)); /* (A1) */
     struct entry *e = message_entry(n, m);
     struct ballot promised = register_promised(n, m->partition, e);
     if (!ballot_allowed(n, m->partition, m->ballot, promised)) {
@@ -1741,38 +1737,49 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     if (!e->promised)
         e->promised = allocate(sizeof *e->promised);
     *e->promised = m->ballot;
-    record_send(n, from, m, e, M_PROMISE, false);
+    if (!(e->flags & FLAG_RECORD) || e->flags & FLAG_DAMAGED || is_old(n, e->accepted))
+        index_reply(n, from, m, e, M_PROMISE);
+    else
+        log_reply(n, from, m, e, M_PROMISE, 0, 0);
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
 static void watches_notify(struct node *n, struct entry *e, uint64_t hash);
 
+/* What becomes of an accept, the first that is true:
+ *
+ *   its ballot is our record's      accepted again: that still holds, though more be promised (R8);
+ *                                   where our record is damaged it is stored, which mends it
+ *   it is allowed (A2)              stored, and accepted
+ *   it is not, and was pulled       if it is newer than ours, a round is to accept it anew (R18)
+ *   it is not                       rejected
+ *
+ * Nothing is stored without room, nor accepted: whoever sent it does so again. */
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
+    assert(partition_is_ours(n, m->partition)); /* (A1) */
     struct partition *p = &n->partitions[m->partition];
     const void *key = message_body(m).key;
     struct entry *e = entry_find(p, key, m->key_bytes);
     bool pulled = m->round_id == 0;
     bool same = e && e->flags & FLAG_RECORD && ballot_equal(e->accepted, m->ballot);
-    bool mends = same && e->flags & FLAG_DAMAGED;
-    bool again = same && !mends && RULE(8); /* still true, even if more was promised since (R8) */
+    bool mends = same && e->flags & FLAG_DAMAGED, again = same && !mends && RULE(8);
     bool small = m->flags & FLAG_TOMBSTONE || m->partition == VIEWS_PARTITION;
     struct ballot promised = register_promised(n, m->partition, e);
-    if (!again && !mends && !ballot_allowed(n, m->partition, m->ballot, promised) &&
-        (!pulled || RULE(18))) {
+    bool allowed = ballot_allowed(n, m->partition, m->ballot, promised) || (pulled && !RULE(18));
+    if (!again && !mends && !allowed) {
         if (!pulled)
             reject(n, from, m, promised);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
             repair_key(n, m->partition, key, m->key_bytes);
         return;
     }
+    if (!again && !log_has_room(n, m->bytes + (small ? ROOM_FLOORS : ROOM_RECORDS))) {
+        n->log.starved |= pulled;
+        return;
+    }
     if (!again) {
-        if (!log_has_room(n, m->bytes + (small ? ROOM_FLOORS : ROOM_RECORDS))) {
-            n->log.starved |= pulled;
-            return;
-        }
-        if (!e)
-            e = entry_make(p, key, m->key_bytes);
+        e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
         watches_notify(n, e, XXH3_64bits(key, m->key_bytes));
@@ -1784,18 +1791,29 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
 
 static void watch_add(struct node *n, struct peer *from, const struct message *m);
 
+/* Nothing is told of a damaged record, from the index either: nobody could be given its value. */
 static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
+    struct entry *e = message_entry(n, m);
+    uint64_t start, part;
     if (m->flags & FLAG_WATCH)
         watch_add(n, from, m);
-    record_send(n, from, m, message_entry(n, m), M_READ_REPLY, m->flags & FLAG_WHOLE);
+    if (e && e->flags & FLAG_DAMAGED)
+        return;
+    if (m->flags & FLAG_WHOLE && e && is_live(e->flags)) {
+        part = read_part(m, e->modified, e->write_id, e->value_bytes, &start);
+        part = part > m->bytes_max ? 0 : part; /* who reads it has no room for it yet */
+        log_reply(n, from, m, e, M_READ_REPLY, start, part);
+    } else {
+        index_reply(n, from, m, e, M_READ_REPLY);
+    }
 }
 
 static void on_pull(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
-    if (e && e->flags & FLAG_RECORD)
-        record_send(n, from, m, e, M_ACCEPT, true);
+    if (e && (e->flags & (FLAG_RECORD | FLAG_DAMAGED)) == FLAG_RECORD)
+        log_reply(n, from, m, e, M_ACCEPT, 0, e->value_bytes);
 }
 
 /* === 10 Writes ==================================================================================
@@ -3625,11 +3643,6 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
         p->differs |= bit; /* a partition that is being written always differs: not each time */
 }
 
-static bool is_old(const struct node *n, struct ballot b)
-{
-    return b.time + RESULTS_KEPT_TIME < n->clock;
-}
-
 /* Looks after a partition's entries: deletes what expired, folds old promises and the ballots of old
  * tombstones into the floor. As the owners have to agree anew on each floor, it rises when they did;
  * but where one is away, promises alone may not use up the memory. */
@@ -3686,18 +3699,17 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     }
     if (!log_has_room(n, e->record_bytes + ROOM_CLEANING))
         return false;
-    enum record_state state = record_read(n, e, 0, e->value_bytes);
-    if (state == RECORD_READ) {
-        e->lsn = log_append(n, (const struct message *)n->scratch.data, NULL);
-    } else if (state == RECORD_DAMAGED) {
-        pull_damaged(n, partition, e);
+    const struct message *record = record_read(n, partition, e, 0, e->value_bytes);
+    if (record) {
+        e->lsn = log_append(n, record, NULL);
+    } else if (e->flags & FLAG_DAMAGED) {
         struct message mark = {.type = M_LOST, .partition = partition, .ballot = e->accepted};
         mark.flags = e->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
         mark.key_bytes = e->key_bytes;
         entry_store(n, p, e, &mark, log_append(n, &mark, &(struct body){.key = e->key}));
         e->flags |= FLAG_DAMAGED;
     }
-    return state != RECORD_COLD;
+    return record || e->flags & FLAG_DAMAGED;
 }
 
 /* Cleans a partition while the log ends before `end`. False: that was not yet all. */
@@ -4200,7 +4212,7 @@ static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
         if (!over && !same)
             continue;
         if (!over)
-            record_send(n, w->from, m, e, M_READ_REPLY, false);
+            index_reply(n, w->from, m, e, M_READ_REPLY);
         LIST_REMOVE(w, next);
         free(w);
     }
