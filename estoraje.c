@@ -528,17 +528,15 @@ static void bytes_set(struct bytes *b, const void *data, size_t count)
 __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, const char *format,
                                                               ...)
 {
-    va_list list, again;
+    va_list list;
+    char *text;
     va_start(list, format);
-    va_copy(again, list);
-    size_t start = b->count, room = 256; /* mostly enough, so that it is not printed twice */
-    size_t count = (size_t)vsnprintf(bytes_extend(b, room), room, format, list);
-    b->count = start;
-    if (count >= room)
-        vsnprintf(bytes_extend(b, count + 1), count + 1, format, again);
-    b->count = start + count; /* without the zero behind it */
-    va_end(again);
+    int count = vasprintf(&text, format, list);
     va_end(list);
+    if (count < 0)
+        die("out of memory");
+    bytes_append(b, text, (size_t)count);
+    free(text);
 }
 
 static void bytes_free(struct bytes *b)
