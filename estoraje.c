@@ -439,8 +439,7 @@ enum {
 #define STEP_TIME         (100 * MS)  /* a step of a round, before it is sent again */
 #define LEASE_GRACE       (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
 #define WATCH_TIME        (5 * SECOND)
-#define LISTING_TIME      (20 * SECOND) /* from its turn on */
-#define LISTING_WAIT      (60 * SECOND) /* for its turn */
+#define LISTING_TIME      (60 * SECOND) /* its turn may come late */
 #define LOST_TIME         (60 * SECOND) /* somebody's word that disks are gone counts for it */
 #endif
 
@@ -876,10 +875,11 @@ struct request {
     uint64_t deadline;       /* this node's monotonic clock */
     uint64_t waits_until;    /* the same; FLAG_WATCH alone */
     uint64_t allowed;        /* time for a large value; four times that is in the deadline */
-    struct listing *listing; /* that the read is for */
-    unsigned tries;          /* fast reads that met no agreement */
-    uint32_t large_bytes;    /* it counts for that in n->large_bytes */
-    struct result result;    /* as decided in step 3, to be told when a quorum holds it */
+    struct listing *listing; /* that the read is for, and the key's entry there */
+    struct listed *listed;
+    unsigned tries;       /* fast reads that met no agreement */
+    uint32_t large_bytes; /* it counts for that in n->large_bytes */
+    struct result result; /* as decided in step 3, to be told when a quorum holds it */
 };
 
 enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
@@ -4226,34 +4226,33 @@ static void watch_add(struct node *n, struct peer *from, const struct message *m
     LIST_INSERT_HEAD(&n->watches[hash % ROUND_BUCKETS], w, next);
 }
 
-/* === 20 Listing =================================================================================
+/* === 20 Listings ================================================================================
  *
- * It goes in pages, so that no turn of the loop takes long. Every member sends a page of the next keys
- * of its partitions; all lists end where the shortest of those that have more to come ends. What a
- * quorum of a partition's owners lists at one ballot is told; a key on which they do not agree, or
- * which expired, is read as by GET. The client is told page by page. Few listings are under way.
+ * A listing goes in pages, so that no turn of the loop takes long. Every member sends a list of the next
+ * keys of its partitions. Of the keys above its last one, a list that has more to come says nothing, so
+ * the page ends at the lowest of these last keys. What a quorum of a key's owners lists at one ballot is
+ * reported; a key on which they do not agree, or which expired, is read as by GET. The client gets page
+ * after page. Few listings are in progress; the others wait for their turn.
  */
 
 struct listing {
     STAILQ_ENTRY(listing) next; /* in the order in which they came */
     void *client;
-    struct bytes prefix, after; /* keys; what is told next comes after `after` */
-    uint64_t limit, count;      /* keys; `count` were told */
+    struct bytes prefix, after; /* keys; the next page begins above `after` */
+    uint64_t left;              /* keys that may still be reported */
     uint64_t page_id; /* of the lists that were asked for, 0: they came, or its turn did not */
-    uint64_t due, deadline;    /* due is 0 until its turn came */
-    uint64_t told;             /* members */
-    struct bytes lists, bound; /* struct listed; the key up to which all lists tell all */
-    struct bytes page;         /* struct listed, to be told */
-    uint64_t reads;            /* under way, to be added to the page */
-    bool more, failed;         /* more: there are keys above `bound` */
-    bool one;                  /* consistency=one: the lists that come in time are enough */
+    uint64_t due, deadline; /* due is 0 until its turn came */
+    uint64_t listed_by;     /* members whose lists came */
+    struct bytes lists;     /* struct listed: all of these lists, one after another */
+    struct bytes keys; /* struct listed *: one entry of them for each key of the page, sorted */
+    uint64_t reads;    /* in progress: each marks its key's entry with what it finds */
+    bool more, failed; /* more: there are keys above `after` */
+    bool one;          /* consistency=one: the lists that come in time are enough */
 };
 
 static void listing_ask(struct node *n, struct listing *l)
 {
-    l->told = 0;
-    l->lists.count = 0;
-    l->more = false;
+    l->listed_by = l->lists.count = l->keys.count = 0;
     l->due = n->now + 5 * STEP_TIME;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
     m.round_id = l->page_id = clock_tick(n);
@@ -4264,213 +4263,200 @@ static void listing_ask(struct node *n, struct listing *l)
                   &(struct body){.key = l->after.data, .value = l->prefix.data});
 }
 
-static int listed_compare(const void *a, const void *b)
-{
-    const struct listed *x = *(const struct listed *const *)a,
-                        *y = *(const struct listed *const *)b;
-    int order = key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
-    return order ? order : ballot_compare(y->ballot, x->ballot);
-}
-
-/* The entries of a list by key, those of a key by ballot, the highest first; their places in `order`. */
-static const struct listed **list_sort(const struct bytes *list, struct bytes *order, size_t *count)
-{
-    const struct listed *e;
-    for (size_t at = 0; (e = list_next(list, &at));)
-        bytes_append(order, &e, sizeof e);
-    *count = order->count / sizeof e;
-    if (*count)
-        qsort(order->data, *count, sizeof e, listed_compare);
-    return (const struct listed **)order->data;
-}
-
-/* Tells the client a page; `status` 100: there is more of the listing to come. */
+/* Sends the client a page; `status` 100: there is more of the listing to come. */
 static void listing_send(struct node *n, struct listing *l, uint16_t status)
 {
-    size_t count;
-    struct bytes order = {0};
-    const struct listed **all =
-        list_sort(&l->page, &order, &count); /* those that were read came last */
-    l->lists.count = 0;
-    for (size_t i = 0; i < count; i++)
-        listed_append(&l->lists, all[i], all[i]->key);
-    bytes_free(&order);
-    l->page.count = 0;
+    struct bytes page = {0};
+    struct listed **keys = (struct listed **)l->keys.data;
+    for (size_t i = 0; i < l->keys.count / sizeof *keys; i++)
+        if (is_live(keys[i]->flags))
+            listed_append(&page, keys[i], keys[i]->key);
     struct message m = {.type = M_REPLY, .status = status, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
-    m.value_bytes = (uint32_t)l->lists.count;
+    m.value_bytes = (uint32_t)page.count;
     bytes_clear(&n->scratch);
     n->hooks->reply(n, l->client,
-                    message_append(&n->scratch, &m, &(struct body){.value = l->lists.data}));
+                    message_append(&n->scratch, &m, &(struct body){.value = page.data}));
+    bytes_free(&page);
 }
 
-static void listing_end(struct node *n, struct listing *l)
+static void listing_free(struct node *n, struct listing *l)
 {
     STAILQ_REMOVE(&n->listings, l, listing, next);
-    listing_send(n, l, l->failed ? 503 : 200);
     bytes_free(&l->prefix);
     bytes_free(&l->after);
     bytes_free(&l->lists);
-    bytes_free(&l->bound);
-    bytes_free(&l->page);
+    bytes_free(&l->keys);
     free(l);
 }
 
-static void listing_merge(struct node *n, struct listing *l);
-
-/* Begins those whose turn it is. Lists that did not come, as in a new view, are asked for again: all,
- * as they must be of one view. */
-static void listings_tick(struct node *n)
-{
-    unsigned turn = 0;
-    for (struct listing *l = STAILQ_FIRST(&n->listings), *next; l; l = next, turn++) {
-        next = STAILQ_NEXT(l, next);
-        bool begins = !l->due && turn < LISTINGS_MAX;
-        if (l->due && !l->page_id)
-            continue; /* its reads have deadlines of their own */
-        l->failed = l->deadline <= n->now || n->self < 0 || !(n->has_lease || l->one) ||
-                    (begins && n->hooks->client_gone && n->hooks->client_gone(n, l->client));
-        if (begins)
-            l->deadline = n->now + LISTING_TIME;
-        if (l->failed)
-            listing_end(n, l);
-        else if (l->one && l->told && l->due <= n->now)
-            listing_merge(n, l);
-        else if (begins || (l->due && l->due <= n->now))
-            listing_ask(n, l);
-    }
-}
-
-/* Keys after `after` that begin with `prefix`, at most `limit`, in byte order. Each reply's value is
- * a list of struct listed; after those of status 100 comes one that is the last. If there are more
- * keys than that (FLAG_WATCH), they come after the last that was told. */
-static void node_list(struct node *n, void *client, const void *prefix, size_t prefix_bytes,
-                      const void *after, size_t after_bytes, uint64_t limit, bool one)
-{
-    struct listing *l = allocate(sizeof *l);
-    STAILQ_INSERT_TAIL(&n->listings, l, next);
-    l->client = client;
-    l->limit = limit;
-    l->one = one;
-    l->deadline = n->now + LISTING_WAIT;
-    bytes_append(&l->prefix, prefix, prefix_bytes);
-    bytes_append(&l->after, after, after_bytes);
-    n->requests++;
-    listings_tick(n);
-}
-
-/* When nothing of a page is under way any more, it is told, and the next is asked for. */
+/* When no read of the page is in progress any more, it is sent; then the next one is asked for. */
 static void listing_go_on(struct node *n, struct listing *l)
 {
+    bool ends = l->failed || !l->more || !l->left;
     if (l->reads)
         return;
-    if (l->failed || !l->more || l->count >= l->limit) {
-        listing_end(n, l);
-    } else {
-        listing_send(n, l, 100);
-        bytes_swap(&l->after, &l->bound);
+    listing_send(n, l, l->failed ? 503 : ends ? 200 : 100);
+    if (ends)
+        listing_free(n, l);
+    else
         listing_ask(n, l);
-    }
 }
 
-/* One key of the page: told as a quorum lists it at one ballot, if it has not expired, else read (R40).
- * The highest of a majority's records will not do: if a minority holds it, later reads may not find it.
- * A delete of that kind would leave out a key that is there all the time. `same`: members that list
- * what `e` is. */
-static void listing_add(struct node *n, struct listing *l, const struct listed *e, uint64_t same)
+/* Reports a key of the page as a quorum lists it at one ballot, if it has not expired, else reads it
+ * (R40). The highest of a majority's records will not do: if only a minority holds it, later reads may
+ * not find it, and if it is a tombstone, a key would be left out that is there all the time. `same`:
+ * members that list what `e` is. */
+static void listing_add(struct node *n, struct listing *l, struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
-    bool agreed = quorum(n, partition, same) || l->one || !RULE(40);
+    bool agreed = quorum(n, partition, same) || !RULE(40);
     bool expired = e->expiry && e->expiry <= node_latest_time(n);
-    if (agreed && (!expired || l->one)) {
-        bool live = !(e->flags & FLAG_TOMBSTONE) && !expired;
-        if (live)
-            listed_append(&l->page, e, e->key);
-        l->count += live;
+    if (l->one && expired)
+        e->flags |= FLAG_TOMBSTONE;
+    if (l->one || (agreed && !expired)) {
+        l->left -= is_live(e->flags);
         return;
     }
     struct message m = {.type = M_REQUEST, .function = DO_READ, .partition = partition};
     m.key_bytes = e->key_bytes;
     struct request *q = request_make(n, &m, &(struct body){.key = e->key});
     q->listing = l;
+    q->listed = e;
     l->reads++;
+    l->left--;
     request_admit(n, q);
 }
 
 static void listing_read(struct node *n, const struct request *q, const struct message *result)
 {
     struct listing *l = q->listing;
-    struct listed e = {.flags = FLAG_RECORD, .key_bytes = q->m->key_bytes};
-    e.write_id = result->write_id;
-    e.modified = result->modified;
-    e.expiry = result->expiry;
-    e.value_bytes = (uint32_t)result->number;
-    if (result->status == 200)
-        listed_append(&l->page, &e, message_body(q->m).key);
-    l->count += result->status == 200;
-    l->failed |= result->status != 200 && result->status != 404;
+    struct listed *e = q->listed;
+    bool found = result->status == 200;
+    e->flags = found ? FLAG_RECORD : 0;
+    e->write_id = result->write_id;
+    e->modified = result->modified;
+    e->expiry = result->expiry;
+    e->value_bytes = (uint32_t)result->number;
+    l->failed |= !found && result->status != 404;
+    l->left += !found;
     l->reads--;
     listing_go_on(n, l);
 }
 
+static int listed_compare(const struct listed *x, const struct listed *y)
+{
+    return key_compare(x->key, x->key_bytes, y->key, y->key_bytes);
+}
+
+/* For qsort: by key; of one key, the highest ballot first. */
+static int listed_order(const void *a, const void *b)
+{
+    const struct listed *x = *(struct listed *const *)a, *y = *(struct listed *const *)b;
+    int order = listed_compare(x, y);
+    return order ? order : ballot_compare(y->ballot, x->ballot);
+}
+
+/* Makes a page of the lists. It ends behind a last key of theirs, or with the last that may be
+ * reported. */
 static void listing_merge(struct node *n, struct listing *l)
 {
-    size_t count;
-    struct bytes order = {0};
-    const struct listed **all = list_sort(&l->lists, &order, &count);
+    struct listed *e;
+    for (size_t at = 0; (e = list_next(&l->lists, &at));)
+        bytes_append(&l->keys, &e, sizeof e);
+    struct listed **all = (struct listed **)l->keys.data;
+    size_t count = l->keys.count / sizeof e, i = 0, keys = 0;
+    if (count)
+        qsort(all, count, sizeof e, listed_order);
+    bool ends = false;
     l->page_id = 0;
-    l->reads++; /* so that the page does not end before it is whole */
-    for (size_t i = 0, next; i < count; i = next) {
-        const struct listed *e = all[i];
+    l->reads = 1; /* so that the page is not sent before all of it is there */
+    while (i < count && l->left && !ends) {
         uint64_t same = 0;
-        for (next = i; next < count &&
-                       !key_compare(e->key, e->key_bytes, all[next]->key, all[next]->key_bytes);
-             next++)
-            if (ballot_equal(all[next]->ballot, e->ballot))
-                same |= UINT64_C(1) << all[next]->member;
-        if (l->more && key_compare(e->key, e->key_bytes, l->bound.data, l->bound.count) > 0)
-            break;
-        if (l->count + l->reads > l->limit) { /* cut before this key */
-            l->more = true;
-            bytes_set(&l->bound, all[i - 1]->key, all[i - 1]->key_bytes);
-            break;
+        e = all[keys++] = all[i];
+        for (; i < count && listed_compare(all[i], e) == 0; i++) {
+            same |= (uint64_t)ballot_equal(all[i]->ballot, e->ballot) << all[i]->member;
+            ends |= all[i]->flags & FLAG_WATCH;
         }
         listing_add(n, l, e, same);
     }
-    bytes_free(&order);
+    l->more = ends || i < count;
+    l->keys.count = keys * sizeof e;
+    if (keys)
+        bytes_set(&l->after, e->key, e->key_bytes);
     l->reads--;
     listing_go_on(n, l);
 }
 
+/* A member's list came. If there is more behind it, its last entry is marked with FLAG_WATCH. */
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
 {
     struct listing *l = STAILQ_FIRST(&n->listings);
     while (l && (!l->page_id || l->page_id != m->round_id))
         l = STAILQ_NEXT(l, next);
     int index = member_index(n->view, from->id);
-    if (!l || index < 0 || m->partition != VIEWS_PARTITION || l->told >> index & 1)
+    if (!l || index < 0 || l->listed_by >> index & 1)
         return;
     struct bytes list = message_value(m);
-    const struct listed *e, *last = NULL;
-    for (size_t at = 0; (e = list_next(&list, &at));) {
-        struct listed copy = *e;
-        copy.member = (uint8_t)index;
-        listed_append(&l->lists, &copy, e->key);
-        if (!last || key_compare(e->key, e->key_bytes, last->key, last->key_bytes) > 0)
-            last = e;
+    struct listed *e, *last = NULL;
+    size_t at = l->lists.count;
+    bytes_append(&l->lists, list.data, list.count);
+    while ((e = list_next(&l->lists, &at))) {
+        e->flags &= FLAG_RECORD | FLAG_TOMBSTONE;
+        e->member = (uint8_t)index;
+        last = !last || listed_compare(e, last) > 0 ? e : last;
     }
-    if (last && m->flags & FLAG_WATCH &&
-        (!l->more || key_compare(last->key, last->key_bytes, l->bound.data, l->bound.count) < 0)) {
-        l->more = true;
-        bytes_set(&l->bound, last->key, last->key_bytes);
-    }
+    l->lists.count = at; /* it comes from a peer: there may be a part of an entry */
+    if (last)
+        last->flags |= m->flags & FLAG_WATCH;
     l->due = n->now + 5 * STEP_TIME;
-    l->told |= UINT64_C(1) << index;
+    l->listed_by |= UINT64_C(1) << index;
     bool whole = true;
     for (uint16_t p = 0; p < PARTITIONS && whole; p++)
-        whole = quorum(n, p, l->told);
+        whole = quorum(n, p, l->listed_by);
     if (whole)
         listing_merge(n, l);
+}
+
+/* Begins the listings whose turn it is. Lists that did not come, as in a new view, are asked for again:
+ * all, as they must be of one view. */
+static void listings_tick(struct node *n)
+{
+    unsigned turn = 0;
+    for (struct listing *l = STAILQ_FIRST(&n->listings), *next; l; l = next, turn++) {
+        next = STAILQ_NEXT(l, next);
+        bool begins = !l->due && turn < LISTINGS_MAX, late = l->due && l->due <= n->now;
+        bool unable = n->self < 0 || (!n->has_lease && !l->one);
+        if (l->due && !l->page_id)
+            continue; /* its reads have deadlines of their own */
+        if (begins && n->hooks->client_gone)
+            unable |= n->hooks->client_gone(n, l->client);
+        l->failed = unable || l->deadline <= n->now;
+        if (l->failed)
+            listing_go_on(n, l);
+        else if (late && l->one && l->listed_by)
+            listing_merge(n, l);
+        else if (begins || late)
+            listing_ask(n, l);
+    }
+}
+
+/* Lists keys above `after` that begin with `prefix`, at most `limit`, in byte order. Each reply's value is
+ * a list of struct listed; after those of status 100 comes one that is the last. If there are more
+ * keys than that (FLAG_WATCH), they come after the last one. */
+static void node_list(struct node *n, void *client, struct bytes prefix, struct bytes after,
+                      uint64_t limit, bool one)
+{
+    struct listing *l = allocate(sizeof *l);
+    STAILQ_INSERT_TAIL(&n->listings, l, next);
+    l->client = client;
+    l->left = limit;
+    l->one = one;
+    l->deadline = n->now + LISTING_TIME;
+    bytes_append(&l->prefix, prefix.data, prefix.count);
+    bytes_append(&l->after, after.data, after.count);
+    n->requests++;
+    listings_tick(n);
 }
 
 /* === 21 The core's edge =========================================================================
@@ -6115,8 +6101,8 @@ static void answer_list(struct call *c)
     bytes_append(&prefix, c->key.data, c->key.count);
     bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
     bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
-    node_list(c->server->node, c, prefix.data, prefix.count, c->query.after.data,
-              c->query.after.count, c->restic ? UINT32_MAX : c->query.limit, c->m.flags & FLAG_ONE);
+    node_list(c->server->node, c, prefix, c->query.after, c->restic ? UINT32_MAX : c->query.limit,
+              c->m.flags & FLAG_ONE);
     bytes_free(&prefix);
 }
 

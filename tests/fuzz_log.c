@@ -112,7 +112,7 @@ static void go_on(struct lone *l)
         node_request(l->node, l, &m, &(struct body){.key = &key}, 0);
         lone_settle(l);
     }
-    node_list(l->node, l, "", 0, "", 0, 100, false);
+    node_list(l->node, l, (struct bytes){0}, (struct bytes){0}, 100, false);
     for (int i = 0; i < 5; i++)
         lone_tick(l, SECOND, true);
 }

@@ -78,7 +78,7 @@ static void begin(struct lone *l)
     request(l, DO_READ, 0, keys[1], NULL, 0);
     request(l, DO_READ, FLAG_WATCH, keys[4], NULL, 0);
     request(l, DO_PUT, FLAG_ONE, keys[3], "one", 3);
-    node_list(n, l, "", 0, "", 0, 5, false);
+    node_list(n, l, (struct bytes){0}, (struct bytes){0}, 5, false);
     lone_settle(l);
 }
 
@@ -264,7 +264,8 @@ static void step_do(struct lone *l, const struct step *step, const uint8_t *byte
                 keys[step->who / 16 % KEYS], bytes, step->bytes);
         break;
     case LIST:
-        node_list(n, l, bytes, step->bytes % 4, bytes, min_u64(step->bytes, 8), 1 + step->who % 8,
+        node_list(n, l, (struct bytes){bytes, step->bytes % 4, 0},
+                  (struct bytes){bytes, min_u64(step->bytes, 8), 0}, 1 + step->who % 8,
                   step->who % 2);
         break;
     case DISK:

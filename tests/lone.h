@@ -82,8 +82,8 @@ static void lone_node_free(struct lone *l)
     while (n->large)
         request_free(requests_pop(&n->large));
     for (struct listing *left; (left = STAILQ_FIRST(&n->listings));) {
-        left->failed = true;
-        listing_end(n, left);
+        listing_send(n, left, 503);
+        listing_free(n, left);
     }
     for (size_t i = 0; i < n->peers_count; i++) {
         bytes_free(&n->peers[i]->outbox[0]);

@@ -79,8 +79,7 @@ static uint64_t sim_margin; /* the same; of a key's time, above how far clocks d
 #define STEP_TIME         (100 * MS)
 #define LEASE_GRACE       (200 * MS)
 #define WATCH_TIME        (5 * SECOND)
-#define LISTING_TIME      (20 * SECOND)
-#define LISTING_WAIT      (20 * SECOND)
+#define LISTING_TIME      (40 * SECOND)
 #define LOST_TIME         (10 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
@@ -645,8 +644,8 @@ static void node_free(struct node *n)
     while (n->large)
         request_free(requests_pop(&n->large));
     for (struct listing *l; (l = STAILQ_FIRST(&n->listings));) {
-        l->failed = true;
-        listing_end(n, l);
+        listing_send(n, l, 503);
+        listing_free(n, l);
     }
     for (size_t i = 0; i < n->peers_count; i++) {
         bytes_free(&n->peers[i]->outbox[0]);
@@ -1611,9 +1610,7 @@ static void op_send(struct op *op)
         op_may_expire(op);
     uint64_t patience = w.plan.patient ? 30 * SECOND : 2 * MS + below(2500 * MS);
     event_at(w.now + 20 + below(200), ARRIVE, h, t, 0);
-    client_wakes(op->client,
-                 w.now + patience + op->wait + op->listing * (LISTING_WAIT + LISTING_TIME),
-                 TIMEOUT);
+    client_wakes(op->client, w.now + patience + op->wait + op->listing * LISTING_TIME, TIMEOUT);
 }
 
 /* What HTTP does with a write before the core gets it: it makes a key, if there is none, tells by
@@ -1643,7 +1640,7 @@ static bool try_versioned(struct host *h, struct try *t, const char *value, stru
 static void try_arrive(struct host *h, struct try *t)
 {
     struct node *n = h->node;
-    uint64_t time = t->m.type == M_LIST ? LISTING_WAIT + LISTING_TIME + REQUEST_TIME : REQUEST_TIME;
+    uint64_t time = t->m.type == M_LIST ? LISTING_TIME + REQUEST_TIME : REQUEST_TIME;
     t->deadline = w.now + time + t->wait + 100 * MS;
     t->paused_time = h->paused_time;
     t->next = h->tries;
@@ -1654,7 +1651,7 @@ static void try_arrive(struct host *h, struct try *t)
           t->m.flags & FLAG_REPEAT ? ", a repeat" : "",
           (const char *[]){"", ", if-match", ", if it exists", ", if absent"}[t->m.condition]);
     if (t->m.type == M_LIST) {
-        node_list(n, t, "l/", 2, t->after.data, t->after.count, t->limit, false);
+        node_list(n, t, (struct bytes){(uint8_t *)"l/", 2, 0}, t->after, t->limit, false);
         return;
     }
     if (t->m.function != DO_READ)
