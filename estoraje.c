@@ -984,17 +984,18 @@ struct node {
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
-    uint64_t views_bytes;  /* that they take in the log */
-    struct view *view;     /* the newest, null before the first */
-    uint64_t view_lsn;     /* where the log ends with it */
-    uint64_t views_lsn;    /* behind it, the log has all views */
-    int self;              /* our index in the view, -1: no member */
-    bool stable, gone;     /* gone: was a member, and is no more */
-    uint64_t expected;     /* nodes without data, to begin a cluster; 0: it does not */
-    uint32_t replicas;     /* of a cluster that it begins */
-    bool leaves;           /* it is being drained, or was: it does not join again */
-    uint64_t voters, lost; /* members; lost: those that are LOST */
-    struct ring rings[2];  /* C_OLD, C_NEW */
+    uint64_t views_bytes; /* that they take in the log */
+    struct view *view;    /* the newest, null before the first */
+    uint64_t view_lsn;    /* where the log ends with it */
+    uint64_t views_lsn;   /* behind it, the log has all views */
+    int self;             /* our index in the view, -1: no member */
+    bool stable, gone;    /* gone: was a member, and is no more */
+    uint64_t expected;    /* nodes without data, to begin a cluster; 0: it does not */
+    uint32_t replicas;    /* of a cluster that it begins */
+    bool leaves;          /* it is being drained, or was: it does not join again */
+    uint64_t up, joining, leaving, lost;     /* members in that state */
+    uint64_t voters;                         /* up and leaving */
+    struct ring rings[2];                    /* C_OLD, C_NEW */
     uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
     struct peer *member_peer[MEMBERS_MAX];
     struct peer *peers[4 * MEMBERS_MAX];
@@ -1004,11 +1005,10 @@ struct node {
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
-    uint64_t doubts_until;  /* it was told that it is gone: until then it asks for no views */
-    uint64_t next_fault;    /* until then no clock fault is logged again */
-    uint64_t progress_at;   /* when a transition last moved data, as far as this node heard */
-    uint64_t begin_after;   /* no change begins until then, as one was called off */
-    const char *called_off; /* why the last transition was, null: it was not */
+    uint64_t doubts_until; /* it was told that it is gone: until then it asks for no views */
+    uint64_t next_fault;   /* until then no clock fault is logged again */
+    uint64_t progress_at;  /* when a transition last moved data, as far as this node heard */
+    uint64_t begin_after;  /* no change begins until then, as one was called off */
     uint16_t digest_next, sweep_next;
     uint64_t swept_at;
 
@@ -2694,14 +2694,17 @@ static void view_apply(struct node *n)
 {
     const struct view *v = n->view, *last = v->epoch > 1 ? n->views[v->epoch - 2] : NULL;
     n->cluster = v->cluster;
+    n->up = view_members(v, 1u << MEMBER_UP);
+    n->joining = view_members(v, 1u << MEMBER_JOINING);
+    n->leaving = view_members(v, 1u << MEMBER_LEAVING);
     n->lost = view_members(v, 1u << MEMBER_LOST);
+    n->voters = n->up | n->leaving;
     n->self = member_index(v, n->id);
     n->self = self_bit(n) & n->lost ? -1 : n->self;
-    n->stable = !view_members(v, ~(1u << MEMBER_UP));
-    n->voters = view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
+    n->stable = !(n->joining | n->leaving | n->lost);
     n->self_peer->epoch = v->epoch;
     ring_members(n, C_OLD, n->voters | n->lost);
-    ring_members(n, C_NEW, view_members(v, 1u << MEMBER_UP | 1u << MEMBER_JOINING));
+    ring_members(n, C_NEW, n->up | n->joining);
     for (uint32_t i = 0; i < v->members_count; i++) {
         n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
         struct peer *p = n->member_peer[i];
@@ -2746,26 +2749,17 @@ static unsigned partitions_behind(const struct node *n)
     return behind;
 }
 
-static bool target_is_dead(const struct node *n, uint64_t dead);
-
 /* Whether the view ends the transition by calling it off: who was JOINING is gone, or who was LEAVING
  * stays. Nothing but a drain is begun for a while then: it would be called off again (R25). */
-static void view_end(struct node *n, const struct view *v)
+static bool view_calls_off(const struct node *n, const struct view *v)
 {
     bool called_off = false;
     for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
-        const struct member *m = &n->view->members[i];
-        if (m->state == MEMBER_JOINING || m->state == MEMBER_LEAVING)
-            called_off |= (member_index(v, m->id) >= 0) == (m->state == MEMBER_LEAVING);
+        uint64_t bit = UINT64_C(1) << i;
+        bool stays = member_index(v, n->view->members[i].id) >= 0;
+        called_off |= stays ? n->leaving & bit : n->joining & bit;
     }
-    n->called_off = NULL;
-    if (!called_off)
-        return;
-    n->begin_after = n->now + n->evict_after;
-    n->called_off = target_is_dead(n, ~live_members(n))
-                        ? "members that were to take data are not live"
-                        : "no data moved for the eviction time";
-    log_line(LEVEL_WARN, "change of members called off", "reason=\"%s\"", n->called_off);
+    return called_off;
 }
 
 /* Drops what the settled view does not give to this node. */
@@ -2855,8 +2849,11 @@ static void view_adopt(struct node *n, const struct view *v)
     }
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
-    if (n->view)
-        view_end(n, v);
+    if (n->view && view_calls_off(n, v)) {
+        n->begin_after = n->now + n->evict_after;
+        log_line(LEVEL_WARN, "change of members called off: no data moved, or who takes it is dead",
+                 "epoch=%" PRIu64, v->epoch);
+    }
     n->progress_at = n->now;
     views_keep(n, v);
     n->view = n->views[v->epoch - 1];
@@ -3024,8 +3021,8 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
 /* Whether a member may be drained: another live UP member must remain. */
 static bool member_may_leave(const struct node *n, int index)
 {
-    uint64_t others = view_members(n->view, 1u << MEMBER_UP) & ~(UINT64_C(1) << index);
-    return n->view->members[index].state == MEMBER_UP && (others & live_members(n));
+    uint64_t bit = UINT64_C(1) << index;
+    return n->up & bit && n->up & live_members(n) & ~bit;
 }
 
 /* Asks the coordinator, by way of all members' heartbeats, to drain a member: until it is gone, so
@@ -3052,80 +3049,55 @@ static bool node_lose(struct node *n, uint64_t lost)
     return true;
 }
 
-static bool evictable(const struct node *n, uint32_t index)
+/* Members that were not live for the eviction time, of which this node had a lease all along. */
+static uint64_t dead_members(const struct node *n)
 {
-    const struct peer *p = n->member_peer[index];
-    return !peer_is_live(n, p) && max_u64(p->live_at, n->lease_at) + n->evict_after < n->now;
+    uint64_t dead = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        const struct peer *p = n->member_peer[i];
+        bool lately = max_u64(p->live_at, n->lease_at) + n->evict_after >= n->now;
+        dead |= (uint64_t)(!peer_is_live(n, p) && !lately) << i;
+    }
+    return dead;
 }
 
 /* Partitions whose owners change, and how many of them are complete: each at a majority of its new
  * owners, and at every joiner that is to have it (R15). */
 static void transition_progress(const struct node *n, unsigned *complete, unsigned *changing)
 {
-    uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING);
     *complete = *changing = 0;
     for (unsigned p = 0; p < PARTITIONS; p++) {
         uint64_t owners = n->owners[C_NEW][p], done = complete_members(n, p);
         if (owners == n->owners[C_OLD][p])
             continue;
         ++*changing;
-        *complete += majority(done, owners) && !(owners & joiners & ~done);
+        *complete += majority(done, owners) && !(owners & n->joining & ~done);
     }
 }
 
-/* Whether a joiner, or a majority of some partition's new owners, is among these. */
-static bool target_is_dead(const struct node *n, uint64_t dead)
+/* Whether these members are a majority of the owners of every partition, in that ring. */
+static bool majority_everywhere(const struct node *n, int which, uint64_t members)
 {
-    bool is_dead = dead & view_members(n->view, 1u << MEMBER_JOINING);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        is_dead |= !majority(n->owners[C_NEW][p] & ~dead, n->owners[C_NEW][p]);
-    return is_dead;
+        if (!majority(members, n->owners[which][p]))
+            return false;
+    return true;
 }
 
-/* Whether the transition would never end: new owners died for good (R21), or nobody pulled a record or
- * finished a list for the eviction time (R25). */
-static bool transition_is_lost(const struct node *n)
+/* Whether the transition would never end: those that are to take data are dead (R21), or nobody pulled a
+ * record or finished a list for the eviction time (R25). LOST members are never called back. */
+static bool transition_is_stuck(const struct node *n)
 {
-    uint64_t dead = 0;
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        dead |= (uint64_t)evictable(n, i) << i;
-    bool stuck = max_u64(n->progress_at, n->lease_at) + n->evict_after < n->now;
-    if (!view_members(n->view, 1u << MEMBER_JOINING | 1u << MEMBER_LEAVING))
-        return false; /* LOST members stay so */
-    return (target_is_dead(n, dead) && RULE(21)) || (stuck && RULE(25));
+    uint64_t dead = dead_members(n);
+    bool target_is_dead = n->joining & dead || !majority_everywhere(n, C_NEW, ~dead);
+    bool rests = max_u64(n->progress_at, n->lease_at) + n->evict_after < n->now;
+    return n->joining | n->leaving && ((target_is_dead && RULE(21)) || (rests && RULE(25)));
 }
 
 /* Whether there will be more voters than before. */
 static bool transition_grows(const struct node *n)
 {
-    uint64_t joining = view_members(n->view, 1u << MEMBER_JOINING);
-    uint64_t leaving = view_members(n->view, 1u << MEMBER_LEAVING | 1u << MEMBER_LOST);
-    return __builtin_popcountll(joining) > __builtin_popcountll(leaving);
-}
-
-/* The end of a transition: JOINING become UP, and LEAVING and LOST are gone; or, if it was called off,
- * JOINING are gone and LEAVING become UP. It does not end with more voters than before while one that
- * would stay is dead (R23). */
-static bool view_stabilize(const struct node *n, struct view *next)
-{
-    unsigned complete, changing;
-    uint64_t live = live_members(n), joining = view_members(n->view, 1u << MEMBER_JOINING);
-    uint64_t stays = view_members(n->view, 1u << MEMBER_UP);
-    transition_progress(n, &complete, &changing);
-    bool done = (complete == changing || !RULE(15)) && !(joining & ~live) &&
-                !(transition_grows(n) && stays & ~live && RULE(23));
-    if (!done && !transition_is_lost(n))
-        return false;
-    next->members_count = 0;
-    for (uint32_t i = 0; i < n->view->members_count; i++) {
-        const struct member *m = &n->view->members[i];
-        if (done ? m->state >= MEMBER_LEAVING : m->state == MEMBER_JOINING)
-            continue;
-        next->members[next->members_count] = *m;
-        next->members[next->members_count++].state =
-            m->state == MEMBER_LOST ? MEMBER_LOST : MEMBER_UP;
-    }
-    return true;
+    return __builtin_popcountll(n->joining) > __builtin_popcountll(n->leaving | n->lost);
 }
 
 /* A joiner whose disk cannot take its share: it is to stop, as all other changes wait for it (R25). So is
@@ -3136,102 +3108,26 @@ static bool node_is_too_small(const struct node *n)
     return joins && n->log.full && (n->log.starved || !log_has_room(n, ROOM_RECORDS + BULK_BYTES));
 }
 
-/* Whether every partition has a live majority of its owners: else what is begun might never end. */
-static bool owners_are_live(const struct node *n)
+/* The next view begins as a copy of this one. Each of these functions makes one change to it, if there is a
+ * reason. In a transition the voters stay what they are: so whatever was chosen is held by majorities of
+ * the old ring, and the new ring may be changed as often as need be, one view at a time.
+ *
+ *   this view is    in the next one
+ *   any             members become LOST that an operator gave up; a member has a new address
+ *   stable          a joiner is added, alone or in exchange for a dead member; a member is LEAVING that
+ *                   is to be drained, or that is dead and not needed for all copies
+ *   in transition   a joiner is exchanged; a dead member is exchanged for a joiner, that comes now or
+ *                   is under way; the transition ends, or is called off
+ */
+static bool view_set(struct view *next, uint64_t members, enum member_state state)
 {
-    uint64_t live = live_members(n);
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        if (!majority(live, n->owners[C_OLD][p]) && RULE(25))
-            return false;
-    return true;
+    for (uint32_t i = 0; i < next->members_count; i++)
+        if (members >> i & 1)
+            next->members[i].state = state;
+    return members;
 }
 
-enum { PLACE_NEW = -1, PLACE_NONE = -2 };
-
-/* Whom a joiner comes in exchange for: a member at its address that is not live, a JOINING one first;
- * in a settled view also one that can be evicted. Else it waits while a voter is dead: beside that one
- * it would be one more whose loss stops the cluster (R23). */
-static int joiner_place(const struct node *n, const struct peer *joiner)
-{
-    const struct view *v = n->view;
-    uint64_t live = live_members(n);
-    int best = 0, place = n->stable && (!(n->voters & ~live) || !RULE(23)) ? PLACE_NEW : PLACE_NONE;
-    for (uint32_t i = 0; i < v->members_count && RULE(23); i++) {
-        bool here = strcmp(n->member_peer[i]->address, joiner->address) == 0;
-        int rank = here && v->members[i].state == MEMBER_JOINING ? 3
-                   : here && v->members[i].state == MEMBER_UP    ? 2
-                   : n->stable && evictable(n, i)                ? 1
-                                                                 : 0;
-        if (here && live >> i & 1)
-            return PLACE_NONE; /* it was there within a lease, or is: two cannot live there */
-        if (rank > best && !(live >> i & 1)) {
-            best = rank;
-            place = (int)i;
-        }
-    }
-    return place;
-}
-
-/* The same view with the address that a live member tells, so that everybody hears of it, also who comes
- * back later. */
-static bool view_move(const struct node *n, struct view *next)
-{
-    uint64_t live = live_members(n);
-    for (uint32_t i = 0; i < next->members_count; i++) {
-        const char *address = n->member_peer[i]->address;
-        if (live >> i & 1 && strcmp(next->members[i].address, address) != 0) {
-            memset(next->members[i].address, 0, ADDRESS_BYTES);
-            memcpy(next->members[i].address, address, strlen(address));
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The same view with a node that asks to join, from an address where it hears us: so it was told, there,
- * that it is no member. */
-static bool view_join(const struct node *n, struct view *next)
-{
-    for (size_t i = 0; i < n->peers_count; i++) {
-        const struct peer *p = n->peers[i];
-        int place = peer_asks_to_join(n, p) && p->hears_us ? joiner_place(n, p) : PLACE_NONE;
-        struct member *m = place >= 0 ? &next->members[place] : NULL;
-        bool more = !m || m->state != MEMBER_JOINING;
-        if (place == PLACE_NONE || (more && next->members_count == MEMBERS_MAX))
-            continue;
-        if (m)
-            m->state = MEMBER_LEAVING;
-        m = more ? &next->members[next->members_count++] : m;
-        *m = (struct member){.id = p->id, .weight = p->weight, .state = MEMBER_JOINING};
-        memcpy(m->address, p->address, strlen(p->address));
-        memcpy(m->zone, p->zone, strlen(p->zone));
-        return true;
-    }
-    return false;
-}
-
-/* The same view with a member that leaves: it is drained, while all other voters are live (R24), or it
- * is dead, and enough live nodes remain to hold all copies, or a joiner comes in exchange for it. */
-static bool view_leave(const struct node *n, struct view *next)
-{
-    uint64_t live = live_members(n), up = live & view_members(n->view, 1u << MEMBER_UP);
-    for (uint32_t i = 0; i < next->members_count; i++) {
-        uint64_t others = ~(UINT64_C(1) << i);
-        bool drained = n->stable && n->member_peer[i]->leave && member_may_leave(n, (int)i) &&
-                       (!(n->voters & ~live & others) || !RULE(24));
-        bool spare = (uint32_t)__builtin_popcountll(up & others) >= next->replicas;
-        bool exchanged = n->stable ? spare && n->begin_after <= n->now : transition_grows(n);
-        bool evicted = exchanged && evictable(n, i) && next->members[i].state == MEMBER_UP;
-        if (drained || evicted) {
-            next->members[i].state = MEMBER_LEAVING;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The same view in which those are LOST of whom that was said, to any live member. Who was LEAVING stays,
- * as it may be the last that holds something. */
+/* Who was LEAVING stays, as it may be the last that holds something. */
 static bool view_lose(const struct node *n, struct view *next)
 {
     uint64_t live = live_members(n), lost = 0;
@@ -3240,17 +3136,104 @@ static bool view_lose(const struct node *n, struct view *next)
         lost |= live >> i & 1 ? n->member_peer[i]->declares_lost : 0;
     }
     lost &= n->voters & ~live;
-    for (uint32_t i = 0; lost && i < next->members_count; i++)
-        if (lost >> i & 1)
-            next->members[i].state = MEMBER_LOST;
-        else if (next->members[i].state == MEMBER_LEAVING)
-            next->members[i].state = MEMBER_UP;
-    return lost;
+    if (lost)
+        view_set(next, n->leaving, MEMBER_UP);
+    return view_set(next, lost, MEMBER_LOST);
 }
 
-/* The view after this one, if there is a reason for one. In a transition the voters stay what they are:
- * so whatever was chosen is held by majorities of the old ring, and the new ring may be changed as often
- * as need be, one view at a time. */
+/* The address that a live member tells is in the view, so that everybody hears of it, also who comes back
+ * later. */
+static bool view_move(const struct node *n, struct view *next)
+{
+    bool moved = false;
+    for (uint32_t i = 0; i < next->members_count; i++) {
+        const struct peer *p = n->member_peer[i];
+        char *address = next->members[i].address;
+        if (!(live_members(n) >> i & 1) || strcmp(address, p->address) == 0)
+            continue;
+        memset(address, 0, ADDRESS_BYTES);
+        memcpy(address, p->address, strlen(p->address));
+        moved = true;
+    }
+    return moved;
+}
+
+/* Whom a joiner comes in exchange for: who was JOINING, or UP, at its address, or in a stable view anybody
+ * who is dead. 0: nobody. */
+static uint64_t joiner_exchange(const struct node *n, uint64_t here)
+{
+    uint64_t others = here & n->joining ? here & n->joining : here & n->up;
+    others = others || !n->stable ? others : dead_members(n);
+    return RULE(23) ? others & -others : 0;
+}
+
+/* A node asks to join, from an address where it hears us: so it was told, there, that it is no member.
+ * While a voter is dead, it comes in exchange or not at all: it would be one more whose loss stops the
+ * cluster (R23). Nor does it while a member at its address is live: two cannot live there. */
+static bool view_join(const struct node *n, struct view *next)
+{
+    uint64_t live = live_members(n);
+    for (size_t i = 0; i < n->peers_count; i++) {
+        const struct peer *p = n->peers[i];
+        uint64_t here = 0;
+        for (uint32_t j = 0; j < n->view->members_count; j++)
+            here |= (uint64_t)(strcmp(n->member_peer[j]->address, p->address) == 0) << j;
+        uint64_t old = joiner_exchange(n, here);
+        bool may_come = old || (n->stable && (!(n->voters & ~live) || !RULE(23)));
+        bool adds = !(old & n->joining);
+        if (!peer_asks_to_join(n, p) || !p->hears_us || !may_come || here & live ||
+            (adds && next->members_count == MEMBERS_MAX))
+            continue;
+        view_set(next, old, MEMBER_LEAVING);
+        struct member *m =
+            &next->members[adds ? next->members_count++ : (uint32_t)__builtin_ctzll(old)];
+        *m = (struct member){.id = p->id, .weight = p->weight, .state = MEMBER_JOINING};
+        memcpy(m->address, p->address, strlen(p->address));
+        memcpy(m->zone, p->zone, strlen(p->zone));
+        return true;
+    }
+    return false;
+}
+
+/* A member is drained while all other voters are live (R24), or is dead, and enough live nodes remain to
+ * hold all copies, or a joiner is under way that comes in exchange for it. */
+static bool view_leave(const struct node *n, struct view *next)
+{
+    uint64_t live = live_members(n), leaves = 0;
+    bool spare = (uint32_t)__builtin_popcountll(n->up & live) >= next->replicas;
+    for (uint32_t i = 0; n->stable && i < next->members_count; i++) {
+        bool others_live = !(n->voters & ~live & ~(UINT64_C(1) << i));
+        if (n->member_peer[i]->leave && member_may_leave(n, (int)i) && (others_live || !RULE(24)))
+            leaves |= UINT64_C(1) << i;
+    }
+    if (n->stable ? spare && n->begin_after <= n->now : transition_grows(n))
+        leaves |= n->up & dead_members(n);
+    return view_set(next, leaves & -leaves, MEMBER_LEAVING);
+}
+
+/* The end of a transition: JOINING become UP, and LEAVING and LOST are gone; or, if it is called off,
+ * JOINING are gone and LEAVING become UP. It does not end with more voters than before while one that
+ * would stay is dead (R23). */
+static bool view_stabilize(const struct node *n, struct view *next)
+{
+    unsigned complete, changing;
+    uint64_t live = live_members(n);
+    transition_progress(n, &complete, &changing);
+    bool done = (complete == changing || !RULE(15)) && !(n->joining & ~live) &&
+                !(transition_grows(n) && n->up & ~live && RULE(23));
+    if (!done && !transition_is_stuck(n))
+        return false;
+    uint64_t gone = done ? n->leaving | n->lost : n->joining;
+    view_set(next, ~n->lost, MEMBER_UP);
+    next->members_count = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (!(gone >> i & 1))
+            next->members[next->members_count++] = next->members[i];
+    return true;
+}
+
+/* Nothing begins while some partition has no live majority of its owners: it might never end. Nor, but for
+ * a drain, for a while after a change was called off (R25). */
 static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
@@ -3259,8 +3242,9 @@ static bool view_next(const struct node *n, struct view *next)
         return true;
     if (!n->stable)
         return view_join(n, next) || view_leave(n, next) || view_stabilize(n, next);
-    return owners_are_live(n) &&
-           ((n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next));
+    if (!majority_everywhere(n, C_OLD, live_members(n)) && RULE(25))
+        return false;
+    return (n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next);
 }
 
 static void node_bootstrap(struct node *n, uint32_t replicas);
@@ -5323,11 +5307,11 @@ static void print_status(struct bytes *out, const struct server *s)
     bytes_print(out,
                 "],\"keys\":%" PRIu64 ",\"tombstones\":%" PRIu64 ",\"bytes\":%" PRIu64
                 ",\"log_bytes\":%" PRIu64 ",\"garbage_bytes\":%" PRIu64
-                ",\"transition\":{\"complete\":%u,\"to_do\":%u,\"called_off\":\"%s\"}"
+                ",\"transition\":{\"complete\":%u,\"to_do\":%u}"
                 ",\"clock_offset_ms\":%.3f",
                 n->keys, n->tombstones, n->value_bytes, log_end(n) - n->log.first,
                 log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
-                n->called_off ? n->called_off : "", (double)offset / 1e3);
+                (double)offset / 1e3);
     if (n->view)
         print_ring(out, n, "ring", C_OLD);
     if (n->view && !n->stable)

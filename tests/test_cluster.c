@@ -1714,9 +1714,7 @@ START_TEST(test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody)
     c->nodes[small].pid = 0;
     ck_assert_ptr_nonnull(strstr(file_read(c->nodes[small].log, NULL), "joining needs more disk"));
     AWAIT(members(&c->nodes[0]) == 3, 30);
-    struct response r = get(c->nodes[0].url, "/_status");
-    ck_assert_str_eq(json_string(r.body, "transition.called_off"),
-                     "members that were to take data are not live");
+    ck_assert_ptr_nonnull(strstr(file_read(c->nodes[0].log, NULL), "change of members called off"));
     node_start(c, cluster_add(c));
     cluster_await(c, 4, 60);
     for (int i = 0; i < COUNT; i++)
