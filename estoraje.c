@@ -840,25 +840,32 @@ struct partition {
     uint64_t changed_at; /* when a record was last accepted */
 };
 
+/* The value of M_HEARTBEAT. Members are bits, by their places in its sender's view. */
+struct heartbeat {
+    uint64_t keys, value_bytes, requests; /* for reports */
+    uint64_t moved;         /* records that it pulled, and lists that it finished: progress */
+    uint64_t declares_lost; /* members of which it was told that their disks are gone */
+    uint64_t leave;         /* members of which it was told that they are to be drained */
+    uint8_t complete[PARTITIONS / 8]; /* partitions of which all is there, in this epoch */
+    uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats it hears; 0: none */
+};
+
+/* Another node, or this one. The members have places of their own in n->member_peer. */
 struct peer {
     uint64_t id; /* 0: a seed, known by its address alone */
-    char address[ADDRESS_BYTES];
-    struct bytes outbox[2]; /* mail and parcels; each begins with room for a batch header */
-    uint64_t heard_at;      /* when its heartbeat last came, 0: never */
-    uint64_t live_at;       /* when it was last live */
-    bool hears_us, has_lease;
-    bool leave;             /* somebody wishes it to leave */
-    uint64_t lost_until;    /* until then it counts that this node was told that its disk is gone */
-    uint64_t declares_lost; /* members of which it was told so, in this epoch */
-    uint64_t joins_at;      /* when it was last heard as no member of our view, 0: never */
-    char zone[ZONE_BYTES];
-    uint32_t weight;                      /* it would have these */
-    uint64_t epoch, clock;                /* of its last batch */
-    uint64_t beat_clock;                  /* of that with its last heartbeat */
-    uint8_t complete[PARTITIONS / 8];     /* told in this epoch */
-    uint64_t keys, value_bytes, requests; /* of that node, for reports */
+    char address[ADDRESS_BYTES], zone[ZONE_BYTES];
+    uint32_t weight;
+    struct bytes outbox[2];          /* frames to come, on the link and on the bulk channel */
+    uint64_t epoch, clock;           /* of its last frame */
+    uint64_t beat_epoch, beat_clock; /* of that with its last heartbeat */
+    struct heartbeat beat;           /* the last */
+    bool hears_us, has_lease;        /* by that */
+    bool leave;           /* a drain was requested, here or at another member, or is under way */
+    uint64_t lost_until;  /* until then it counts that this node was told that its disk is gone */
+    uint64_t heard_at;    /* when its heartbeat last came, 0: never */
+    uint64_t live_at;     /* when it was last live */
+    uint64_t joins_at;    /* when it was last heard as no member of our view, 0: never */
     int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
-    uint64_t moved;       /* records that it pulled, and lists that it finished */
     uint64_t messages_in, messages_out;
     void *link; /* the transport's */
 };
@@ -2160,8 +2167,8 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
 {
     uint64_t members = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (partition < PARTITIONS &&
-            n->member_peer[i]->complete[partition / 8] >> partition % 8 & 1)
+        if (partition < PARTITIONS && n->member_peer[i]->beat_epoch == n->view->epoch &&
+            n->member_peer[i]->beat.complete[partition / 8] >> partition % 8 & 1)
             members |= UINT64_C(1) << i;
     return members;
 }
@@ -2713,8 +2720,6 @@ static void view_apply(struct node *n)
         bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
         if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
             snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
-        memset(n->member_peer[i]->complete, 0, sizeof n->member_peer[i]->complete);
-        n->member_peer[i]->declares_lost = 0;
     }
     for (unsigned p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
@@ -2919,14 +2924,6 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
  * the role does no harm, as a view's register is written once.
  */
 
-struct heartbeat {
-    uint64_t keys, value_bytes, requests, moved;
-    uint64_t declares_lost;           /* members that it was told are lost, as bits; and */
-    uint64_t leave;                   /* members that somebody wishes to leave, as bits */
-    uint8_t complete[PARTITIONS / 8]; /* partitions */
-    uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats this node hears; 0: none */
-};
-
 /* While data moves: whether all that the old owners have is here, as a majority of them listed it
  * (R14; its own list counts). */
 static bool partition_is_complete(const struct node *n, unsigned partition)
@@ -2981,41 +2978,37 @@ static void heartbeat_send(struct node *n)
 
 static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
 {
-    struct heartbeat beat;
+    const struct heartbeat *beat = &from->beat;
     struct body body = message_body(m);
     bool member = member_index(n->view, from->id) >= 0;
-    if (m->value_bytes != sizeof beat || m->key_bytes >= ADDRESS_BYTES ||
+    uint64_t moved = beat->moved;
+    if (m->value_bytes != sizeof *beat || m->key_bytes >= ADDRESS_BYTES ||
         m->type_bytes >= ZONE_BYTES || m->status == 0 || m->status > WEIGHT_MAX ||
         !text_is_plain(body.key, m->key_bytes, true) ||
         !text_is_plain(body.type, m->type_bytes, false) || from->clock < from->beat_clock)
         return;
-    memcpy(&beat, body.value, sizeof beat);
+    memcpy(&from->beat, body.value, sizeof *beat);
     snprintf(from->address, sizeof from->address, "%.*s", m->key_bytes, (const char *)body.key);
     snprintf(from->zone, sizeof from->zone, "%.*s", m->type_bytes, (const char *)body.type);
     from->weight = m->status;
+    from->beat_epoch = from->epoch;
     from->beat_clock = from->clock;
     from->heard_at = n->now;
     from->has_lease = m->number;
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
-        from->hears_us |= beat.heard[i] == n->id;
+        from->hears_us |= beat->heard[i] == n->id;
     if (!from->hears_us && member) /* let it */
         n->next_heartbeat = min_u64(n->next_heartbeat, n->now + n->lease / 20);
-    from->keys = beat.keys;
-    from->value_bytes = beat.value_bytes;
-    from->requests = beat.requests;
-    if (beat.moved > from->moved)
+    if (beat->moved > moved)
         n->progress_at = n->now;
-    from->moved = beat.moved;
     if (from->epoch != node_epoch(n))
         return; /* it is told the views first: it may have been a member (R17) */
     if (!member)
         from->joins_at = from->live_at = n->now;
-    memcpy(from->complete, beat.complete, sizeof beat.complete);
-    from->declares_lost = member ? beat.declares_lost : 0;
-    n->leaves |= member && beat.leave & self_bit(n);
+    n->leaves |= member && beat->leave & self_bit(n);
     for (uint32_t i = 0; member && i < n->view->members_count; i++)
-        n->member_peer[i]->leave |= beat.leave >> i & 1;
+        n->member_peer[i]->leave |= beat->leave >> i & 1;
 }
 
 /* Whether a member may be drained: another live UP member must remain. */
@@ -3133,7 +3126,8 @@ static bool view_lose(const struct node *n, struct view *next)
     uint64_t live = live_members(n), lost = 0;
     for (uint32_t i = 0; i < next->members_count; i++) {
         lost |= (uint64_t)(n->member_peer[i]->lost_until > n->now) << i;
-        lost |= live >> i & 1 ? n->member_peer[i]->declares_lost : 0;
+        if (live >> i & 1 && n->member_peer[i]->beat_epoch == n->view->epoch)
+            lost |= n->member_peer[i]->beat.declares_lost;
     }
     lost &= n->voters & ~live;
     if (lost)
@@ -5273,9 +5267,9 @@ static uint64_t lease_left(const struct node *n, const struct peer *p)
 static void print_members(struct bytes *out, struct node *n)
 {
     static const char *const states[] = {"joining", "up", "leaving", "lost"};
-    n->self_peer->keys = n->keys;
-    n->self_peer->value_bytes = n->value_bytes;
-    n->self_peer->requests = n->requests;
+    n->self_peer->beat.keys = n->keys;
+    n->self_peer->beat.value_bytes = n->value_bytes;
+    n->self_peer->beat.requests = n->requests;
     for (uint32_t i = 0; i < members_count(n); i++) {
         const struct member *m = &n->view->members[i];
         const struct peer *p = n->member_peer[i];
@@ -5284,8 +5278,8 @@ static void print_members(struct bytes *out, struct node *n)
                     "\"state\":\"%s\",\"live\":%s,\"lease_ms\":%" PRIu64 ",\"keys\":%" PRIu64
                     ",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
                     i ? "," : "", m->id, p->address, m->zone, m->weight, states[m->state],
-                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->keys,
-                    p->value_bytes, p->requests);
+                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->beat.keys,
+                    p->beat.value_bytes, p->beat.requests);
     }
 }
 
