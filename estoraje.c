@@ -3942,37 +3942,25 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     return n;
 }
 
-/* The first view of a new cluster: this node alone. */
+/* Makes a new cluster of this node alone. If it has data, that goes with it, and so do the views before,
+ * under the new name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it,
+ * nor it of them. */
 static void node_bootstrap(struct node *n, uint32_t replicas)
 {
     struct {
         struct view view;
         struct member member;
-    } first = {{1, node_random(n), replicas, 1}, {.id = n->id, .state = MEMBER_UP}};
-    first.member.weight = n->weight;
-    memcpy(first.member.address, n->address, sizeof n->address);
-    memcpy(first.member.zone, n->zone, sizeof n->zone);
-    view_adopt(n, &first.view);
-}
-
-/* The data of this node becomes a new cluster, of itself alone. The views before go with it under the new
- * name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it, nor it of
- * them. */
-static void node_fork(struct node *n)
-{
-    struct {
-        struct view view;
-        struct member member;
-    } next = {{node_epoch(n) + 1, node_random(n), n->view->replicas, 1}, {0}};
-    next.member = n->view->members[n->self];
-    next.member.state = MEMBER_UP;
+    } alone = {{node_epoch(n) + 1, node_random(n), replicas, 1},
+               {.id = n->id, .weight = n->weight, .state = MEMBER_UP}};
+    memcpy(alone.member.address, n->address, sizeof n->address);
+    memcpy(alone.member.zone, n->zone, sizeof n->zone);
     for (size_t e = 0; e < n->views_count; e++)
-        n->views[e]->cluster = next.view.cluster;
-    view_adopt(n, &next.view);
+        n->views[e]->cluster = alone.view.cluster;
+    view_adopt(n, &alone.view);
     views_log(n);
     n->view_lsn = log_end(n);
     n->begin_after = 0;
-    log_line(LEVEL_WARN, "this node's data is a new cluster", "cluster=%016" PRIx64, n->cluster);
+    log_line(LEVEL_WARN, "this node is a new cluster", "cluster=%016" PRIx64, n->cluster);
 }
 
 /* === Part IV: what clients want ==================================================================
@@ -6857,7 +6845,7 @@ static void server_open(struct server *s)
     else if (mkdirat(s->disk.dir, "forced", 0700) < 0 || fsync(s->disk.dir) < 0)
         log_line(LEVEL_WARN, "--force-new-cluster was done: start without it", "errno=%d", errno);
     else if (n->self >= 0 && n->view->members_count > 1)
-        node_fork(n);
+        node_bootstrap(n, n->view->replicas);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, n->replicas);
     if (o->join)
