@@ -2713,8 +2713,7 @@ static void view_apply(struct node *n)
     ring_members(n, C_OLD, n->voters | n->lost);
     ring_members(n, C_NEW, n->up | n->joining);
     for (uint32_t i = 0; i < v->members_count; i++) {
-        n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
-        struct peer *p = n->member_peer[i];
+        struct peer *p = n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
         assert(p); /* there are four times as many places as members */
         int place = member_index(last, p->id);
         bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
@@ -2752,19 +2751,6 @@ static unsigned partitions_behind(const struct node *n)
     for (unsigned p = 0; n->self >= 0 && p < PARTITIONS; p++)
         behind += n->owners[C_NEW][p] & self_bit(n) && !partition_is_caught_up(n, p);
     return behind;
-}
-
-/* Whether the view ends the transition by calling it off: who was JOINING is gone, or who was LEAVING
- * stays. Nothing but a drain is begun for a while then: it would be called off again (R25). */
-static bool view_calls_off(const struct node *n, const struct view *v)
-{
-    bool called_off = false;
-    for (uint32_t i = 0; !view_members(v, ~(1u << MEMBER_UP)) && i < n->view->members_count; i++) {
-        uint64_t bit = UINT64_C(1) << i;
-        bool stays = member_index(v, n->view->members[i].id) >= 0;
-        called_off |= stays ? n->leaving & bit : n->joining & bit;
-    }
-    return called_off;
 }
 
 /* Drops what the settled view does not give to this node. */
@@ -2825,18 +2811,14 @@ static void views_log(struct node *n)
         view_log(n, n->views[e]);
 }
 
-/* Tells what is gone with the members that are LOST. */
+/* What is gone with the members that are LOST. */
 static void view_log_lost(const struct node *n)
 {
-    unsigned gone = 0, doubtful = 0;
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        uint64_t left = n->owners[C_OLD][p] & ~n->lost;
-        gone += !left;
-        doubtful += left && !majority(left, n->owners[C_OLD][p]);
-    }
+    unsigned gone = 0;
+    for (unsigned p = 0; p < PARTITIONS; p++)
+        gone += !(n->owners[C_OLD][p] & ~n->lost);
     log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
-             "partitions=%d without_any_copy=%u may_miss_the_newest=%u", PARTITIONS, gone,
-             doubtful);
+             "partitions=%d without_any_copy=%u", PARTITIONS, gone);
 }
 
 /* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
@@ -2845,16 +2827,18 @@ static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
     bool was_member = n->self >= 0;
-    /* Who was leaving is gone or called back, and then stays unless asked anew. Who was a member does not
-     * ask to join any more: what it said before must not bring it back when it has left. */
+    bool ends = !view_members(v, ~(1u << MEMBER_UP)), called_off = false;
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
+        bool stays = member_index(v, n->view->members[i].id) >= 0;
+        called_off |= ends && (stays ? n->leaving : n->joining) >> i & 1;
+        /* Who was LEAVING and stays does so unless asked to leave again. Who was a member does not ask to
+         * join any more: what it told before must not bring it back when it has left. */
+        n->member_peer[i]->leave &= !(n->leaving >> i & 1);
         n->member_peer[i]->joins_at = 0;
-        if (n->view->members[i].state == MEMBER_LEAVING)
-            n->member_peer[i]->leave = false;
     }
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
-    if (n->view && view_calls_off(n, v)) {
+    if (called_off) { /* nothing but a drain begins: it would be called off again (R25) */
         n->begin_after = n->now + n->evict_after;
         log_line(LEVEL_WARN, "change of members called off: no data moved, or who takes it is dead",
                  "epoch=%" PRIu64, v->epoch);
@@ -2942,8 +2926,7 @@ static bool peer_asks_to_join(const struct node *n, const struct peer *p)
  * the addresses of --join, or where a member was, too: it asks to become one, or says where it is. */
 static void heartbeat_send(struct node *n)
 {
-    struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
-    beat.requests = n->requests;
+    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .declares_lost = 0};
     beat.moved = n->counters.pulled + n->counters.listed;
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
@@ -2965,7 +2948,7 @@ static void heartbeat_send(struct node *n)
     head.status = (uint16_t)n->weight;
     head.number = n->has_lease;
     struct body body = {.key = n->address, .type = n->zone, .value = &beat};
-    uint64_t all = n->view ? view_members(n->view, ~0u) : 0;
+    uint64_t all = n->voters | n->joining | n->lost;
     bool misses = !n->has_lease || all & ~live_members(n);
     if (n->self >= 0)
         messages_send(n, ~UINT64_C(0), log_end(n), &head, &body);
