@@ -453,7 +453,7 @@ struct bytes {
 
 /* What all of them hold in this process: values, messages, lists, whatever clients and peers cause to be
  * kept. To make room for what is to come, and to count it, is one act: bytes_reserve. Nothing new is let
- * in above the limit, and from half of it on no empty buffer is kept. */
+ * in above the limit, and no empty buffer is kept while an eighth of it is used. */
 static uint64_t bytes_held, bytes_limit = UINT64_MAX;
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -549,7 +549,7 @@ static void bytes_free(struct bytes *b)
 static void bytes_clear(struct bytes *b)
 {
     b->count = 0;
-    if (b->capacity > BYTES_KEPT || bytes_held > bytes_limit / 2)
+    if (b->capacity > BYTES_KEPT || bytes_held > bytes_limit / 8)
         bytes_free(b);
 }
 
@@ -6446,34 +6446,6 @@ static void calls_let_go(struct server *s)
         shutdown(call_file(worst), SHUT_RDWR);
 }
 
-static void bytes_trim(struct bytes *b)
-{
-    if (!b->count)
-        bytes_free(b);
-}
-
-/* Somebody was refused memory: the buffers that stay, and have nothing in them now, are given back. */
-static void server_trim(struct server *s)
-{
-    struct node *n = s->node;
-    struct call *c;
-    struct bytes *own[] = {&n->inbox, &n->handled, &n->awaiting_durable, &n->released,
-                           &n->cold,  &n->scratch, &n->log.flight,       &n->log.pending};
-    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-        bytes_trim(own[i]);
-    for (size_t i = 0; i < 2 * n->peers_count; i++) {
-        struct channel *link = n->peers[i / 2]->link;
-        bytes_trim(&n->peers[i / 2]->outbox[i % 2]);
-        if (link)
-            bytes_trim(&link[i % 2].sending);
-    }
-    LIST_FOREACH(c, &s->arriving, place)
-    {
-        if (c->route == ROUTE_MESSAGES)
-            bytes_trim(&c->body);
-    }
-}
-
 /* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge,
  * and that came together with the last bytes. */
 static void calls_sweep(struct server *s)
@@ -6486,8 +6458,6 @@ static void calls_sweep(struct server *s)
     }
     s->swept_at = s->node->now;
     calls_let_go(s);
-    if (s->refused_at + SECOND > s->node->now)
-        server_trim(s);
 }
 
 /* --- libmicrohttpd's side --- */
