@@ -4594,12 +4594,10 @@ static bool node_is_restless(const struct node *n)
 #include <fnmatch.h>
 #include <glob.h>
 #include <gnutls/crypto.h>
-#include <gnutls/gnutls.h>
 #include <linux/tcp.h>
 #include <malloc.h>
 #include <microhttpd.h>
 #include <netdb.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/file.h>
