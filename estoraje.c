@@ -5026,24 +5026,20 @@ struct channel {
 
 /* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
  * whom the batch goes, so that whoever gets it cannot send it to another node. */
-static void mac_make(const struct server *s, const struct frame *b, uint8_t mac[16])
+static void mac_make(const struct server *s, const struct frame *f, uint8_t mac[32])
 {
-    uint8_t whole[32];
-    size_t bytes = b->bytes - offsetof(struct frame, cluster);
-    if (!s->secret)
-        return;
-    if (gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &b->cluster, bytes,
-                         whole))
-        die("cannot sign mail");
-    memcpy(mac, whole, 16);
+    size_t bytes = f->bytes - offsetof(struct frame, cluster);
+    memset(mac, 0, 32);
+    if (s->secret &&
+        gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &f->cluster, bytes, mac))
+        die("cannot sign a frame");
 }
 
-static bool mac_is_right(const struct server *s, const struct frame *b)
+static bool mac_is_right(const struct server *s, const struct frame *f)
 {
-    uint8_t mac[16];
-    memcpy(mac, b->mac, 16);
-    mac_make(s, b, mac);
-    return gnutls_memcmp(mac, b->mac, 16) == 0;
+    uint8_t mac[32];
+    mac_make(s, f, mac);
+    return !s->secret || gnutls_memcmp(mac, f->mac, sizeof f->mac) == 0;
 }
 
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
@@ -5054,8 +5050,10 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
         bytes_clear(&c->sending);
         if (!frame_take(c->server->node, c->peer, c->which, &c->sending))
             return CURL_READFUNC_PAUSE;
-        struct frame *b = (struct frame *)c->sending.data;
-        mac_make(c->server, b, b->mac);
+        struct frame *f = (struct frame *)c->sending.data;
+        uint8_t mac[32];
+        mac_make(c->server, f, mac);
+        memcpy(f->mac, mac, sizeof f->mac);
     }
     size_t part = min_u64(size * count, c->sending.count - c->sent);
     memcpy(to, c->sending.data + c->sent, part);
