@@ -5226,17 +5226,13 @@ static uint32_t members_count(const struct node *n)
 /* How long a member's lease still runs, in milliseconds. */
 static uint64_t lease_left(const struct node *n, const struct peer *p)
 {
-    if (p == n->self_peer)
-        return n->lease / MS;
-    return peer_is_live(n, p) ? (p->heard_at + n->lease - n->now) / MS : 0;
+    uint64_t until = p->heard_at ? p->heard_at + n->lease : 0;
+    return peer_is_live(n, p) && until > n->now ? (until - n->now) / MS : 0;
 }
 
-static void print_members(struct bytes *out, struct node *n)
+static void print_members(struct bytes *out, const struct node *n)
 {
     static const char *const states[] = {"joining", "up", "leaving", "lost"};
-    n->self_peer->beat.keys = n->keys;
-    n->self_peer->beat.value_bytes = n->value_bytes;
-    n->self_peer->beat.requests = n->requests;
     for (uint32_t i = 0; i < members_count(n); i++) {
         const struct member *m = &n->view->members[i];
         const struct peer *p = n->member_peer[i];
@@ -5252,7 +5248,7 @@ static void print_members(struct bytes *out, struct node *n)
 
 static void print_status(struct bytes *out, const struct server *s)
 {
-    struct node *n = s->node;
+    const struct node *n = s->node;
     unsigned complete = 0, changing = 0;
     int64_t offset = 0;
     if (n->view)
@@ -5380,9 +5376,8 @@ static void process_measure(double *memory, double *files)
     if (statm)
         fclose(statm);
     *memory = (double)pages * (double)sysconf(_SC_PAGESIZE);
-    *files = glob("/proc/self/fd/[0-9]*", GLOB_NOSORT, NULL, &found) == 0
-                 ? (double)found.gl_pathc - 1
-                 : 0;
+    glob("/proc/self/fd/[0-9]*", GLOB_NOSORT, NULL, &found);
+    *files = (double)found.gl_pathc;
     globfree(&found);
 }
 
