@@ -4519,14 +4519,16 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     return true;
 }
 
-/* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end. */
-static void node_durable(struct node *n, uint64_t room)
+/* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end; `full`: the disk
+ * has no more. */
+static void node_durable(struct node *n, uint64_t room, bool full)
 {
     struct log *log = &n->log;
     uint64_t took = log->flight_at ? n->now - log->flight_at : 0; /* 0: it was there at start */
     log->write_time = max_u64(min_u64(took, WRITE_TIME_MAX), log->write_time - log->write_time / 8);
     log->durable += log->flight.count;
     log->room = room;
+    log->full = full;
     log->writing = false;
     bytes_clear(&log->flight);
     n->clock_bound_durable = log->flight_clock_bound;
@@ -4694,8 +4696,7 @@ struct disk {
 struct disk_job {
     const struct bytes *batch; /* to be written at lsn; nothing is needed below `first` */
     uint64_t lsn, first;
-    uint64_t room; /* done: space behind it, whether the disk has no more, and how long it took */
-    bool full;
+    uint64_t room; /* done: space behind it, and how long it took */
     double seconds;
     bool damaged; /* what is below `first` is not removed, but set aside to be looked at */
 };
@@ -4799,31 +4800,25 @@ static bool segment_make(struct disk *d)
     return made;
 }
 
-/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. False:
- * the disk has no more. */
-static bool disk_extend(struct disk *d, uint64_t end)
+/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. Returns
+ * the space that is there, less than `ahead_bytes` only if the disk has no more. */
+static uint64_t disk_extend(struct disk *d, uint64_t end)
 {
     static const uint8_t zeros[ZEROS_BYTES];
-    uint64_t taken = d->allocated;
+    while (d->allocated < end + d->ahead_bytes && segment_make(d))
+        continue;
     d->zeroed = max_u64(d->zeroed, end);
-    bool more = true;
-    while (more && d->allocated < end + d->ahead_bytes)
-        more = segment_make(d);
-    if (d->allocated > taken && fsync(d->dir) < 0)
-        die("the disk failed");
     for (; d->zeroed < end + ZEROS_BYTES / 2 && d->zeroed + ZEROS_BYTES <= d->allocated;
          d->zeroed += ZEROS_BYTES)
         stream_write(d, d->zeroed, zeros, ZEROS_BYTES, false);
-    return more;
+    return d->allocated - min_u64(d->allocated, end);
 }
 
 /* Writes a batch and makes it durable; then removes what is below the log's first byte. */
 static void disk_write(struct disk *d, struct disk_job *job)
 {
     char name[32], aside[64];
-    uint64_t end = job->lsn + job->batch->count;
-    job->full = !disk_extend(d, end);
-    job->room = d->allocated - min_u64(d->allocated, end);
+    job->room = disk_extend(d, job->lsn + job->batch->count);
     uint64_t start = clock_us(CLOCK_MONOTONIC);
     stream_write(d, job->lsn, job->batch->data, job->batch->count, d->sync);
     job->seconds = (double)(clock_us(CLOCK_MONOTONIC) - start) / 1e6;
@@ -6652,8 +6647,7 @@ static void disk_events(struct server *s)
     }
     if (s->node->log.flight.count)
         histogram_add(&s->fsync_seconds, done.seconds);
-    s->node->log.full = done.full;
-    node_durable(s->node, done.room);
+    node_durable(s->node, done.room, done.room < s->disk.ahead_bytes);
 }
 
 static uint64_t random_u64(void)

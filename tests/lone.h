@@ -130,7 +130,7 @@ static void lone_settle(struct lone *l)
     node_run(n);
     while (batch || (batch = log_flush(n))) {
         lone_write(l, batch, n->log.durable);
-        node_durable(n, 1 << 30);
+        node_durable(n, 1 << 30, n->log.full);
         batch = NULL;
     }
 }

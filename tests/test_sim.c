@@ -573,9 +573,8 @@ static void drive_done(struct host *h)
     h->disk_synced = log->durable + log->flight.count;
     h->serves = true;
     drive_trim(h, h->disk_first);
-    log->full = h->disk_full;
     trace(h, "has its log on disk up to %" PRIu64, h->disk_synced);
-    node_durable(h->node, h->disk_taken - h->disk_synced);
+    node_durable(h->node, h->disk_taken - h->disk_synced, h->disk_full);
 }
 
 /* A crash in the middle of a write: it is there, or not, or in part: its first bytes, or any of its
@@ -3408,7 +3407,7 @@ static void hand_flush(struct node *n)
     const struct bytes *batch;
     while ((batch = log_flush(n))) {
         bytes_append(disk, batch->data, batch->count);
-        node_durable(n, 1 << 30);
+        node_durable(n, 1 << 30, n->log.full);
     }
 }
 

@@ -512,7 +512,7 @@ static void files_settle(void)
         job.first = l.node->log.first;
         disk_write(&disk, &job);
         disk_room = job.room;
-        node_durable(l.node, 1 << 30);
+        node_durable(l.node, 1 << 30, l.node->log.full);
         batch = NULL;
     }
 }
@@ -581,8 +581,8 @@ START_TEST(test_a_disk_that_is_asked_for_room_writes_and_removes_nothing)
     disk_submit(&disk, &n->log);
     struct disk_job done;
     ck_assert_int_eq(recv(disk.ends[0], &done, sizeof done, 0), sizeof done);
-    ck_assert(!done.full && done.room > 0);
-    node_durable(n, done.room);
+    ck_assert(done.room > 0 && done.room >= disk.ahead_bytes);
+    node_durable(n, done.room, false);
     ck_assert(file_exists(0) && files_recover());
     ck_assert_ptr_nonnull(entry_of("big"));
 }
@@ -2790,7 +2790,7 @@ static void full_settle(uint64_t bytes)
         lone_write(&l, batch, n->log.durable);
         uint64_t used = log_end(n) - n->log.first / SEGMENT_BYTES * SEGMENT_BYTES;
         ck_assert_msg(used <= bytes, "a batch is written where there is no space");
-        node_durable(n, bytes - used);
+        node_durable(n, bytes - used, n->log.full);
     }
 }
 
@@ -3351,7 +3351,7 @@ START_TEST(test_a_slow_disk_does_not_silence_a_node)
         if (i % 10 == 0) /* there is always something to write */
             accept_at(clock_tick(n), "k", "v");
         if (n->log.flight.count && n->now >= done_at)
-            node_durable(n, 1 << 30);
+            node_durable(n, 1 << 30, n->log.full);
         silent += i > 200 && !frame_may_leave(n);
     }
     ck_assert_uint_eq(silent, 0);
