@@ -4728,23 +4728,17 @@ static size_t segment_part(uint64_t lsn, size_t bytes)
     return min_u64(bytes, SEGMENT_BYTES - lsn % SEGMENT_BYTES);
 }
 
-/* The file where `lsn` stands. */
-static int segment_open(const struct disk *d, uint64_t lsn, int flags)
-{
-    char name[32];
-    segment_name(name, lsn / SEGMENT_BYTES);
-    return openat(d->dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
-}
-
-/* The same, and kept open at `s`. */
-static int segment_find(const struct disk *d, struct segment *s, uint64_t lsn, int flags)
+/* The file where `lsn` stands, kept open at `s`; negative: it cannot be opened. */
+static int segment_open(const struct disk *d, struct segment *s, uint64_t lsn, int flags)
 {
     uint64_t number = lsn / SEGMENT_BYTES;
+    char name[32];
     if (s->file > 0 && s->number == number)
         return s->file;
     if (s->file > 0)
         close(s->file);
-    *s = (struct segment){number, segment_open(d, lsn, flags)};
+    segment_name(name, number);
+    *s = (struct segment){number, openat(d->dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600)};
     return s->file;
 }
 
@@ -4757,7 +4751,7 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
     for (size_t part; at < end; at += part, lsn += part) {
         part = segment_part(lsn, (size_t)(end - at));
         struct segment *hot = &d->hot[lsn / SEGMENT_BYTES % HOT_SEGMENTS];
-        int file = segment_find(d, hot, lsn, O_RDONLY);
+        int file = segment_open(d, hot, lsn, O_RDONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
         if (count < 0 && errno == EOPNOTSUPP) /* it cannot be told */
@@ -4777,7 +4771,7 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
 static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size_t bytes, bool sync)
 {
     for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
-        int file = segment_find(d, &d->written, lsn, O_WRONLY);
+        int file = segment_open(d, &d->written, lsn, O_WRONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = file < 0 ? -1 : pwrite(file, from, segment_part(lsn, bytes), offset);
         if (count <= 0 || (sync && fdatasync(file) < 0))
@@ -4789,15 +4783,15 @@ static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size
 /* Makes the next file. False: the disk is full. */
 static bool segment_make(struct disk *d)
 {
-    int file = segment_open(d, d->allocated, O_WRONLY | O_CREAT);
-    errno = file < 0 ? errno : posix_fallocate(file, 0, SEGMENT_BYTES);
-    if (errno && errno != ENOSPC && errno != EDQUOT)
+    int file = segment_open(d, &d->written, d->allocated, O_WRONLY | O_CREAT);
+    int fault = file < 0 ? errno : posix_fallocate(file, 0, SEGMENT_BYTES);
+    if (fault == ENOSPC || fault == EDQUOT)
+        return false;
+    errno = fault;
+    if (fault || fsync(d->dir) < 0)
         die("cannot make a file of the log");
-    bool made = !errno;
-    d->allocated += made ? SEGMENT_BYTES : 0;
-    if (file >= 0)
-        close(file);
-    return made;
+    d->allocated += SEGMENT_BYTES;
+    return true;
 }
 
 /* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. Returns
@@ -4941,10 +4935,9 @@ static void disk_start(struct disk *d, uint64_t end)
 {
     pthread_t thread;
     d->allocated = end / SEGMENT_BYTES * SEGMENT_BYTES;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, d->ends) < 0)
-        die("cannot make a socket");
-    if (pthread_create(&thread, NULL, disk_thread, d))
-        die("cannot start a thread");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, d->ends) < 0 ||
+        pthread_create(&thread, NULL, disk_thread, d))
+        die("cannot start the thread that writes the log");
 }
 
 /* === 23 The server, and its wire ================================================================
@@ -6637,14 +6630,12 @@ static void disk_events(struct server *s)
     struct disk_job done;
     if (recv(s->disk.ends[0], &done, sizeof done, MSG_DONTWAIT) != sizeof done)
         return;
-    for (int i = 0; i < HOT_SEGMENTS;
-         i++) { /* a file that was removed takes space while it is open */
-        struct segment *hot = &s->disk.hot[i];
-        if (hot->file <= 0 || (hot->number + 1) * SEGMENT_BYTES > done.first)
-            continue;
-        close(hot->file);
-        hot->file = 0;
-    }
+    struct segment *hot = s->disk.hot;
+    for (; hot < s->disk.hot + HOT_SEGMENTS; hot++)
+        if (hot->file > 0 && (hot->number + 1) * SEGMENT_BYTES <= done.first) {
+            close(hot->file); /* a file that was removed takes space while it is open */
+            hot->file = 0;
+        }
     if (s->node->log.flight.count)
         histogram_add(&s->fsync_seconds, done.seconds);
     node_durable(s->node, done.room, done.room < s->disk.ahead_bytes);
