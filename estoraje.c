@@ -3485,31 +3485,6 @@ static void sync_pull(struct node *n, struct sync *s)
     }
 }
 
-static void sync_listed(struct node *n, struct sync *s, const struct message *m)
-{
-    struct bytes list = message_value(m);
-    bytes_set(&s->page, list.data, list.count);
-    s->more = list.count && m->flags & FLAG_WATCH;
-    s->page_id = s->pulled_to = s->asked_to = 0;
-    sync_pull(n, s);
-}
-
-static void sync_tick(struct node *n);
-static void listing_listed(struct node *n, const struct peer *from, const struct message *m);
-
-static void on_listed(struct node *n, struct peer *from, const struct message *m)
-{
-    for (int i = 0; i < SYNCS_MAX; i++) {
-        struct sync *s = &n->syncs[i];
-        if (s->page_id && s->page_id == m->round_id) {
-            sync_listed(n, s, m);
-            sync_tick(n);
-            return;
-        }
-    }
-    listing_listed(n, from, m);
-}
-
 /* Each sync has partitions of its own, and takes them in turn. */
 static void sync_tick(struct node *n)
 {
@@ -3531,6 +3506,25 @@ static void sync_tick(struct node *n)
             sync_ask(n, s);
         }
     }
+}
+
+static void listing_listed(struct node *n, const struct peer *from, const struct message *m);
+
+static void on_listed(struct node *n, struct peer *from, const struct message *m)
+{
+    struct sync *s = n->syncs, *end = n->syncs + SYNCS_MAX;
+    while (s < end && (!s->page_id || s->page_id != m->round_id))
+        s++;
+    if (s == end) {
+        listing_listed(n, from, m);
+        return;
+    }
+    struct bytes list = message_value(m);
+    bytes_set(&s->page, list.data, list.count);
+    s->more = list.count && m->flags & FLAG_WATCH;
+    s->page_id = s->pulled_to = s->asked_to = 0;
+    s->due = n->now + 5 * STEP_TIME;
+    sync_tick(n);
 }
 
 /* A record failed its checksum: until another owner sends it, this node tells of the key only, in a
