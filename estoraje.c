@@ -3771,22 +3771,24 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
         }
         break;
     }
-    default:
-        break;
     }
 }
 
-/* The bytes of the log at `lsn`, at start: they are read many at a time. `end`: of the files. */
-static const void *window_at(struct node *n, struct bytes *window, uint64_t *base, uint64_t lsn,
-                             uint64_t bytes, uint64_t end)
+/* The part of the log that is read at start, many bytes at a time. */
+struct window {
+    struct bytes bytes;
+    uint64_t lsn, end; /* of its first byte; of the log's files */
+};
+
+static const void *window_at(struct node *n, struct window *w, uint64_t lsn, uint64_t bytes)
 {
-    if (lsn + bytes > *base + window->count) {
-        window->count = 0;
-        *base = lsn;
-        bytes = min_u64(end - lsn, max_u64(bytes, 1 << 20));
-        n->hooks->log_read(n, lsn, bytes_extend(window, bytes), bytes, true);
+    if (lsn + bytes > w->lsn + w->bytes.count) {
+        w->bytes.count = 0;
+        w->lsn = lsn;
+        bytes = min_u64(w->end - lsn, max_u64(bytes, 1 << 20));
+        n->hooks->log_read(n, lsn, bytes_extend(&w->bytes, bytes), bytes, true);
     }
-    return window->data + (lsn - *base);
+    return w->bytes.data + (lsn - w->lsn);
 }
 
 /* Replays a batch message by message. False: it is damaged, and what is in it cannot be told apart. A
@@ -3811,82 +3813,90 @@ static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
 }
 
 /* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where the
- * log begins, or began anew, it cannot be told whose it is. */
-static bool batch_was_durable(const struct node *n, const struct log_header *h, uint64_t at,
-                              size_t bytes)
+ * log begins, or began anew, it cannot be told whose it is. `bytes`: that are there. */
+static bool batch_was_durable(const struct node *n, const struct log_header *h, size_t bytes)
 {
-    if (h->magic != LOG_MAGIC || h->lsn != at || h->bytes < sizeof *h || h->bytes % 8 ||
+    if (h->magic != LOG_MAGIC || h->bytes < sizeof *h || h->bytes % 8 ||
         h->bytes + sizeof *h > bytes)
         return false;
     const struct log_header *next = (const void *)((const uint8_t *)h + h->bytes);
-    return next->magic == LOG_MAGIC && next->lsn == at + h->bytes && next->id == n->id &&
-           h->id == n->id && next->first < at && h->first < at && n->log.flight.count;
+    return next->magic == LOG_MAGIC && next->lsn == h->lsn + h->bytes && next->id == n->id &&
+           h->id == n->id && next->first < h->lsn && h->first < h->lsn && n->log.flight.count;
 }
 
-static void damage_log(const struct node *n)
-{
-    for (const struct partition *p = n->partitions; p <= &n->partitions[VIEWS_PARTITION]; p++)
-        for (uint32_t i = 0; i < p->count; i++)
-            if (p->entries[i]->flags & FLAG_DAMAGED)
-                log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, p->entries[i]->lsn);
-}
-
-/* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what
- * was durable once (chapter 5). The last batch may not be durable: it is in flight, to be written again
- * where it stands. */
-static bool node_recover(struct node *n, uint64_t start, uint64_t end)
+/* Takes a batch into the node. It may not be durable: it is in flight, to be written again where it stands.
+ * False: it is damaged, or stands behind a hole; the log's end stays where that begins. */
+static bool batch_recover(struct node *n, const struct log_header *h, bool sound)
 {
     struct log *log = &n->log;
-    struct bytes window = {0};
-    uint64_t base = start, first = start;
-    bool whole = true;
-    log->first = log->durable = start;
-    for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end;) {
-        const struct log_header *h = window_at(n, &window, &base, at, sizeof *h, end);
-        uint64_t bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
-        /* Of another version: it counts as damage, as it must not be written over. */
-        whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
-        uint64_t seen = bytes ? min_u64(bytes + sizeof *h, end - at) : 0;
-        h = window_at(n, &window, &base, at, seen, end);
-        bool sound = log_batch((const uint8_t *)h, bytes, at);
-        if (!sound && !batch_was_durable(n, h, at, seen)) {
-            at += 8;
-            continue;
-        }
-        n->id = n->self_peer->id = h->id;
-        for (unsigned p = 0; h->first == at && p <= VIEWS_PARTITION; p++)
-            partition_drop(n, &n->partitions[p]); /* the log begins here (R17) */
-        n->clock_bound = h->first == at ? 0 : n->clock_bound;
-        whole = (log->flight.count == 0 || at == log_end(n)) && batch_replay(n, h, sound);
-        log->torn = !whole && log->flight.count;
-        if (log->torn)
-            break; /* the log's end stays where the hole begins */
-        log->first = log->flight.count ? log->first : at;
-        first = sound ? h->first : first;
-        bytes_set(&log->flight, h, bytes);
-        log->writing = true;
-        log_mark(log, at);
-        log->durable = at;
-        at += bytes;
+    bool begins = h->first == h->lsn, follows = log->flight.count;
+    n->id = n->self_peer->id = h->id;
+    for (unsigned p = 0; begins && p <= VIEWS_PARTITION; p++)
+        partition_drop(n, &n->partitions[p]); /* R17 */
+    n->clock_bound = begins ? 0 : n->clock_bound;
+    if ((follows && h->lsn != log_end(n)) || !batch_replay(n, h, sound)) {
+        log->torn = follows;
+        return false;
     }
-    bytes_free(&window);
-    n->clock_bound_durable = log->flight_clock_bound = n->clock = n->clock_bound;
-    if (n->views_count)
+    log->first = follows ? log->first : h->lsn;
+    log->durable = h->lsn;
+    log->writing = true;
+    bytes_set(&log->flight, h, h->bytes);
+    log_mark(log, h->lsn);
+    return true;
+}
+
+/* All that follows from what the log has. */
+static void node_begin(struct node *n)
+{
+    n->clock_bound_durable = n->log.flight_clock_bound = n->clock = n->clock_bound;
+    if (n->views_count) {
         n->view = n->views[n->views_count - 1];
-    if (n->view)
         view_apply(n);
+    }
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
-    n->clock_bound_start =
-        n->self < 0 && !n->gone ? 0 : n->clock_bound; /* no member yet: no promise */
-    for (uint16_t p = 0; p <= VIEWS_PARTITION; p++)
+    bool promised = n->self >= 0 || n->gone; /* else it was never a member */
+    n->clock_bound_start = promised ? n->clock_bound : 0;
+    for (uint16_t p = 0; p <= VIEWS_PARTITION; p++) {
+        struct partition *q = &n->partitions[p];
         if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
-            n->partitions[p].clock_bound = n->clock_bound_start;
+            q->clock_bound = n->clock_bound_start;
+        for (uint32_t i = 0; i < q->count; i++)
+            if (q->entries[i]->flags & FLAG_DAMAGED)
+                log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, q->entries[i]->lsn);
+    }
     if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
         n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
     n->view_lsn = log_end(n);
-    damage_log(n);
-    return whole && log->first <= first;
+}
+
+/* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what was
+ * durable once (chapter 5). */
+static bool node_recover(struct node *n, uint64_t start, uint64_t end)
+{
+    struct window window = {.lsn = start, .end = end};
+    uint64_t first = start, bytes;
+    bool whole = true;
+    n->log.first = n->log.durable = start;
+    for (uint64_t at = start; whole && at + sizeof(struct log_header) <= end; at += bytes) {
+        const struct log_header *h = window_at(n, &window, at, sizeof *h);
+        bytes = h->lsn == at ? min_u64(h->bytes, end - at) : 0;
+        /* Of another version: it counts as damage, as it must not be written over. */
+        whole = bytes == 0 || h->magic == LOG_MAGIC || h->magic << 8 != LOG_MAGIC << 8;
+        uint64_t seen = bytes ? min_u64(bytes + sizeof *h, end - at) : 0;
+        h = window_at(n, &window, at, seen);
+        bool sound = log_batch((const uint8_t *)h, bytes, at);
+        if (sound || batch_was_durable(n, h, seen)) {
+            first = sound ? h->first : first;
+            whole = batch_recover(n, h, sound);
+        } else {
+            bytes = 8; /* it may begin at the next multiple */
+        }
+    }
+    bytes_free(&window.bytes);
+    node_begin(n);
+    return whole && n->log.first <= first;
 }
 
 /* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
