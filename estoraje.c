@@ -411,6 +411,8 @@ enum {
     DUELS_OTHER = 7,              /* partition's first live owner, and elsewhere */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
+    READ_TRIES = 2,              /* fast ones, before a read becomes a request of the key's round */
+    PEERS_MAX = 4 * MEMBERS_MAX, /* members, who asks to join, and addresses of --join */
     ROUND_BUCKETS = 4096,
     DELIVERED_PLACES = 1 << 17,   /* writes whose results need not be kept any more */
     VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
@@ -870,8 +872,6 @@ struct peer {
     void *link; /* the transport's */
 };
 
-enum { READ_TRIES = 2 }; /* fast ones, before a read becomes a request of the key's round */
-
 /* A client's request, or one of the node itself. */
 struct request {
     struct request *next;
@@ -977,8 +977,6 @@ struct node {
     uint64_t id, cluster;
     const struct hooks *hooks;
     void *context;
-    char address[ADDRESS_BYTES], zone[ZONE_BYTES];
-    uint32_t weight;
     uint64_t lease, evict_after; /* microseconds */
     uint64_t random;
 
@@ -1005,7 +1003,7 @@ struct node {
     struct ring rings[2];                    /* C_OLD, C_NEW */
     uint64_t owners[2][VIEWS_PARTITION + 1]; /* members, as bits */
     struct peer *member_peer[MEMBERS_MAX];
-    struct peer *peers[4 * MEMBERS_MAX];
+    struct peer *peers[PEERS_MAX];
     size_t peers_count;
     struct peer *self_peer;
     bool has_lease;
@@ -1023,10 +1021,10 @@ struct node {
     uint64_t keys, value_bytes; /* live ones here */
     uint64_t tombstones;
     struct log log;
-    struct bytes inbox, handled; /* mail to itself, and what of it is being handled */
+    struct bytes inbox; /* messages to itself, and those that were in `cold` */
     struct bytes awaiting_durable,
-        cold;              /* what waits for the log: to be durable, or to be in memory */
-    struct bytes released; /* what waits no more, while it is sent */
+        cold;             /* what waits for the log: to be durable, to be in memory */
+    struct bytes handled; /* what was in one of these, while it is sent, or handled */
     LIST_HEAD(rounds, round) by_id[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     LIST_HEAD(, watch) watches[ROUND_BUCKETS];
@@ -1442,25 +1440,23 @@ static int member_index(const struct view *view, uint64_t id)
     return -1;
 }
 
-/* The peer of that id (or, with id 0, of that address); a new one takes the place of one that is of
- * no use any more. Null if there is no place. */
+/* The peer of that id or, with id 0, of that address; else a new one. Where there is no place for it,
+ * it takes that of the peer that is no member and was last live: a member at any time, who is none only
+ * after a minute. Null if there is none. */
 static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
 {
     struct peer *p = NULL;
-    bool member = member_index(n->view, id) >= 0; /* a quarter of the places is for these alone */
     for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *q = n->peers[i];
         if (q->id == id && (id || strcmp(q->address, address) == 0))
             return q;
-        if (q->id == n->id || member_index(n->view, q->id) >= 0)
-            continue;
-        bool spare = member || n->now > q->live_at + 60 * SECOND;
-        if (spare && (!p || q->live_at < p->live_at))
+        bool stays = q == n->self_peer || member_index(n->view, q->id) >= 0;
+        if (!stays && (!p || q->live_at < p->live_at))
             p = q;
     }
-    if (n->peers_count < (member ? 4 * MEMBERS_MAX : 3 * MEMBERS_MAX))
+    if (n->peers_count < PEERS_MAX)
         p = n->peers[n->peers_count++] = allocate(sizeof *p);
-    if (!p)
+    else if (!p || (member_index(n->view, id) < 0 && p->live_at + 60 * SECOND > n->now))
         return NULL;
     bytes_free(&p->outbox[0]);
     bytes_free(&p->outbox[1]);
@@ -1520,12 +1516,12 @@ static void messages_send(struct node *n, uint64_t members, uint64_t gate,
 /* What waited for the log, and need not any more. */
 static void messages_release(struct node *n)
 {
-    bytes_swap(&n->awaiting_durable, &n->released);
-    for (const struct queued *w = NULL; (w = queue_next(&n->released, w));) {
+    bytes_swap(&n->awaiting_durable, &n->handled);
+    for (const struct queued *w = NULL; (w = queue_next(&n->handled, w));) {
         if (w->peer->id == w->id)
             message_send(n, w->peer, w->gate, &w->message, NULL);
     }
-    bytes_clear(&n->released);
+    bytes_clear(&n->handled);
 }
 
 /* No mail leaves before the view and the clock that it is sent with are durable. */
@@ -2937,17 +2933,17 @@ static void heartbeat_send(struct node *n)
         beat.heard[i] = heard ? p->id : 0;
         beat.leave |= (uint64_t)p->leave << i;
         beat.declares_lost |= (uint64_t)(p->lost_until > n->now) << i;
-        if (!n->has_lease && strcmp(p->address, n->address) != 0)
+        if (!n->has_lease && strcmp(p->address, n->self_peer->address) != 0)
             peer_make(n, 0, p->address);
     }
     for (size_t i = 0; !n->view && i < MEMBERS_MAX && i < n->peers_count; i++)
         beat.heard[i] = peer_asks_to_join(n, n->peers[i]) ? n->peers[i]->id : 0;
     struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
-    head.key_bytes = (uint16_t)strlen(n->address);
-    head.type_bytes = (uint16_t)strlen(n->zone);
-    head.status = (uint16_t)n->weight;
+    head.key_bytes = (uint16_t)strlen(n->self_peer->address);
+    head.type_bytes = (uint16_t)strlen(n->self_peer->zone);
+    head.status = (uint16_t)n->self_peer->weight;
     head.number = n->has_lease;
-    struct body body = {.key = n->address, .type = n->zone, .value = &beat};
+    struct body body = {.key = n->self_peer->address, .type = n->self_peer->zone, .value = &beat};
     uint64_t all = n->voters | n->joining | n->lost;
     bool misses = !n->has_lease || all & ~live_members(n);
     if (n->self >= 0)
@@ -3234,7 +3230,8 @@ static void expect_tick(struct node *n)
     uint64_t count = 1;
     for (size_t i = 0; i < n->peers_count; i++) {
         const struct peer *p = n->peers[i];
-        bool counts = p->hears_us && peer_asks_to_join(n, p) && strcmp(p->address, n->address) != 0;
+        bool counts = p->hears_us && peer_asks_to_join(n, p) &&
+                      strcmp(p->address, n->self_peer->address) != 0;
         for (size_t j = 0; counts && j < i;
              j++) /* a machine once, though its disk was lost since */
             counts =
@@ -3922,10 +3919,9 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     n->self = -1;
     n->lease = 2 * SECOND;
     n->evict_after = 60 * SECOND;
-    n->weight = 1;
     STAILQ_INIT(&n->listings);
-    snprintf(n->address, sizeof n->address, "%s", address);
     n->self_peer = peer_make(n, id, address);
+    n->self_peer->weight = 1;
     return n;
 }
 
@@ -3938,9 +3934,9 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
         struct view view;
         struct member member;
     } alone = {{node_epoch(n) + 1, node_random(n), replicas, 1},
-               {.id = n->id, .weight = n->weight, .state = MEMBER_UP}};
-    memcpy(alone.member.address, n->address, sizeof n->address);
-    memcpy(alone.member.zone, n->zone, sizeof n->zone);
+               {.id = n->id, .weight = n->self_peer->weight, .state = MEMBER_UP}};
+    memcpy(alone.member.address, n->self_peer->address, sizeof alone.member.address);
+    memcpy(alone.member.zone, n->self_peer->zone, sizeof alone.member.zone);
     for (size_t e = 0; e < n->views_count; e++)
         n->views[e]->cluster = alone.view.cluster;
     view_adopt(n, &alone.view);
@@ -6659,10 +6655,10 @@ static struct node *server_node(struct server *s)
     node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     n->lease = o->lease;
     n->evict_after = o->evict_after;
-    n->weight = (uint32_t)o->weight;
+    n->self_peer->weight = (uint32_t)o->weight;
     n->replicas = (uint32_t)o->replicas;
     n->expected = o->bootstrap_expect;
-    snprintf(n->zone, sizeof n->zone, "%s", o->zone);
+    snprintf(n->self_peer->zone, sizeof n->self_peer->zone, "%s", o->zone);
     return n;
 }
 
@@ -6719,7 +6715,7 @@ static void server_join(struct server *s)
     struct node *n = s->node;
     uint64_t cluster = 0;
     for (char *one, *list = strdupa(s->options.join); (one = strsep(&list, ","));) {
-        if (strcmp(one, n->address) != 0)
+        if (strcmp(one, n->self_peer->address) != 0)
             peer_make(n, 0, one);
         if (n->view && !cluster)
             peer_ask(s, one, &cluster);

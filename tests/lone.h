@@ -94,9 +94,8 @@ static void lone_node_free(struct lone *l)
         free(n->views[i]);
     free(n->views);
     sync_reset(n);
-    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox,   &n->handled,
-                           &n->awaiting_durable, &n->released,   &n->scratch, &n->cold,
-                           &n->log.marks};
+    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox, &n->handled,
+                           &n->awaiting_durable, &n->scratch,    &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n);

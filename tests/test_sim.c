@@ -56,6 +56,8 @@ enum {
     ROOM_RECORDS = 32 << 10,
     ROOM_WRITES = 48 << 10,
     ROOM_AHEAD = 64 << 10,
+    READ_TRIES = 2,
+    PEERS_MAX = 4 * MEMBERS_MAX,
     ROUND_BUCKETS = 16,
     VIEWS_PARTITION = PARTITIONS,
     VIEWS_TOLD_MAX = 3,
@@ -655,9 +657,8 @@ static void node_free(struct node *n)
         free(n->views[i]);
     sync_reset(n);
     free(n->views);
-    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox,   &n->handled,
-                           &n->awaiting_durable, &n->released,   &n->scratch, &n->cold,
-                           &n->log.marks};
+    struct bytes *all[] = {&n->log.pending,      &n->log.flight, &n->inbox, &n->handled,
+                           &n->awaiting_durable, &n->scratch,    &n->cold,  &n->log.marks};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         bytes_free(all[i]);
     free(n);
@@ -684,11 +685,11 @@ static void host_node(struct host *h)
     struct node *n = h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     n->lease = w.plan.lease;
     n->evict_after = w.plan.evict_after;
-    n->weight = 1;
+    n->self_peer->weight = 1;
     n->replicas = w.plan.replicas;
     n->expected = w.plan.expects ? w.plan.hosts : 0;
     if (w.plan.zones)
-        snprintf(n->zone, sizeof n->zone, "z%d", h->index % 3);
+        snprintf(n->self_peer->zone, sizeof n->self_peer->zone, "z%d", h->index % 3);
     h->epoch_seen = 0;
     w.wrong_starts += host_wall(h) > WALL_AT_START + w.now + CLOCK_AHEAD_MAX;
     h->boot++;
@@ -2947,8 +2948,8 @@ static void cluster_begin(void)
     for (unsigned i = 0; i < w.hosts_count; i++) {
         const struct node *n = w.hosts[i].node;
         first.members[i] = (struct member){.id = n->id, .weight = 1, .state = MEMBER_UP};
-        memcpy(first.members[i].address, n->address, sizeof n->address);
-        memcpy(first.members[i].zone, n->zone, sizeof n->zone);
+        memcpy(first.members[i].address, n->self_peer->address, sizeof first.members[i].address);
+        memcpy(first.members[i].zone, n->self_peer->zone, sizeof first.members[i].zone);
     }
     if (w.plan.expects)
         return;
