@@ -761,29 +761,23 @@ static struct bytes message_value(const struct message *m)
     return (struct bytes){(uint8_t *)message_body(m).value, alone ? m->value_bytes : 0, 0};
 }
 
-static uint8_t *put(uint8_t *to, const void *from, size_t count)
-{
-    if (count)
-        memcpy(to, from, count);
-    return to + count;
-}
-
 /* Appends the message of `head` and `body`; a null body: the parts stand behind the head already, or
  * it has none. So a message is copied as a whole, but a copy of its head needs the body told. */
 static struct message *message_append(struct bytes *to, const struct message *head,
                                       const struct body *body)
 {
     struct body parts = body ? *body : message_body(head);
-    size_t bytes = message_bytes(head);
-    struct message *m = bytes_extend(to, bytes);
-    *m = *head;
+    size_t start = to->count, bytes = message_bytes(head);
+    bytes_reserve(to, bytes);
+    bytes_append(to, head, sizeof *head);
+    bytes_append(to, parts.results, head->results_count * sizeof(struct result));
+    bytes_append(to, parts.key, head->key_bytes);
+    bytes_append(to, parts.type, head->type_bytes);
+    bytes_append(to, parts.value, head->flags & FLAG_WHOLE ? head->value_bytes : 0);
+    size_t padding = start + bytes - to->count;
+    memset(bytes_extend(to, padding), 0, padding);
+    struct message *m = (struct message *)(to->data + start);
     m->bytes = (uint32_t)bytes;
-    uint8_t *at = (uint8_t *)(m + 1);
-    at = put(at, parts.results, m->results_count * sizeof(struct result));
-    at = put(at, parts.key, m->key_bytes);
-    at = put(at, parts.type, m->type_bytes);
-    at = put(at, parts.value, m->flags & FLAG_WHOLE ? m->value_bytes : 0);
-    memset(at, 0, (size_t)((uint8_t *)m + bytes - at));
     return m;
 }
 
@@ -985,7 +979,7 @@ struct node {
     uint64_t latest_time; /* the latest own time told by a peer, microseconds since 1970 */
     /* Chapter 6, microseconds; clock_bound_start: at start, what every key counts as promised up to. The
      * LSN is where the log has the reserve. */
-    uint64_t clock, clock_bound, clock_bound_durable, clock_bound_lsn, clock_bound_start;
+    uint64_t clock, clock_bound, clock_bound_durable, clock_bound_start;
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
@@ -1176,13 +1170,9 @@ static bool time_is_unsure(const struct node *n)
 /* Time has come: `now` monotonic, `wall` since 1970, in microseconds. */
 static void node_time(struct node *n, uint64_t now, uint64_t wall)
 {
-    uint64_t passed = now - n->now, lead = passed / 16;
-    bool late = n->time + passed < wall;
-    uint64_t wrong = late ? wall - n->time - passed : n->time + passed - wall;
-    if (n->now && RULE(31))
-        n->time += passed + (late ? min_u64(lead, wrong) : -min_u64(lead, wrong));
-    else
-        n->time = wall;
+    int64_t passed = (int64_t)(now - n->now), wrong = (int64_t)(wall - n->time) - passed;
+    int64_t lead = passed / 16, led = wrong < -lead ? -lead : wrong > lead ? lead : wrong;
+    n->time = n->now && RULE(31) ? n->time + (uint64_t)(passed + led) : wall;
     n->now = now;
     n->wall = wall;
 }
@@ -1231,8 +1221,7 @@ static uint64_t clock_tick(struct node *n)
 
 static void clock_bound_log(struct node *n)
 {
-    struct message m = {.type = M_CLOCK_BOUND, .number = n->clock_bound};
-    n->clock_bound_lsn = log_append(n, &m, NULL);
+    log_append(n, &(struct message){.type = M_CLOCK_BOUND, .number = n->clock_bound}, NULL);
 }
 
 /* Moves the reserve ahead before the clock reaches it, though a batch be in flight, and this one behind
@@ -3724,8 +3713,7 @@ static void clean_tick(struct node *n)
     if (log->clean_next <= VIEWS_PARTITION ||
         !log_has_room(n, ROOM_CLEANING + (views ? n->views_bytes : 0)))
         return;
-    if (n->clock_bound_lsn < log->cleaned)
-        clock_bound_log(n);
+    clock_bound_log(n);
     if (views)
         views_log(n);
     log->cleaned_until = log_end(n);
@@ -6241,7 +6229,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     uint64_t from = 0, count = m->number;
     char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)
-        *put((uint8_t *)type, body.type, m->type_bytes) = 0;
+        snprintf(type, sizeof type, "%.*s", m->type_bytes, (const char *)body.type);
     bool part = range && c->method == GET && (!if_range || strcmp(if_range, etag) == 0) &&
                 parse_range(range, m->number, &from, &count);
     bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
