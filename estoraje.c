@@ -4996,8 +4996,7 @@ struct channel {
     CURL *easy; /* null: not open */
     struct bytes sending;
     size_t sent;
-    uint64_t opened_at, retry_at;
-    bool told; /* that it does not work */
+    uint64_t opened_at, retry_at; /* retry_at is 0 until it broke for the first time */
 };
 
 /* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
@@ -5112,18 +5111,17 @@ static void channel_turn(struct channel *c)
 
 static void channels_turn(struct server *s)
 {
-    for (size_t i = 0; i < s->node->peers_count; i++) {
-        struct peer *p = s->node->peers[i];
-        struct channel *c = p->link;
+    for (size_t i = 0; i < 2 * s->node->peers_count; i++) {
+        struct peer *p = s->node->peers[i / 2];
         if (p == s->node->self_peer || !*p->address)
             continue;
-        if (!c) {
-            p->link = c = allocate(2 * sizeof *c);
-            c[0] = (struct channel){.server = s, .peer = p, .which = 0};
-            c[1] = (struct channel){.server = s, .peer = p, .which = 1};
-        }
-        channel_turn(&c[0]);
-        channel_turn(&c[1]);
+        if (!p->link)
+            p->link = allocate(2 * sizeof(struct channel));
+        struct channel *c = (struct channel *)p->link + i % 2;
+        c->server = s;
+        c->peer = p;
+        c->which = i % 2;
+        channel_turn(c);
     }
 }
 
@@ -5138,7 +5136,7 @@ static void channels_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         /* Once for each time that it worked, not with each try. */
-        if (!c->told || c->opened_at + 2 * SECOND < s->node->now)
+        if (!c->retry_at || c->opened_at + 2 * SECOND < s->node->now)
             log_line(LEVEL_WARN,
                      code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
                      : done->data.result == CURLE_GOT_NOTHING && c->server->secret
@@ -5146,7 +5144,6 @@ static void channels_check(struct server *s)
                          : "no link to a peer",
                      "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
                      curl_easy_strerror(done->data.result));
-        c->told = true;
         channel_close(c);
     }
 }
