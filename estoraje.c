@@ -6385,43 +6385,33 @@ static bool http_client_gone(struct node *n, void *client)
     return c->server->draining || (asks && send(call_file(c), interim, strlen(interim), flags) < 0);
 }
 
-/* Who holds memory that others are refused, and has not moved for a while, is let go: one at a time,
- * the one that holds most. */
-static void calls_let_go(struct server *s)
+/* Now and then: libmicrohttpd may not notice that a client left while its request came, as it waits for
+ * an edge, and that came together with the last bytes. And of those who have not moved for a while, the
+ * one that holds most memory is let go while others are refused some. */
+static void calls_sweep(struct server *s)
 {
+    uint64_t now = s->swept_at = s->node->now;
+    bool scarce = s->refused_at + SECOND > now;
     struct calls *lists[] = {&s->arriving, &s->sending};
     struct call *c, *worst = NULL;
-    for (int i = 0; i < 2 && s->refused_at + SECOND > s->node->now; i++) {
+    for (int i = 0; i < 1 + scarce; i++) {
         LIST_FOREACH(c, lists[i], place)
         {
             struct tcp_info tcp = {0};
             socklen_t bytes = sizeof tcp;
             getsockopt(call_file(c), IPPROTO_TCP, TCP_INFO, &tcp, &bytes);
             uint64_t moved = 1 + tcp.tcpi_bytes_acked + tcp.tcpi_bytes_received;
-            if (moved != c->moved)
-                c->moved_at = s->node->now;
+            c->moved_at = moved == c->moved ? c->moved_at : now;
             c->moved = moved;
-            if (c->moved_at + STALL_TIME < s->node->now &&
-                (!worst || c->body.capacity > worst->body.capacity))
+            bool stalls = scarce && c->moved_at + STALL_TIME < now;
+            if (stalls && (!worst || c->body.capacity > worst->body.capacity))
                 worst = c;
+            if (lists[i] == &s->arriving && call_ended(c))
+                shutdown(call_file(c), SHUT_RDWR);
         }
     }
     if (worst)
         shutdown(call_file(worst), SHUT_RDWR);
-}
-
-/* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge,
- * and that came together with the last bytes. */
-static void calls_sweep(struct server *s)
-{
-    struct call *c;
-    LIST_FOREACH(c, &s->arriving, place)
-    {
-        if (call_ended(c))
-            shutdown(call_file(c), SHUT_RDWR);
-    }
-    s->swept_at = s->node->now;
-    calls_let_go(s);
 }
 
 /* --- libmicrohttpd's side --- */
