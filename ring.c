@@ -51,11 +51,6 @@ struct walk {
     uint64_t distance[PARTITIONS][MEMBERS_MAX]; /* from its start clockwise to the next point */
 };
 
-static bool set_has(uint64_t set, unsigned m)
-{
-    return set >> m & 1;
-}
-
 static void walk_add_zone(struct walk *walk, unsigned m)
 {
     for (unsigned other = 0; other < walk->members_count; other++)
@@ -100,16 +95,16 @@ static unsigned walk_choose(const struct walk *walk, unsigned partition, unsigne
     const uint64_t *distance = walk->distance[partition];
     unsigned best = 0, best_fault = UINT32_MAX;
     for (unsigned m = 0; m < walk->members_count; m++) {
-        if (!set_has(allowed, m))
+        if (!(allowed >> m & 1))
             continue;
-        unsigned fault = 2u * set_has(walk->owners_zones[partition], m);
+        unsigned fault = 2 * (walk->owners_zones[partition] >> m & 1);
         fault += !walk_has_room(walk, m, ranks);
         if (fault < best_fault || (fault == best_fault && distance[m] < distance[best])) {
             best = m;
             best_fault = fault;
         }
     }
-    assert(set_has(allowed, best));
+    assert(allowed >> best & 1);
     return best;
 }
 
@@ -120,7 +115,7 @@ void ring_place(struct ring *ring, const struct member *members, size_t members_
     struct walk walk = {members, members_count, mask, .owners = ring->sets};
     unsigned owners_max = 0;
     for (unsigned m = 0; m < members_count; m++) {
-        if (!set_has(mask, m))
+        if (!(mask >> m & 1))
             continue;
         assert(members[m].weight >= 1 && members[m].weight <= WEIGHT_MAX);
         walk.weight += members[m].weight;
