@@ -4348,11 +4348,10 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
         last->flags |= m->flags & FLAG_WATCH;
     l->due = n->now + 5 * STEP_TIME;
     l->listed_by |= UINT64_C(1) << index;
-    bool whole = true;
-    for (uint16_t p = 0; p < PARTITIONS && whole; p++)
-        whole = quorum(n, p, l->listed_by);
-    if (whole)
-        listing_merge(n, l);
+    for (uint16_t p = 0; p < PARTITIONS; p++)
+        if (!quorum(n, p, l->listed_by))
+            return;
+    listing_merge(n, l);
 }
 
 /* Begins the listings whose turn it is. Lists that did not come, as in a new view, are asked for again:
@@ -4424,25 +4423,26 @@ static const struct handler handlers[M_TYPES] = {
     [M_DIGEST] = {on_digest, .owned = false},
 };
 
+/* Most messages count only from a member, of the view of this epoch (R6); who is no member asks for
+ * views, and to join. `epoch`: of the frame that brought it. */
 static void message_handle(struct node *n, struct peer *from, const struct message *m,
                            uint64_t epoch)
 {
     if (m->type >= M_TYPES || n->gone)
         return;
     const struct handler *h = &handlers[m->type];
-    if (!h->any_epoch && member_index(n->view, from->id) < 0)
-        return; /* who is no member asks for views, and to join */
-    if ((epoch != node_epoch(n) && !h->any_epoch && RULE(6)) ||
-        (h->owned && !partition_is_ours(n, m->partition)))
-        return;
-    h->handle(n, from, m);
+    bool ours = !h->owned || partition_is_ours(n, m->partition);
+    bool same_view = epoch == node_epoch(n) || !RULE(6);
+    same_view &= member_index(n->view, from->id) >= 0;
+    if (ours && (same_view || h->any_epoch))
+        h->handle(n, from, m);
 }
 
 /* Handles the messages in the inbox until there is none. */
 static void node_run(struct node *n)
 {
     clock_bound_raise(n);
-    while (larges_admit(n), n->inbox.count) {
+    for (larges_admit(n); n->inbox.count; larges_admit(n)) {
         uint64_t epoch = node_epoch(n);
         bytes_swap(&n->inbox, &n->handled);
         for (const struct queued *w = NULL; (w = queue_next(&n->handled, w));) {
@@ -4453,37 +4453,44 @@ static void node_run(struct node *n)
     }
 }
 
-/* One batch of mail, aligned to 8; nothing in it is believed before it is checked. False: it is not
- * one, and the link is not worth keeping. */
+/* Who sent a frame; null if this node ignores it. The frame's clock and time are taken over: they count
+ * for all that is in it. */
+static struct peer *frame_sender(struct node *n, const struct frame *f)
+{
+    bool to_us = f->to == n->id || f->to == 0 || !RULE(6);
+    bool foreign = f->cluster && n->cluster && f->cluster != n->cluster;
+    if (!to_us || foreign || f->from == 0 || f->from == n->id)
+        return NULL;
+    if (!clock_raise(n, f->clock, f->date)) {
+        if (n->next_fault <= n->now) {
+            n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
+            log_line(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
+                     "node=%016" PRIx64 " ahead_seconds=%.3f", f->from,
+                     (double)(f->clock - n->time) / 1e6);
+        }
+        return NULL;
+    }
+    if (f->date)
+        time_adopt(n, f->date);
+    n->latest_time = max_u64(n->latest_time, min_u64(f->date, f->clock));
+    return peer_make(n, f->from, "");
+}
+
+/* A frame came, aligned to 8; nothing in it is believed before it is checked. False: it is damaged, and
+ * the link is not worth keeping. */
 static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 {
-    const struct frame *b = (const struct frame *)data;
-    if (bytes < sizeof *b || b->magic != FRAME_MAGIC || b->bytes != bytes || bytes % 8 ||
-        b->check != frame_check(b))
+    const struct frame *f = (const struct frame *)data;
+    if (bytes < sizeof *f || f->magic != FRAME_MAGIC || f->bytes != bytes || bytes % 8 ||
+        f->check != frame_check(f))
         return false;
-    bool ours = (b->to == n->id || (b->to == 0 && RULE(6))) || !RULE(6);
-    if (!ours || b->from == 0 || (b->cluster && n->cluster && b->cluster != n->cluster) ||
-        b->from == n->id)
-        return true;
-    if (!clock_raise(n, b->clock, b->date)) {
-        if (n->now < n->next_fault)
-            return true;
-        n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
-        log_line(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
-                 "node=%016" PRIx64 " ahead_seconds=%.3f", b->from,
-                 (double)(b->clock - n->time) / 1e6);
-        return true;
-    }
-    if (b->date)
-        time_adopt(n, b->date);
-    n->latest_time = max_u64(n->latest_time, min_u64(b->date, b->clock));
-    struct peer *from = peer_make(n, b->from, "");
+    struct peer *from = frame_sender(n, f);
     if (!from)
         return true;
-    from->epoch = b->epoch;
-    from->clock = b->clock;
-    from->clock_offset = (int64_t)(b->wall - n->wall);
-    for (size_t at = sizeof *b; at < bytes;) {
+    from->epoch = f->epoch;
+    from->clock = f->clock;
+    from->clock_offset = (int64_t)(f->wall - n->wall);
+    for (size_t at = sizeof *f; at < bytes;) {
         const struct message *m = message_parse(data + at, bytes - at);
         if (!m)
             return false;
@@ -4491,17 +4498,16 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         from->messages_in++;
         /* No ballot, and no time in a record, is above the clock that its sender tells. (M_READ has what
          * a client asks for.) */
-        bool told = m->type != M_READ;
-        if (told && max_u64(max_u64(m->ballot.time, m->modified), m->results_lost_until) >
-                        b->clock + SECOND)
+        uint64_t latest = max_u64(max_u64(m->ballot.time, m->modified), m->results_lost_until);
+        if (latest > f->clock + SECOND && m->type != M_READ)
             continue;
         /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
-        message_handle(n, from, m, b->to || !RULE(6) ? b->epoch : UINT64_MAX);
+        message_handle(n, from, m, f->to || !RULE(6) ? f->epoch : UINT64_MAX);
     }
-    if (b->epoch < node_epoch(n) && *from->address)
-        views_send(n, from, b->epoch);
-    else if (b->epoch > node_epoch(n) && n->doubts_until <= n->now &&
-             view_has_room(n)) /* asks for its views, by the epoch of the batch */
+    if (f->epoch < node_epoch(n) && *from->address)
+        views_send(n, from, f->epoch);
+    else if (f->epoch > node_epoch(n) && n->doubts_until <= n->now &&
+             view_has_room(n)) /* asks for its views, by the epoch of the frame */
         message_send(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
@@ -5196,25 +5202,19 @@ static uint32_t members_count(const struct node *n)
     return n->view ? n->view->members_count : 0;
 }
 
-/* How long a member's lease still runs, in milliseconds. */
-static uint64_t lease_left(const struct node *n, const struct peer *p)
-{
-    uint64_t until = p->heard_at ? p->heard_at + n->lease : 0;
-    return peer_is_live(n, p) && until > n->now ? (until - n->now) / MS : 0;
-}
-
 static void print_members(struct bytes *out, const struct node *n)
 {
     static const char *const states[] = {"joining", "up", "leaving", "lost"};
     for (uint32_t i = 0; i < members_count(n); i++) {
         const struct member *m = &n->view->members[i];
         const struct peer *p = n->member_peer[i];
+        uint64_t until = peer_is_live(n, p) ? max_u64(p->heard_at + n->lease, n->now) : n->now;
         bytes_print(out,
                     "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\",\"zone\":\"%s\",\"weight\":%u,"
                     "\"state\":\"%s\",\"live\":%s,\"lease_ms\":%" PRIu64 ",\"keys\":%" PRIu64
                     ",\"bytes\":%" PRIu64 ",\"requests\":%" PRIu64 "}",
                     i ? "," : "", m->id, p->address, m->zone, m->weight, states[m->state],
-                    peer_is_live(n, p) ? "true" : "false", lease_left(n, p), p->beat.keys,
+                    peer_is_live(n, p) ? "true" : "false", (until - n->now) / MS, p->beat.keys,
                     p->beat.value_bytes, p->beat.requests);
     }
 }
@@ -6839,8 +6839,8 @@ static void notify(const char *state)
     if (*path == '@')
         to.sun_path[0] = 0;
     int file = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
-    sendto(file, state, strlen(state), 0, (struct sockaddr *)&to, bytes);
+    sendto(file, state, strlen(state), 0, (struct sockaddr *)&to,
+           (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
     close(file);
 }
 
