@@ -442,7 +442,6 @@ enum {
 #define LEASE_GRACE       (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (60 * SECOND) /* its turn may come late */
-#define LOST_TIME         (60 * SECOND) /* somebody's word that disks are gone counts for it */
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -839,9 +838,9 @@ struct partition {
 /* The value of M_HEARTBEAT. Members are bits, by their places in its sender's view. */
 struct heartbeat {
     uint64_t keys, value_bytes, requests; /* for reports */
-    uint64_t moved;         /* records that it pulled, and lists that it finished: progress */
-    uint64_t declares_lost; /* members of which it was told that their disks are gone */
-    uint64_t leave;         /* members of which it was told that they are to be drained */
+    uint64_t moved; /* records that it pulled, and lists that it finished: progress */
+    uint64_t zero;  /* kept for the layout */
+    uint64_t leave; /* members of which it was told that they are to be drained */
     uint8_t complete[PARTITIONS / 8]; /* partitions of which all is there, in this epoch */
     uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats it hears; 0: none */
 };
@@ -857,7 +856,6 @@ struct peer {
     struct heartbeat beat;           /* the last */
     bool hears_us, has_lease;        /* by that */
     bool leave;           /* a drain was requested, here or at another member, or is under way */
-    uint64_t lost_until;  /* until then it counts that this node was told that its disk is gone */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
     uint64_t live_at;     /* when it was last live */
     uint64_t joins_at;    /* when it was last heard as no member of our view, 0: never */
@@ -2641,6 +2639,12 @@ static void round_due(struct node *n, struct round *r)
 
 static void rounds_restart(struct node *n);
 
+/* A view that is being made. */
+struct view_draft {
+    struct view view;
+    struct member members[MEMBERS_MAX];
+};
+
 static uint32_t view_bytes(const struct view *v)
 {
     return sizeof *v + v->members_count * sizeof(struct member);
@@ -2705,6 +2709,7 @@ static void view_apply(struct node *n)
         if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
             snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
     }
+    unsigned without_copy = 0;
     for (unsigned p = 0; p < PARTITIONS; p++) {
         struct partition *q = &n->partitions[p];
         bool comes =
@@ -2712,7 +2717,11 @@ static void view_apply(struct node *n)
         q->differs = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
         q->agreed = q->compared = 0;
         q->gc_floor = (struct ballot){0};
+        without_copy += !(n->owners[C_OLD][p] & ~n->lost);
     }
+    if (n->lost)
+        log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
+                 "partitions=%d without_any_copy=%u", PARTITIONS, without_copy);
 }
 
 static void sync_reset(struct node *n);
@@ -2754,16 +2763,15 @@ static void view_drop(struct node *n)
  * epoch counts, as node_fork may have renamed them all. */
 static void views_keep(struct node *n, const struct view *v)
 {
-    if (v->epoch > n->views_count) {
-        n->views = realloc(n->views, v->epoch * sizeof *n->views);
+    while (n->views_count < v->epoch) {
+        n->views = realloc(n->views, (n->views_count + 1) * sizeof *n->views);
         if (!n->views)
             die("out of memory");
-    }
-    while (n->views_count < v->epoch)
         n->views[n->views_count++] = NULL;
+    }
     struct view *before = n->views[v->epoch - 1];
-    uint64_t more = view_bytes(v) - (before ? view_bytes(before) : 0);
-    more += before ? 0 : sizeof(struct message);
+    uint64_t more = sizeof(struct message) + view_bytes(v);
+    more -= before ? sizeof(struct message) + view_bytes(before) : 0;
     free(before);
     n->views_bytes += more;
     n->log.largest = max_u64(n->log.largest, n->views_bytes);
@@ -2794,16 +2802,6 @@ static void views_log(struct node *n)
     n->views_lsn = log_end(n);
     for (uint64_t e = 0; e < node_epoch(n); e++)
         view_log(n, n->views[e]);
-}
-
-/* What is gone with the members that are LOST. */
-static void view_log_lost(const struct node *n)
-{
-    unsigned gone = 0;
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        gone += !(n->owners[C_OLD][p] & ~n->lost);
-    log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
-             "partitions=%d without_any_copy=%u", PARTITIONS, gone);
 }
 
 /* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
@@ -2843,8 +2841,6 @@ static void view_adopt(struct node *n, const struct view *v)
     n->next_heartbeat = 0;
     log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
              v->members_count, n->stable);
-    if (n->lost)
-        view_log_lost(n);
     for (uint32_t i = 0; i < v->members_count; i++)
         if ((int)i != n->self)
             views_send(n, n->member_peer[i], v->epoch - 1);
@@ -2911,7 +2907,7 @@ static bool peer_asks_to_join(const struct node *n, const struct peer *p)
  * the addresses of --join, or where a member was, too: it asks to become one, or says where it is. */
 static void heartbeat_send(struct node *n)
 {
-    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .declares_lost = 0};
+    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .zero = 0};
     beat.moved = n->counters.pulled + n->counters.listed;
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
@@ -2921,7 +2917,6 @@ static void heartbeat_send(struct node *n)
         bool heard = p->heard_at && p->heard_at + n->lease > n->now;
         beat.heard[i] = heard ? p->id : 0;
         beat.leave |= (uint64_t)p->leave << i;
-        beat.declares_lost |= (uint64_t)(p->lost_until > n->now) << i;
         if (!n->has_lease && strcmp(p->address, n->self_peer->address) != 0)
             peer_make(n, 0, p->address);
     }
@@ -2998,18 +2993,6 @@ static bool node_drain(struct node *n, int index)
     return true;
 }
 
-/* The same, for members that are dead: that their disks are gone for good, within a minute or never.
- * False: one of them is live, or they are all that there are. */
-static bool node_lose(struct node *n, uint64_t lost)
-{
-    if (lost & live_members(n) || !(n->voters & ~lost))
-        return false;
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        n->member_peer[i]->lost_until = lost >> i & 1 ? n->now + LOST_TIME : 0;
-    n->next_heartbeat = 0;
-    return true;
-}
-
 /* Members that were not live for the eviction time, of which this node had a lease all along. */
 static uint64_t dead_members(const struct node *n)
 {
@@ -3074,7 +3057,7 @@ static bool node_is_too_small(const struct node *n)
  * the old ring, and the new ring may be changed as often as need be, one view at a time.
  *
  *   this view is    in the next one
- *   any             members become LOST that an operator gave up; a member has a new address
+ *   any             members have new addresses; members are LOST that an operator gave up (node_lose)
  *   stable          a joiner is added, alone or in exchange for a dead member; a member is LEAVING that
  *                   is to be drained, or that is dead and not needed for all copies
  *   in transition   a joiner is exchanged; a dead member is exchanged for a joiner, that comes now or
@@ -3086,21 +3069,6 @@ static bool view_set(struct view *next, uint64_t members, enum member_state stat
         if (members >> i & 1)
             next->members[i].state = state;
     return members;
-}
-
-/* Who was LEAVING stays, as it may be the last that holds something. */
-static bool view_lose(const struct node *n, struct view *next)
-{
-    uint64_t live = live_members(n), lost = 0;
-    for (uint32_t i = 0; i < next->members_count; i++) {
-        lost |= (uint64_t)(n->member_peer[i]->lost_until > n->now) << i;
-        if (live >> i & 1 && n->member_peer[i]->beat_epoch == n->view->epoch)
-            lost |= n->member_peer[i]->beat.declares_lost;
-    }
-    lost &= n->voters & ~live;
-    if (lost)
-        view_set(next, n->leaving, MEMBER_UP);
-    return view_set(next, lost, MEMBER_LOST);
 }
 
 /* The address that a live member tells is in the view, so that everybody hears of it, also who comes back
@@ -3200,7 +3168,7 @@ static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
     next->epoch++;
-    if (view_lose(n, next) || view_move(n, next))
+    if (view_move(n, next))
         return true;
     if (!n->stable)
         return view_join(n, next) || view_leave(n, next) || view_stabilize(n, next);
@@ -3247,12 +3215,25 @@ static void view_request(struct node *n, const struct view *next)
                      next ? view_bytes(next) : 0);
 }
 
+/* Proposes that members are LOST: an operator gave them up, as their disks are gone for good. No other node
+ * knows it, so this one proposes it, coordinator or not. Who was LEAVING stays, as it may be the last that
+ * holds something. False: one of them is live, or they are all that there are. */
+static bool node_lose(struct node *n, uint64_t lost)
+{
+    struct view_draft next;
+    if (lost & live_members(n) || !(n->voters & ~lost))
+        return false;
+    memcpy(&next, n->view, view_bytes(n->view));
+    next.view.epoch++;
+    view_set(&next.view, n->leaving, MEMBER_UP);
+    view_set(&next.view, n->voters & lost, MEMBER_LOST);
+    view_request(n, &next.view);
+    return true;
+}
+
 static void coordinator_tick(struct node *n)
 {
-    struct {
-        struct view view;
-        struct member members[MEMBERS_MAX];
-    } next;
+    struct view_draft next;
     uint64_t live_voters = live_members(n) & n->voters;
     for (uint32_t i = 0; i < n->view->members_count; i++)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
@@ -3918,13 +3899,11 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
  * nor it of them. */
 static void node_bootstrap(struct node *n, uint32_t replicas)
 {
-    struct {
-        struct view view;
-        struct member member;
-    } alone = {{node_epoch(n) + 1, node_random(n), replicas, 1},
-               {.id = n->id, .weight = n->self_peer->weight, .state = MEMBER_UP}};
-    memcpy(alone.member.address, n->self_peer->address, sizeof alone.member.address);
-    memcpy(alone.member.zone, n->self_peer->zone, sizeof alone.member.zone);
+    const struct peer *self = n->self_peer;
+    struct view_draft alone = {{node_epoch(n) + 1, node_random(n), replicas, 1},
+                               {{.id = n->id, .weight = self->weight, .state = MEMBER_UP}}};
+    memcpy(alone.members[0].address, self->address, sizeof self->address);
+    memcpy(alone.members[0].zone, self->zone, sizeof self->zone);
     for (size_t e = 0; e < n->views_count; e++)
         n->views[e]->cluster = alone.view.cluster;
     view_adopt(n, &alone.view);

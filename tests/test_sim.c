@@ -82,7 +82,6 @@ static uint64_t sim_margin; /* the same; of a key's time, above how far clocks d
 #define LEASE_GRACE       (200 * MS)
 #define WATCH_TIME        (5 * SECOND)
 #define LISTING_TIME      (40 * SECOND)
-#define LOST_TIME         (10 * SECOND)
 
 static unsigned broken_rule; /* 0: none */
 #define RULE(number) (broken_rule != (number))
