@@ -1383,14 +1383,14 @@ static void promise_floor_raise(struct node *n, uint16_t partition, struct ballo
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl4"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
+ *    0 magic "eMl5"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
  *   16 mac: of the same bytes, by the cluster's secret (chapter 23); zeros without one
  *   32 cluster       40 from: id   48 to: id, or 0 to whoever has this address
  *   56 clock         64 date       72 epoch        80 wall: the sender's wall clock
  *   88 messages
  */
 
-#define FRAME_MAGIC 0x346c4d65u
+#define FRAME_MAGIC 0x356c4d65u
 
 struct frame {
     uint32_t magic, bytes;
@@ -4986,20 +4986,20 @@ struct channel {
 
 /* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
  * whom the batch goes, so that whoever gets it cannot send it to another node. */
-static void mac_make(const struct server *s, const struct frame *f, uint8_t mac[32])
+static void frame_sign(const struct server *s, struct frame *f)
 {
-    size_t bytes = f->bytes - offsetof(struct frame, cluster);
-    memset(mac, 0, 32);
-    if (s->secret &&
-        gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &f->cluster, bytes, mac))
+    uint8_t mac[32] = {0};
+    if (s->secret && gnutls_hmac_fast(GNUTLS_MAC_SHA256, s->secret, strlen(s->secret), &f->cluster,
+                                      f->bytes - offsetof(struct frame, cluster), mac))
         die("cannot sign a frame");
+    memcpy(f->mac, mac, sizeof f->mac);
 }
 
-static bool mac_is_right(const struct server *s, const struct frame *f)
+static bool frame_is_signed(const struct server *s, struct frame *f)
 {
-    uint8_t mac[32];
-    mac_make(s, f, mac);
-    return !s->secret || gnutls_memcmp(mac, f->mac, sizeof f->mac) == 0;
+    struct frame came = *f;
+    frame_sign(s, f); /* again: it is what it was, if that was right */
+    return !s->secret || gnutls_memcmp(came.mac, f->mac, sizeof f->mac) == 0;
 }
 
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
@@ -5010,10 +5010,7 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
         bytes_clear(&c->sending);
         if (!frame_take(c->server->node, c->peer, c->which, &c->sending))
             return CURL_READFUNC_PAUSE;
-        struct frame *f = (struct frame *)c->sending.data;
-        uint8_t mac[32];
-        mac_make(c->server, f, mac);
-        memcpy(f->mac, mac, sizeof f->mac);
+        frame_sign(c->server, (struct frame *)c->sending.data);
     }
     size_t part = min_u64(size * count, c->sending.count - c->sent);
     memcpy(to, c->sending.data + c->sent, part);
@@ -5039,7 +5036,6 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, 0L); /* a name may move */
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
-    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, 1000L);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, channel_ignore);
     curl_easy_setopt(easy, CURLOPT_CAINFO, s->options.tls_ca);
@@ -5053,8 +5049,7 @@ static CURL *peer_request(const struct server *s, const char *address, const cha
 static void channel_open(struct channel *c)
 {
     struct server *s = c->server;
-    static char line[] = "Content-Type: " FRAME_TYPE;
-    static struct curl_slist type = {line, NULL};
+    static struct curl_slist type = {"Content-Type: " FRAME_TYPE, NULL};
     c->easy = peer_request(s, c->peer->address, "/_mail");
     curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, &type);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD, 1L);
@@ -5064,6 +5059,11 @@ static void channel_open(struct channel *c)
     curl_easy_setopt(c->easy, CURLOPT_READDATA, c);
     curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
+    /* An empty frame goes first: who has signed none is not let in with a larger one. */
+    struct frame *f = bytes_extend(&c->sending, sizeof *f);
+    *f = (struct frame){.magic = FRAME_MAGIC, .bytes = sizeof *f, .to = c->peer->id};
+    f->check = frame_check(f);
+    frame_sign(s, f);
     c->opened_at = s->node->now;
     curl_multi_add_handle(s->multi, c->easy);
 }
@@ -5442,11 +5442,11 @@ struct call {
     const char *headers_end; /* as far as they are accounted for: the end of the last value */
     unsigned headers_seen;   /* bit i: singles[i] */
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
-    int method, route; /* indexes in methods and routes */
-    bool close, restic, json;
-    uint64_t started;         /* when its headers were there; 0: they are not */
-    struct bytes body;        /* of the request, later of the answer */
-    uint64_t unsent;          /* what an answer to HEAD does without */
+    int method, route;                 /* indexes in methods and routes */
+    bool close, restic, json, is_peer; /* is_peer: it sent a frame that is signed */
+    uint64_t started;                  /* when its headers were there; 0: they are not */
+    struct bytes body;                 /* of the request, later of the answer */
+    uint64_t unsent;                   /* what an answer to HEAD does without */
     uint64_t moved, moved_at; /* bytes that its client sent or took, and when it last did */
     bool under_way;           /* it is in server->calls_count */
     bool forgets;             /* a write that its client does not repeat once it was answered */
@@ -6402,24 +6402,25 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
     struct server *s = c->server;
     bytes_append(&c->body, data, bytes);
     while (c->body.count - at >= sizeof(struct frame)) {
-        const struct frame *b = (const struct frame *)(c->body.data + at);
-        size_t left = c->body.count - at;
-        if (b->magic != FRAME_MAGIC || b->bytes < sizeof *b || b->bytes > FRAME_BYTES_MAX) {
+        struct frame *f = (struct frame *)(c->body.data + at);
+        uint64_t most = c->is_peer ? FRAME_BYTES_MAX : sizeof *f;
+        if (f->magic != FRAME_MAGIC || f->bytes < sizeof *f || f->bytes > most) {
             answer_messages(c);
             return MHD_YES;
         }
-        if (b->bytes > left)
+        if (f->bytes > c->body.count - at)
             break;
-        const char *fault = !mac_is_right(s, b) ? "mail of who does not know our secret"
-                            : !node_receive(s->node, (const uint8_t *)b, b->bytes) ? "damaged mail"
+        const char *fault = !frame_is_signed(s, f) ? "mail of who does not know our secret"
+                            : !node_receive(s->node, (const uint8_t *)f, f->bytes) ? "damaged mail"
                                                                                    : NULL;
         if (fault) {
             if (s->next_fault < s->node->now) /* who sends it goes on */
-                log_line(LEVEL_WARN, fault, "node=%016" PRIx64, b->from);
+                log_line(LEVEL_WARN, fault, "node=%016" PRIx64, f->from);
             s->next_fault = s->node->now + 60 * SECOND;
             return MHD_NO;
         }
-        at += b->bytes;
+        c->is_peer = true;
+        at += f->bytes;
     }
     if (at) { /* seldom, or a parcel would be moved with each piece of it */
         memmove(c->body.data, c->body.data + at, c->body.count - at);

@@ -2133,12 +2133,15 @@ static void ticks(unsigned count, uint64_t time)
 
 START_TEST(test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes)
 {
-    for (uint32_t more = 0; more <= 8; more += 8) {
+    for (int i = 0; i < 4; i++) {
+        uint32_t most = i < 2 ? FRAME_BYTES_MAX : sizeof(struct frame), more = i % 2 ? 8 : 0;
         struct server s = {.node = lone_node(&l)};
-        struct call c = {.server = &s};
-        struct frame b = {.magic = FRAME_MAGIC, .bytes = FRAME_BYTES_MAX + more};
+        struct call c = {.server = &s, .is_peer = i < 2}; /* else the first frame of a POST */
+        struct frame b = {.magic = FRAME_MAGIC, .bytes = most + more};
+        b.check = frame_check(&(struct frame){.bytes = sizeof b});
         ck_assert_int_eq(frame_piece(&c, (const char *)&b, sizeof b), MHD_YES);
         ck_assert_int_eq(c.response != NULL, more != 0);
+        ck_assert_int_eq(c.is_peer, i < 3);
         if (c.response)
             MHD_destroy_response(c.response);
         bytes_free(&c.body);
