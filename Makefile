@@ -34,6 +34,9 @@ $(BUILD)/%.o: %.c %.h | packages-test
 	$(CC) $(CFLAGS) -c -o $@ $<
 $(BUILD)/test_%: test_%.c $(CODE) $(HELPERS)
 	$(LINK_TEST)
+$(BUILD)/test_guard: HELPERS += $(BUILD)/forge.o
+$(BUILD)/test_guard: $(BUILD)/forge.o
+$(BUILD)/forge.o: $(CODE)
 $(BUILD)/test_mutants: test_sim.c $(CODE) $(HELPERS)
 	$(LINK_TEST) -DMUTANTS
 $(BUILD)/test_mutations: test_sim.c $(CODE) $(HELPERS) tests/mutate.pl tests/mutations
