@@ -5426,6 +5426,19 @@ enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 #define STALL_TIME  (3 * SECOND) /* so long a client may stand still while others need its memory */
 
+/* The headers that count, by name. Of two of one kind two readers could each take another one, so a second
+ * is refused; of `accept` the last counts. */
+struct headers {
+    const char *length, *coding, *host, *match, *none_match, *range, *if_range, *content_range;
+    const char *type, *key, *retry, *forget, *site, *secret, *accept, *other;
+};
+static const char *const header_names[] = {
+    "Content-Length", "Transfer-Encoding", "Host",           "If-Match",      "If-None-Match",
+    "Range",          "If-Range",          "Content-Range",  "Content-Type",  "Idempotency-Key",
+    "Estoraje-Retry", "Estoraje-Forget",   "Sec-Fetch-Site", "Authorization", "Accept"};
+enum { HEADERS = sizeof header_names / sizeof *header_names };
+_Static_assert(sizeof(struct headers) == (HEADERS + 1) * sizeof(char *), "one place for each name");
+
 /* What a query says; 0: nothing. */
 struct query {
     uint64_t consistency, ttl, wait, op, by, limit, create;
@@ -5439,8 +5452,11 @@ struct call {
     bool listed; /* it is in one of the server's lists */
     struct MHD_Connection *connection;
     size_t uri_bytes;        /* as it came */
-    const char *headers_end; /* as far as they are accounted for: the end of the last value */
-    unsigned headers_seen;   /* bit i: singles[i] */
+    const char *headers_end; /* as far as they are accounted for: the last value's end */
+    union {
+        struct headers header; /* null: not sent */
+        const char *headers[HEADERS + 1];
+    };
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
     int method, route;                 /* indexes in methods and routes */
     bool close, restic, json, is_peer; /* is_peer: it sent a frame that is signed */
@@ -5538,11 +5554,6 @@ static enum MHD_Result call_send(struct call *c)
     if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
     return MHD_queue_response(c->connection, (unsigned)c->status, c->response);
-}
-
-static const char *call_get(const struct call *c, const char *header)
-{
-    return MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, header);
 }
 
 /* --- parsing: each says by its result whether the text was well-formed --- */
@@ -5702,14 +5713,10 @@ static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_
 
 /* --- a request becomes a message --- */
 
-/* Of two of these, each reader could take another one. */
-static const char *const singles[] = {
-    "Content-Length",  "Transfer-Encoding", "Host",  "If-Match",     "If-None-Match",
-    "Idempotency-Key", "Estoraje-Retry",    "Range", "Content-Type", "If-Range"};
-enum { LENGTH, CODING, HOST, SINGLES = sizeof singles / sizeof *singles };
 static const char gap[] = "a NUL, a folded line or a bare line feed is ambiguous";
+/* A header's name may have none of these, a path may have the first, and a value the first two. */
 static const char controls[] =
-    "\t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
+    " \t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
 
 /* All that was read must be accounted for, byte by byte: where libmicrohttpd stopped at a NUL, or took
  * a folded line or a bare line feed, there is a gap. Blanks behind a value are cut off. */
@@ -5719,19 +5726,19 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
     struct call *c = arg;
     unsigned i = 0;
     (void)kind;
-    while (i < SINGLES && strcasecmp(name, singles[i]) != 0)
+    while (i < HEADERS && strcasecmp(name, header_names[i]) != 0)
         i++;
-    unsigned bit = 1u << (i == CODING ? LENGTH : i);
+    bool twice = i < HEADERS - 1 && c->headers[i];
+    c->headers[i] = value;
+    const char *length = c->header.length, *coding = c->header.coding;
     const char *fault =
-        name != c->headers_end + 2     ? gap
-        : strpbrk(value, controls + 1) ? "a control character is ambiguous"
-        : !name_bytes || strpbrk(name, " ") || strpbrk(name, controls)
-            ? "white space before the colon is ambiguous"
-        : i < SINGLES && c->headers_seen & bit ? "sent twice, or beside another length"
-        : i == LENGTH && (!*value || value[strspn(value, "0123456789")]) ? "it must be a number"
-        : i == CODING && strcasecmp(value, "chunked") != 0               ? "it must be chunked"
-                                                                         : NULL;
-    c->headers_seen |= bit;
+        name != c->headers_end + 2               ? gap
+        : strpbrk(value, controls + 2)           ? "a control character is ambiguous"
+        : !name_bytes || strpbrk(name, controls) ? "white space before the colon is ambiguous"
+        : twice || (length && coding)            ? "sent twice, or beside another length"
+        : length && (!*length || length[strspn(length, "0123456789")]) ? "it must be a number"
+        : coding && strcasecmp(coding, "chunked") != 0                 ? "it must be chunked"
+                                                                       : NULL;
     c->headers_end = value + value_bytes;
     while (value_bytes && strchr(" \t", value[value_bytes - 1]))
         ((char *)value)[--value_bytes] = 0;
@@ -5747,8 +5754,8 @@ static bool call_wire(struct call *c, const char *method, const char *version)
     MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, c);
     bool whole = version == method + strlen(method) + c->uri_bytes + 2 &&
                  c->headers_end + 4 == method + bytes;
-    bool host = c->headers_seen >> HOST & 1 || strcmp(version, "HTTP/1.0") == 0;
-    bool plain = !strpbrk(c->uri, controls);
+    bool host = c->header.host || strcmp(version, "HTTP/1.0") == 0;
+    bool plain = !strpbrk(c->uri, controls + 1);
     c->close =
         c->response || (!whole && !call_text(c, 400, gap)) ||
         (!plain && !call_text(c, 400, "a control character in the path: percent-encode it")) ||
@@ -5814,9 +5821,9 @@ static bool call_query(struct call *c, char *query)
 
 /* If-Match, or (none) If-None-Match: a list of tags, of which others' match nothing. A read may list
  * several of ours, and asks whether there is anything else; a wait looks out for a change of one. */
-static bool call_condition(struct call *c, const char *header, bool none)
+static bool call_condition(struct call *c, const char *text, bool none)
 {
-    const char *text = call_get(c, header), *end = text;
+    const char *end = text;
     bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
     struct ballot tag, mine = {0};
     int ours = 0;
@@ -5864,13 +5871,13 @@ static bool call_reserve(struct call *c, uint64_t bytes)
 /* What can be said of a write before its body comes. */
 static bool call_write(struct call *c)
 {
-    const char *length = call_get(c, "Content-Length"), *type = call_get(c, "Content-Type"),
-               *retry = call_get(c, "Estoraje-Retry"), *key = call_get(c, "Idempotency-Key");
+    const char *length = c->header.length, *type = c->header.type, *retry = c->header.retry,
+               *key = c->header.key;
     uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
     const struct node *n = c->server->node; /* the wall clock may have jumped */
     uint64_t wall = min_u64(n->wall, n->time), tried = retry ? parse_unix_time(retry, 0) : 0;
     bool repeat = tried || (retry && strcmp(retry, "1") == 0);
-    if (call_get(c, "Content-Range"))
+    if (c->header.content_range)
         return call_text(c, 400, "Content-Range: a part of a value cannot be written");
     if (retry && !repeat && strcmp(retry, "0") != 0)
         return call_text(c, 400, "Estoraje-Retry is 0, 1, or the Unix time of the first try");
@@ -5881,7 +5888,7 @@ static bool call_write(struct call *c)
         memcpy(c->retry_key, key, strlen(key) + 1);
         /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
         c->m.flags |= retry ? 0 : FLAG_KEYED;
-        c->forgets = retry && !repeat && call_get(c, "Estoraje-Forget");
+        c->forgets = retry && !repeat && c->header.forget;
         uint64_t time = parse_unix_time(key, '-');
         c->key_time = time ? time : tried;
         if (c->key_time && c->key_time + REPEAT_TIME < wall)
@@ -5892,7 +5899,7 @@ static bool call_write(struct call *c)
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
         return call_text(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
-    if (!length && !call_get(c, "Transfer-Encoding") && c->m.function == DO_PUT)
+    if (!length && !c->header.coding && c->m.function == DO_PUT)
         return call_text(c, 411, "send Content-Length or Transfer-Encoding: chunked");
     return call_reserve(c, bytes);
 }
@@ -5902,7 +5909,7 @@ static bool call_write(struct call *c)
  * long for the rest. */
 static void call_write_id(struct call *c)
 {
-    const char *type = call_get(c, "Content-Type");
+    const char *type = c->header.type;
     struct bytes all = {0};
     if (!*c->retry_key) {
         c->m.flags |= FLAG_FRESH;
@@ -5932,7 +5939,7 @@ static bool certificate_is_ours(const struct call *c)
 /* Takes as long, whatever is wrong with it. */
 static bool secret_matches(const struct call *c)
 {
-    const char *secret = c->server->secret, *got = call_get(c, "Authorization");
+    const char *secret = c->server->secret, *got = c->header.secret;
     size_t bytes = secret ? strlen(secret) : 0;
     return !secret || (got && strncasecmp(got, "Bearer ", 7) == 0 && strlen(got) == bytes + 7 &&
                        gnutls_memcmp(got + 7, secret, bytes) == 0);
@@ -5950,13 +5957,13 @@ static void call_resume(struct call *c)
  * part alone. (If-Range may turn out to ask for all.) */
 static void call_part(struct call *c)
 {
-    const char *range = call_get(c, "Range");
+    const char *range = c->header.range;
     uint64_t count = c->method == HEAD ? 0 : UINT64_MAX;
     c->m.number = 0;
-    if (range && c->method == GET && !call_get(c, "If-Range"))
+    if (range && c->method == GET && !c->header.if_range)
         parse_range(range, UINT64_MAX, &c->m.number, &count);
     c->m.expiry = count;
-    if (call_get(c, "If-None-Match")) {
+    if (c->header.none_match) {
         c->m.modified = c->m.ballot.time;
         c->m.write_id = c->m.ballot.node;
     }
@@ -5966,7 +5973,7 @@ static void call_part(struct call *c)
 
 static void answer_key(struct call *c)
 {
-    const char *type = call_get(c, "Content-Type");
+    const char *type = c->header.type;
     if (c->m.function != DO_READ)
         call_write_id(c);
     else
@@ -6132,7 +6139,7 @@ static bool call_route(struct call *c, char *path, bool queried)
         call_header(c, "Allow", "%s", possible);
         return false;
     }
-    const char *site = call_get(c, "Sec-Fetch-Site"), *type = call_get(c, "Content-Type");
+    const char *site = c->header.site, *type = c->header.type;
     if (c->method > HEAD && site && strcmp(site, "cross-site") == 0)
         return call_text(c, 403, "a page of another site may not change anything here");
     if (reserved && c->method > HEAD && !certificate_is_ours(c))
@@ -6148,21 +6155,21 @@ static bool call_route(struct call *c, char *path, bool queried)
 static void call_begin(struct call *c, const char *method, const char *version)
 {
     static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
-    const char *accept = call_get(c, "Accept");
     char *query = c->text + strcspn(c->text, "?");
     c->started = c->server->node->now;
     while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
         c->method++;
     c->m.type = M_REQUEST;
     c->m.function = functions[c->method];
-    c->restic = accept && strstr(accept, "application/vnd.x.restic.rest.v2");
-    c->json = accept && strstr(accept, "application/json");
     if (*query)
         *query++ = 0;
     bool fine = call_wire(c, method, version) && call_route(c, c->text, *query != 0) &&
-                call_query(c, query) && call_condition(c, "If-Match", false) &&
-                call_condition(c, "If-None-Match", true) &&
+                call_query(c, query) && call_condition(c, c->header.match, false) &&
+                call_condition(c, c->header.none_match, true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
+    const char *accept = c->header.accept;
+    c->restic = accept && strstr(accept, "application/vnd.x.restic.rest.v2");
+    c->json = accept && strstr(accept, "application/json");
     c->under_way = c->route != ROUTE_MESSAGES && !c->server->draining;
     c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MESSAGES)
@@ -6189,7 +6196,7 @@ static void call_date(struct call *c, const char *name, uint64_t us)
 /* Whether If-Match of a read holds: a weak tag does not. */
 static bool reply_matches(const struct call *c, const struct message *m, const char *etag)
 {
-    const char *match = c->m.function == DO_READ ? call_get(c, "If-Match") : NULL;
+    const char *match = c->m.function == DO_READ ? c->header.match : NULL;
     if (!match || c->route != ROUTE_KEY || (m->status != 200 && m->status != 404))
         return true;
     const char *same = strstr(match, etag);
@@ -6200,8 +6207,8 @@ static bool reply_matches(const struct call *c, const struct message *m, const c
 static void reply_value(struct call *c, const struct message *m, const char *etag)
 {
     struct body body = message_body(m);
-    const char *range = call_get(c, "Range"), *if_range = call_get(c, "If-Range"),
-               *none = call_get(c, "If-None-Match");
+    const char *range = c->header.range, *if_range = c->header.if_range,
+               *none = c->header.none_match;
     uint64_t from = 0, count = m->number;
     char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)

@@ -16,12 +16,9 @@ static int fields_count, answered_status;
 static char buffer[1 << 16]; /* as libmicrohttpd's, where two NULs stand for a line's end */
 static union MHD_ConnectionInfo header_size, its_client;
 
-static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
-                              const char *name);
 static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                        MHD_KeyValueIteratorN each, void *arg);
 
-#define MHD_lookup_connection_value field_find
 #define MHD_get_connection_values_n fields_each
 #define MHD_get_connection_info(connection, kind)                                                  \
     ((void)(connection), (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &its_client : &header_size)
@@ -32,16 +29,6 @@ static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kin
 #define stderr silence
 #include "lone.h"
 #undef stderr
-
-static const char *field_find(struct MHD_Connection *connection, enum MHD_ValueKind kind,
-                              const char *name)
-{
-    (void)connection, (void)kind;
-    for (int i = 0; i < fields_count; i++)
-        if (strcasecmp(fields[i].name, name) == 0)
-            return fields[i].value;
-    return NULL;
-}
 
 static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kind,
                        MHD_KeyValueIteratorN each, void *arg)
