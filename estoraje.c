@@ -4569,7 +4569,6 @@ static bool node_is_restless(const struct node *n)
 #include <fnmatch.h>
 #include <glob.h>
 #include <gnutls/crypto.h>
-#include <linux/tcp.h>
 #include <malloc.h>
 #include <microhttpd.h>
 #include <netdb.h>
@@ -4950,11 +4949,10 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    bool ready_notified; /* to the service manager */
-    char *secret;        /* null: none */
-    /* Calls: of those in `arriving` a part is there, of those in `whole` all. */
-    LIST_HEAD(calls, call) arriving, whole, suspended, sending;
-    TAILQ_HEAD(, connection) idle; /* connections without a request, the longest first */
+    bool ready_notified;            /* to the service manager */
+    char *secret;                   /* null: none */
+    LIST_HEAD(, call) calls, whole; /* whole: all of them is there, and they are not begun */
+    TAILQ_HEAD(, connection) idle;  /* connections without a request, the longest first */
     uint64_t clients_count, clients_max;
     uint64_t refused_at; /* when there was no memory for something last */
     uint64_t swept_at;   /* when it was last looked whose clients had left */
@@ -5424,7 +5422,8 @@ enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define HOLD_TIME   MS             /* mail and the log's batch wait so long for more */
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
-#define STALL_TIME  (3 * SECOND) /* so long a client may stand still while others need its memory */
+/* Seconds that a client may stand still, and while others need its memory. */
+enum { STALL_SECONDS_MAX = 75, STALL_SECONDS_FULL = 3 };
 
 /* The headers that count, by name. Of two of one kind two readers could each take another one, so a second
  * is refused; of `accept` the last counts. */
@@ -5446,11 +5445,19 @@ struct query {
     bool lost;
 };
 
+/* How a listing is told. */
+enum { LIST_TEXT, LIST_JSON, LIST_RESTIC };
+static const struct {
+    const char *type, *start, *end, *next; /* the end with a next page, and without */
+} formats[] = {{"text/plain", "", "", ""},
+               {"application/json", "{\"keys\":[", "],\"next\":null}\n", "],\"next\":\"%s\"}\n"},
+               {"application/vnd.x.restic.rest.v2", "[", "]\n", "]\n"}};
+
 struct call {
     struct server *server;
-    LIST_ENTRY(call) place;
-    bool listed; /* it is in one of the server's lists */
+    LIST_ENTRY(call) place; /* in server->calls or server->whole */
     struct MHD_Connection *connection;
+    bool suspended;          /* the core is to reply */
     size_t uri_bytes;        /* as it came */
     const char *headers_end; /* as far as they are accounted for: the last value's end */
     union {
@@ -5458,14 +5465,14 @@ struct call {
         const char *headers[HEADERS + 1];
     };
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
-    int method, route;                 /* indexes in methods and routes */
-    bool close, restic, json, is_peer; /* is_peer: it sent a frame that is signed */
-    uint64_t started;                  /* when its headers were there; 0: they are not */
-    struct bytes body;                 /* of the request, later of the answer */
-    uint64_t unsent;                   /* what an answer to HEAD does without */
-    uint64_t moved, moved_at; /* bytes that its client sent or took, and when it last did */
-    bool under_way;           /* it is in server->calls_count */
-    bool forgets;             /* a write that its client does not repeat once it was answered */
+    int method, route; /* indexes in methods and routes */
+    int format;        /* of a listing */
+    bool close, is_peer; /* is_peer: it sent a frame that is signed */
+    uint64_t started;  /* when its headers were there; 0: they are not */
+    struct bytes body; /* of the request, later of the answer */
+    uint64_t unsent;   /* what an answer to HEAD does without */
+    bool under_way;    /* it is in server->calls_count */
+    bool forgets;      /* a write that its client does not repeat once it was answered */
     struct bytes key;
     struct query query;
     struct message m;                        /* the request as the core takes it */
@@ -5537,19 +5544,8 @@ __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int 
     return false;
 }
 
-/* Into the list, or into none. */
-static void call_move(struct call *c, struct calls *to)
-{
-    if (c->listed)
-        LIST_REMOVE(c, place);
-    c->listed = to;
-    if (to)
-        LIST_INSERT_HEAD(to, c, place);
-}
-
 static enum MHD_Result call_send(struct call *c)
 {
-    call_move(c, &c->server->sending);
     c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
     if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
@@ -5562,15 +5558,12 @@ static enum MHD_Result call_send(struct call *c)
 static int percent_decode(char *text)
 {
     char *to = text;
-    for (const char *at = text; *at; at++, to++) {
-        *to = *at;
-        if (*at != '%')
-            continue;
-        if (!isxdigit((unsigned char)at[1]) || !isxdigit((unsigned char)at[2]))
+    for (const char *at = text; *at; at++) {
+        bool coded = *at == '%';
+        if (coded && !(isxdigit((unsigned char)at[1]) && isxdigit((unsigned char)at[2])))
             return -1;
-        char digits[] = {at[1], at[2], 0};
-        *to = (char)strtoul(digits, NULL, 16);
-        at += 2;
+        *to++ = coded ? (char)strtoul((char[]){at[1], at[2], 0}, NULL, 16) : *at;
+        at += coded ? 2 : 0;
     }
     *to = 0;
     return (int)(to - text);
@@ -5591,44 +5584,33 @@ struct setting {
 /* The place of `text` among "a|b|c", from 1 on; 0: none of them. */
 static uint64_t choice_find(const char *choices, const char *text)
 {
-    size_t count = strlen(text), length;
-    for (uint64_t place = 1;; place++, choices += length + 1) {
-        length = strcspn(choices, "|");
-        if (length == count && memcmp(choices, text, count) == 0)
+    uint64_t place = 1;
+    for (char *one, *all = strdupa(choices); (one = strsep(&all, "|")); place++)
+        if (strcmp(one, text) == 0)
             return place;
-        if (!choices[length])
-            return 0;
-    }
+    return 0;
 }
 
 /* A whole number with a unit: bytes, or microseconds. */
 static bool parse_number(const char *text, int kind, uint64_t *value)
 {
+    static const uint64_t scales[] = {
+        [COUNT] = 1, [BYTES] = 1, [MILLISECONDS] = MS, [SECONDS] = SECOND};
     static const struct {
         const char *name;
-        int kind;
+        bool time;
         uint64_t scale;
-    } units[] = {{"", COUNT, 1},
-                 {"", BYTES, 1},
-                 {"k", BYTES, 1 << 10},
-                 {"M", BYTES, 1 << 20},
-                 {"G", BYTES, 1 << 30},
-                 {"", MILLISECONDS, MS},
-                 {"", SECONDS, SECOND},
-                 {"ms", SECONDS, MS},
-                 {"s", SECONDS, SECOND},
-                 {"m", SECONDS, 60 * SECOND},
-                 {"h", SECONDS, 3600 * SECOND},
-                 {"d", SECONDS, 86400 * SECOND}};
+    } units[] = {{"k", false, 1 << 10},      {"M", false, 1 << 20},      {"G", false, 1 << 30},
+                 {"ms", true, MS},           {"s", true, SECOND},        {"m", true, 60 * SECOND},
+                 {"h", true, 3600 * SECOND}, {"d", true, 86400 * SECOND}};
     char *end;
     errno = 0;
-    uint64_t number = strtoull(text, &end, 10);
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if ((units[i].kind == kind || (kind == MILLISECONDS && units[i].kind == SECONDS)) &&
-            strcmp(end, units[i].name) == 0)
-            return isdigit((unsigned char)*text) && !errno &&
-                   !__builtin_mul_overflow(number, units[i].scale, value);
-    return false;
+    uint64_t number = strtoull(text, &end, 10), scale = *end ? 0 : scales[kind];
+    for (size_t i = 0; i < sizeof units / sizeof *units && kind != COUNT; i++)
+        if (units[i].time == (kind != BYTES) && strcmp(end, units[i].name) == 0)
+            scale = units[i].scale;
+    return isdigit((unsigned char)*text) && scale && !errno &&
+           !__builtin_mul_overflow(number, scale, value);
 }
 
 /* Sets the field of `to` that the setting is about; the text is not copied. */
@@ -5693,7 +5675,7 @@ static uint64_t parse_unix_time(const char *text, char after)
 static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
 {
     static const char digits[] = "0123456789";
-    if (strncasecmp(text, "bytes=", 6) != 0)
+    if (!text || strncasecmp(text, "bytes=", 6) != 0)
         return false;
     const char *first = text + 6, *dash = first + strspn(first, digits);
     if (*dash != '-' || dash[1 + strspn(dash + 1, digits)] || strlen(first) == 1)
@@ -5814,7 +5796,7 @@ static bool call_query(struct call *c, char *query)
         return call_text(c, 400,
                          "by= goes with op=add, and that with neither ttl= nor "
                          "consistency=one");
-    c->m.number = q->by;
+    c->m.number = q->op ? q->by : 0;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
 }
@@ -5854,16 +5836,14 @@ static bool call_condition(struct call *c, const char *text, bool none)
 /* Room for so many more bytes of a body, if they are not too many. */
 static bool call_reserve(struct call *c, uint64_t bytes)
 {
-    uint64_t most = c->server->options.max_value;
-    if (c->body.count + bytes > most)
-        return call_text(c, 413, "a value has at most %" PRIu64 " bytes", most);
+    struct server *s = c->server;
     uint64_t small = bytes > BULK_BYTES ? 0 : bytes_limit / 8; /* these may have more */
-    bool full =
-        c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small;
-    if (full)
-        c->server->refused_at = c->server->node->now;
-    if (full)
+    if (c->body.count + bytes > s->options.max_value)
+        return call_text(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
+    if (c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small) {
+        s->refused_at = s->node->now;
         return call_text(c, 503, "overloaded: too much is in flight");
+    }
     bytes_reserve(&c->body, bytes);
     return true;
 }
@@ -5945,10 +5925,15 @@ static bool secret_matches(const struct call *c)
                        gnutls_memcmp(got + 7, secret, bytes) == 0);
 }
 
+static void call_patience(const struct call *c, unsigned seconds)
+{
+    MHD_set_connection_option(c->connection, MHD_CONNECTION_OPTION_TIMEOUT, seconds);
+}
+
 /* http_handle is called again, to send the response. */
 static void call_resume(struct call *c)
 {
-    call_move(c, NULL);
+    c->suspended = false;
     c->server->resumed = true;
     MHD_resume_connection(c->connection);
 }
@@ -5957,12 +5942,9 @@ static void call_resume(struct call *c)
  * part alone. (If-Range may turn out to ask for all.) */
 static void call_part(struct call *c)
 {
-    const char *range = c->header.range;
-    uint64_t count = c->method == HEAD ? 0 : UINT64_MAX;
-    c->m.number = 0;
-    if (range && c->method == GET && !c->header.if_range)
-        parse_range(range, UINT64_MAX, &c->m.number, &count);
-    c->m.expiry = count;
+    c->m.expiry = c->method == HEAD ? 0 : UINT64_MAX;
+    if (!c->header.if_range)
+        parse_range(c->header.range, UINT64_MAX, &c->m.number, &c->m.expiry);
     if (c->header.none_match) {
         c->m.modified = c->m.ballot.time;
         c->m.write_id = c->m.ballot.node;
@@ -5999,9 +5981,9 @@ static void answer_list(struct call *c)
     struct bytes prefix = {0};
     bytes_append(&prefix, c->key.data, c->key.count);
     bytes_append(&prefix, c->query.prefix.data, c->query.prefix.count);
-    bytes_print(&c->body, "%s", c->restic ? "[" : c->json ? "{\"keys\":[" : "");
-    node_list(c->server->node, c, prefix, c->query.after, c->restic ? UINT32_MAX : c->query.limit,
-              c->m.flags & FLAG_ONE);
+    bytes_print(&c->body, "%s", formats[c->format].start);
+    node_list(c->server->node, c, prefix, c->query.after,
+              c->format == LIST_RESTIC ? UINT32_MAX : c->query.limit, c->m.flags & FLAG_ONE);
     bytes_free(&prefix);
 }
 
@@ -6015,13 +5997,12 @@ static void answer_health(struct call *c)
 }
 
 /* The members of these ids, with commas between, as bits; 0: one is unknown, or there is none. */
-static uint64_t parse_members(const struct node *n, const char *text, size_t bytes)
+static uint64_t parse_members(const struct node *n, char *text)
 {
     uint64_t members = 0;
-    for (const char *at = text; bytes % 17 == 16 && at <= text + bytes; at += 17) {
-        char *end;
-        int index = member_index(n->view, strtoull(at, &end, 16));
-        if (index < 0 || end != at + 16 || (*end && *end != ','))
+    for (char *id, *end; (id = strsep(&text, ","));) {
+        int index = member_index(n->view, strtoull(id, &end, 16));
+        if (index < 0 || end != id + 16 || *end)
             return 0;
         members |= UINT64_C(1) << index;
     }
@@ -6054,7 +6035,7 @@ static void answer_node(struct call *c)
     char *name = (char *)c->key.data + strlen("_nodes/");
     size_t bytes = c->key.count - strlen("_nodes/");
     if (c->method == DELETE) {
-        answer_leave(c, parse_members(n, name, bytes));
+        answer_leave(c, strlen(name) == bytes ? parse_members(n, name) : 0);
     } else if (!bytes) {
         call_text(c, 404, "no member has this id: see /_status");
     } else if (!n->view) {
@@ -6099,7 +6080,9 @@ enum { ROUTES = sizeof routes / sizeof *routes };
 static void calls_answer(struct server *s)
 {
     for (struct call *c; (c = LIST_FIRST(&s->whole));) {
-        call_move(c, &s->suspended);
+        LIST_REMOVE(c, place);
+        LIST_INSERT_HEAD(&s->calls, c, place);
+        c->suspended = true;
         MHD_suspend_connection(c->connection);
         const struct route *r = &routes[c->route];
         if (r->answer)
@@ -6167,9 +6150,13 @@ static void call_begin(struct call *c, const char *method, const char *version)
                 call_query(c, query) && call_condition(c, c->header.match, false) &&
                 call_condition(c, c->header.none_match, true) &&
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
-    const char *accept = c->header.accept;
-    c->restic = accept && strstr(accept, "application/vnd.x.restic.rest.v2");
-    c->json = accept && strstr(accept, "application/json");
+    if (c->method != GET)
+        c->header.range = NULL; /* RFC 9110, 14.2 */
+    if (c->route == ROUTE_LIST)
+        c->header.match = NULL; /* a listing has no ETag */
+    c->format = c->header.accept ? LIST_RESTIC : LIST_TEXT;
+    while (c->format && !strstr(c->header.accept, formats[c->format].type))
+        c->format--;
     c->under_way = c->route != ROUTE_MESSAGES && !c->server->draining;
     c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MESSAGES)
@@ -6193,30 +6180,25 @@ static void call_date(struct call *c, const char *name, uint64_t us)
     MHD_add_response_header(c->response, name, text);
 }
 
-/* Whether If-Match of a read holds: a weak tag does not. */
-static bool reply_matches(const struct call *c, const struct message *m, const char *etag)
+/* Whether a list of entity tags has this one, or is for any; `weak`: a weak one is the same. */
+static bool etag_is_listed(const char *list, const char *etag, bool weak)
 {
-    const char *match = c->m.function == DO_READ ? c->header.match : NULL;
-    if (!match || c->route != ROUTE_KEY || (m->status != 200 && m->status != 404))
-        return true;
-    const char *same = strstr(match, etag);
-    return m->status == 200 &&
-           (strcmp(match, "*") == 0 || (same && (same == match || same[-1] != '/')));
+    const char *same = strstr(list, etag);
+    return strcmp(list, "*") == 0 || (same && (weak || same == list || same[-1] != '/'));
 }
 
 static void reply_value(struct call *c, const struct message *m, const char *etag)
 {
     struct body body = message_body(m);
-    const char *range = c->header.range, *if_range = c->header.if_range,
-               *none = c->header.none_match;
+    const char *if_range = c->header.if_range, *none = c->header.none_match;
     uint64_t from = 0, count = m->number;
     char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)
         snprintf(type, sizeof type, "%.*s", m->type_bytes, (const char *)body.type);
-    bool part = range && c->method == GET && (!if_range || strcmp(if_range, etag) == 0) &&
-                parse_range(range, m->number, &from, &count);
+    bool part = (!if_range || strcmp(if_range, etag) == 0) &&
+                parse_range(c->header.range, m->number, &from, &count);
     bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
-    if (none && (strstr(none, etag) || strcmp(none, "*") == 0)) {
+    if (none && etag_is_listed(none, etag, true)) {
         call_respond(c, 304, NULL);
     } else if (part && !count) {
         call_text(c, 416, "the value has %" PRIu64 " bytes", m->number);
@@ -6242,20 +6224,20 @@ static void print_listed(struct bytes *out, const struct call *c, const struct l
 {
     const char *comma = out->count && out->data[out->count - 1] == '}' ? "," : "";
     char text[KEY_TEXT_BYTES], expires[32] = "null";
-    size_t skipped = c->restic ? c->key.count : 0, bytes = e->key_bytes - skipped;
+    size_t skipped = c->format == LIST_RESTIC ? c->key.count : 0, bytes = e->key_bytes - skipped;
     percent_encode(text, e->key + skipped, bytes);
     if (e->expiry)
         snprintf(expires, sizeof expires, "%.6f", (double)e->expiry / 1e6);
-    if (c->restic && bytes && !memchr(e->key + skipped, '/', bytes))
-        bytes_print(out, "%s{\"name\":\"%s\",\"size\":%u}", comma, text, e->value_bytes);
-    else if (c->json && !c->restic)
+    if (c->format == LIST_TEXT)
+        bytes_print(out, "%s\n", text);
+    else if (c->format == LIST_JSON)
         bytes_print(out,
                     "%s{\"key\":\"%s\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
                     "\",\"modified\":%.6f,\"expires\":%s}",
                     comma, text, e->value_bytes, e->modified, e->write_id,
                     (double)e->modified / 1e6, expires);
-    else if (!c->restic)
-        bytes_print(out, "%s\n", text);
+    else if (bytes && !memchr(e->key + skipped, '/', bytes))
+        bytes_print(out, "%s{\"name\":\"%s\",\"size\":%u}", comma, text, e->value_bytes);
 }
 
 static void reply_list(struct call *c, const struct message *m)
@@ -6277,14 +6259,8 @@ static void reply_list(struct call *c, const struct message *m)
         snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s%s", slash ? "%2F" : "",
                  path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix,
                  c->m.flags & FLAG_ONE ? "&consistency=one" : "");
-    if (c->restic)
-        bytes_print(&c->body, "]\n");
-    else if (c->json)
-        bytes_print(&c->body, *next ? "],\"next\":\"%s\"}\n" : "],\"next\":null%s}\n", next);
-    call_respond(c, 200,
-                 c->restic ? "application/vnd.x.restic.rest.v2"
-                 : c->json ? "application/json"
-                           : "text/plain");
+    bytes_print(&c->body, *next ? formats[c->format].next : formats[c->format].end, next);
+    call_respond(c, 200, formats[c->format].type);
     if (*next)
         call_header(c, "Link", "<%s>; rel=\"next\"", next);
 }
@@ -6314,7 +6290,10 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     if (c->route != ROUTE_LIST || m->status == 503)
         c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->write_id);
-    uint16_t status = reply_matches(c, m, etag) ? m->status : 412;
+    bool found = m->status == 200, compared = c->m.function == DO_READ && c->header.match;
+    uint16_t status = m->status;
+    if (compared && (found ? !etag_is_listed(c->header.match, etag, false) : status == 404))
+        status = 412;
     if (rejections[status])
         call_text(c, status, "%s", rejections[status]);
     else if (status == 404)
@@ -6347,16 +6326,11 @@ static int connection_file(struct MHD_Connection *connection)
     return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
 }
 
-static int call_file(const struct call *c)
-{
-    return connection_file(c->connection);
-}
-
 /* Whether the client sends no more: it closed its sending side, or left. */
 static bool call_ended(const struct call *c)
 {
     uint8_t byte;
-    return recv(call_file(c), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    return recv(connection_file(c->connection), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
 /* The core's hook, asked now and then: a suspended connection does not notice that its client left. One
@@ -6367,37 +6341,27 @@ static bool http_client_gone(struct node *n, void *client)
     static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
     const struct call *c = client;
     bool asks = c->started + SECOND < n->now && call_ended(c);
-    int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
-    return c->server->draining || (asks && send(call_file(c), interim, strlen(interim), flags) < 0);
+    int file = connection_file(c->connection), flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    return c->server->draining || (asks && send(file, interim, strlen(interim), flags) < 0);
 }
 
-/* Now and then: libmicrohttpd may not notice that a client left while its request came, as it waits for
- * an edge, and that came together with the last bytes. And of those who have not moved for a while, the
- * one that holds most memory is let go while others are refused some. */
+/* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge, and
+ * that came together with the last bytes. Who stands still while others are refused memory is let go sooner
+ * than else; peers hold what they hold for all. */
 static void calls_sweep(struct server *s)
 {
-    uint64_t now = s->swept_at = s->node->now;
-    bool scarce = s->refused_at + SECOND > now;
-    struct calls *lists[] = {&s->arriving, &s->sending};
-    struct call *c, *worst = NULL;
-    for (int i = 0; i < 1 + scarce; i++) {
-        LIST_FOREACH(c, lists[i], place)
-        {
-            struct tcp_info tcp = {0};
-            socklen_t bytes = sizeof tcp;
-            getsockopt(call_file(c), IPPROTO_TCP, TCP_INFO, &tcp, &bytes);
-            uint64_t moved = 1 + tcp.tcpi_bytes_acked + tcp.tcpi_bytes_received;
-            c->moved_at = moved == c->moved ? c->moved_at : now;
-            c->moved = moved;
-            bool stalls = scarce && c->moved_at + STALL_TIME < now;
-            if (stalls && (!worst || c->body.capacity > worst->body.capacity))
-                worst = c;
-            if (lists[i] == &s->arriving && call_ended(c))
-                shutdown(call_file(c), SHUT_RDWR);
-        }
+    struct call *c;
+    bool full = s->refused_at + SECOND > s->node->now;
+    LIST_FOREACH(c, &s->calls, place)
+    {
+        if (c->suspended)
+            continue;
+        if (!c->response && call_ended(c))
+            shutdown(connection_file(c->connection), SHUT_RDWR);
+        if (full && c->route != ROUTE_MESSAGES)
+            call_patience(c, STALL_SECONDS_FULL);
     }
-    if (worst)
-        shutdown(call_file(worst), SHUT_RDWR);
+    s->swept_at = s->node->now;
 }
 
 /* --- libmicrohttpd's side --- */
@@ -6509,7 +6473,8 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
                                                           : body_piece(c, data, count);
     if (c->response)
         return call_send(c);
-    call_move(c, &c->server->whole);
+    LIST_REMOVE(c, place);
+    LIST_INSERT_HEAD(&c->server->whole, c, place);
     return MHD_YES;
 }
 
@@ -6530,7 +6495,7 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
         die("out of memory");
     *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = text, .text = strdup(text)};
     c->connection = connection;
-    call_move(c, &c->server->arriving);
+    LIST_INSERT_HEAD(&c->server->calls, c, place);
     return c;
 }
 
@@ -6542,8 +6507,9 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     struct connection *client = connection_client(connection);
     if (!c)
         return;
-    call_move(c, NULL);
+    LIST_REMOVE(c, place);
     client_take(s, client);
+    call_patience(c, STALL_SECONDS_MAX);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
         client->answered = c->m.write_id;
     client->busy = false;
