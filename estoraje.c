@@ -6566,7 +6566,11 @@ static void disk_events(struct server *s)
         }
     if (s->node->log.flight.count)
         histogram_add(&s->fsync_seconds, done.seconds);
-    node_durable(s->node, done.room, done.room < s->disk.ahead_bytes);
+    bool full = done.room < s->disk.ahead_bytes;
+    if (full != s->node->log.full)
+        log_line(LEVEL_WARN, full ? "the disk is full" : "the disk has room again", "data=\"%s\"",
+                 s->options.data);
+    node_durable(s->node, done.room, full);
 }
 
 static uint64_t random_u64(void)
@@ -6689,7 +6693,8 @@ static void server_open(struct server *s)
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
     if (!n->view && !o->bootstrap == !o->join && !o->bootstrap_expect)
-        error(2, 0, "the data directory is empty: --bootstrap a new cluster, or --join another");
+        error(2, 0,
+              "an empty data directory needs --bootstrap (a new cluster) or --join, not both");
     disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
@@ -6734,7 +6739,7 @@ static char *read_file(const char *path)
 {
     gnutls_datum_t text = {0};
     if (path && (gnutls_load_file(path, &text) < 0 || !text.size || strchr("\r\n", *text.data)))
-        error(1, 0, "cannot read the file '%s', or its first line is empty", path);
+        error(2, 0, "cannot read the file '%s', or its first line is empty", path);
     return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
@@ -6766,12 +6771,10 @@ static void server_listen(struct server *s)
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
         MHD_OPTION_NOTIFY_CONNECTION, http_connection, s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)2 * HEAD_BYTES_MAX, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->clients_max,
-        MHD_OPTION_CONNECTION_TIMEOUT, 75u, o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls,
-        MHD_OPTION_END);
-    if (s->daemon)
-        return;
-    log_line(LEVEL_ERROR, "cannot listen: is the port taken?", "listen=%s", o->listen);
-    exit(1);
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)STALL_SECONDS_MAX,
+        o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
+    if (!s->daemon)
+        error(1, errno, "cannot listen at %s: is the port taken?", o->listen);
 }
 
 static volatile sig_atomic_t stop_asked; /* looked at in each turn of the loop */
@@ -6781,20 +6784,20 @@ static void on_signal(int number)
     stop_asked = number;
 }
 
-/* Tells a service manager, as sd_notify(3) does. */
-static void notify(const char *state)
+/* Tells a service manager, if there is one, as sd_notify(3) does. */
+static bool notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     if (!path || strlen(path) >= sizeof to.sun_path)
-        return;
+        return true;
     memcpy(to.sun_path, path, strlen(path));
-    if (*path == '@')
-        to.sun_path[0] = 0;
+    to.sun_path[0] = *path == '@' ? 0 : *path;
     int file = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     sendto(file, state, strlen(state), 0, (struct sockaddr *)&to,
            (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path)));
     close(file);
+    return true;
 }
 
 /* One turn of the loop: wait, take what came, and let out what came of it: when nothing more comes at
@@ -6826,7 +6829,7 @@ static void server_turn(struct server *s)
         if (s->swept_at + 100 * MS <= s->node->now)
             calls_sweep(s);
         if (!s->ready_notified && !unready(s, (char[128]){""}))
-            notify("READY=1"), s->ready_notified = true;
+            s->ready_notified = notify("READY=1");
     }
     node_run(s->node);
     if (s->node->gone && !s->node->leaves && !s->node->log.writing)
@@ -6861,9 +6864,13 @@ static void server_stop(struct server *s)
         log_submit(s);
         usleep(1000);
     }
-    for (struct call *c; (c = LIST_FIRST(&s->suspended));) { /* the core says nothing any more */
+    struct call *c;
+    LIST_FOREACH(c, &s->calls, place)
+    {
+        if (!c->suspended)
+            continue;
         call_text(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
-        call_resume(c);
+        call_resume(c); /* the core does not reply any more */
     }
     MHD_run(s->daemon);
     MHD_stop_daemon(s->daemon);
@@ -6877,14 +6884,7 @@ static const struct setting option_rows[] = {
     {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
     {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
     {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
-    {.name = "bootstrap-expect",
-     COUNT,
-     "1 to 64",
-     NULL,
-     "or when so many --join",
-     AT(bootstrap_expect),
-     1,
-     MEMBERS_MAX},
+    {.name = "bootstrap-expect", COUNT, "N", NULL, "so many --join", AT(bootstrap_expect), 1, 64},
     {.name = "force-new-cluster", FLAG, NULL, NULL, "of this data alone", AT(force_new_cluster)},
     {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
     {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
@@ -6951,11 +6951,11 @@ static void options_check(struct options *o)
     if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
         log_line(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise",
                  "address=%s", o->advertise);
-    if (o->join && (*o->join == ':' || !strchr(o->join, ':')))
-        error(2, 0, "--join needs HOST:PORT, or more of them with commas between");
-    uint64_t places = o->join ? 1 : 0;
-    for (const char *at = o->join; at && (at = strchr(at, ',')); at++)
-        places++;
+    uint64_t places = 0;
+    for (char *one, *list = o->join ? strdupa(o->join) : NULL; (one = strsep(&list, ",")); places++)
+        if (!parse_address(one, NULL))
+            error(2, 0, "--join needs HOST:PORT, or more of them with commas between, not '%s'",
+                  one);
     /* Or more nodes than these could make two clusters of them. The list may leave this node out. */
     bool exact = places == o->bootstrap_expect || places + 1 == o->bootstrap_expect;
     if (o->bootstrap_expect && (o->bootstrap || !exact))
