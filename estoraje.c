@@ -4949,10 +4949,10 @@ struct server {
     struct MHD_Daemon *daemon;
     CURLM *multi;
     bool draining, resumed;
-    bool ready_notified;            /* to the service manager */
-    char *secret;                   /* null: none */
-    LIST_HEAD(, call) calls, whole; /* whole: all of them is there, and they are not begun */
-    TAILQ_HEAD(, connection) idle;  /* connections without a request, the longest first */
+    bool ready_notified;      /* to the service manager */
+    char *secret;             /* null: none */
+    TAILQ_HEAD(, call) calls; /* of each connection one, the longest without a request first */
+    LIST_HEAD(, call) whole;  /* those in this state */
     uint64_t clients_count, clients_max;
     uint64_t refused_at; /* when there was no memory for something last */
     uint64_t swept_at;   /* when it was last looked whose clients had left */
@@ -5411,6 +5411,11 @@ static const char *unready(const struct server *s, char text[128])
  *    http_handle (headers) -> http_handle (pieces of the body) -> calls_answer -> routes[].answer
  *       `-> call_begin                      call_resume <- call_respond <- http_reply <- core <-'
  *
+ * There is one call for each connection, which serves its requests one after the other:
+ *
+ *    IDLE --http_uri--> HEADERS --call_begin--> BODY --http_handle--> WHOLE --calls_answer--> SUSPENDED
+ *      `<------------------ http_done -------------------- OVER <-------------------- call_resume --'
+ *
  * What is wrong with a request is answered when its body was read, unless that is not worth reading.
  */
 
@@ -5435,8 +5440,9 @@ static const char *const header_names[] = {
     "Content-Length", "Transfer-Encoding", "Host",           "If-Match",      "If-None-Match",
     "Range",          "If-Range",          "Content-Range",  "Content-Type",  "Idempotency-Key",
     "Estoraje-Retry", "Estoraje-Forget",   "Sec-Fetch-Site", "Authorization", "Accept"};
-enum { HEADERS = sizeof header_names / sizeof *header_names };
-_Static_assert(sizeof(struct headers) == (HEADERS + 1) * sizeof(char *), "one place for each name");
+enum { HEADER_NAMES = sizeof header_names / sizeof *header_names };
+_Static_assert(sizeof(struct headers) == (HEADER_NAMES + 1) * sizeof(char *),
+               "one place for each name");
 
 /* What a query says; 0: nothing. */
 struct query {
@@ -5455,24 +5461,26 @@ static const struct {
 
 struct call {
     struct server *server;
-    LIST_ENTRY(call) place; /* in server->calls or server->whole */
     struct MHD_Connection *connection;
-    bool suspended;          /* the core is to reply */
+    TAILQ_ENTRY(call) place; /* in server->calls */
+    LIST_ENTRY(call) whole;  /* in server->whole, in this state */
+    enum { IDLE, HEADERS, BODY, WHOLE, SUSPENDED, OVER } state;
     size_t uri_bytes;        /* as it came */
     const char *headers_end; /* as far as they are accounted for: the last value's end */
     union {
         struct headers header; /* null: not sent */
-        const char *headers[HEADERS + 1];
+        const char *headers[HEADER_NAMES + 1];
     };
     char *uri, *text; /* owned; the text is decoded in place, and `key` and `query` point into it */
-    int method, route; /* indexes in methods and routes */
-    int format;        /* of a listing */
+    int method, route;   /* indexes in methods and routes */
+    int format;          /* of a listing */
     bool close, is_peer; /* is_peer: it sent a frame that is signed */
-    uint64_t started;  /* when its headers were there; 0: they are not */
-    struct bytes body; /* of the request, later of the answer */
-    uint64_t unsent;   /* what an answer to HEAD does without */
-    bool under_way;    /* it is in server->calls_count */
-    bool forgets;      /* a write that its client does not repeat once it was answered */
+    uint64_t started;    /* when its headers were there; 0: they are not */
+    struct bytes body;   /* of the request, later of the answer */
+    uint64_t unsent;     /* what an answer to HEAD does without */
+    bool under_way;      /* it is in server->calls_count */
+    bool forgets;        /* a write that its client does not repeat once it was answered */
+    uint64_t answered;   /* id of such a write, when it was; 0: none */
     struct bytes key;
     struct query query;
     struct message m;                        /* the request as the core takes it */
@@ -5546,6 +5554,7 @@ __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int 
 
 static enum MHD_Result call_send(struct call *c)
 {
+    c->state = OVER;
     c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
     if (c->close || c->server->draining)
         call_header(c, "Connection", "close");
@@ -5708,9 +5717,9 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
     struct call *c = arg;
     unsigned i = 0;
     (void)kind;
-    while (i < HEADERS && strcasecmp(name, header_names[i]) != 0)
+    while (i < HEADER_NAMES && strcasecmp(name, header_names[i]) != 0)
         i++;
-    bool twice = i < HEADERS - 1 && c->headers[i];
+    bool twice = i < HEADER_NAMES - 1 && c->headers[i];
     c->headers[i] = value;
     const char *length = c->header.length, *coding = c->header.coding;
     const char *fault =
@@ -5933,7 +5942,8 @@ static void call_patience(const struct call *c, unsigned seconds)
 /* http_handle is called again, to send the response. */
 static void call_resume(struct call *c)
 {
-    c->suspended = false;
+    assert(c->state == SUSPENDED);
+    c->state = OVER;
     c->server->resumed = true;
     MHD_resume_connection(c->connection);
 }
@@ -6080,9 +6090,9 @@ enum { ROUTES = sizeof routes / sizeof *routes };
 static void calls_answer(struct server *s)
 {
     for (struct call *c; (c = LIST_FIRST(&s->whole));) {
-        LIST_REMOVE(c, place);
-        LIST_INSERT_HEAD(&s->calls, c, place);
-        c->suspended = true;
+        assert(c->state == WHOLE);
+        LIST_REMOVE(c, whole);
+        c->state = SUSPENDED;
         MHD_suspend_connection(c->connection);
         const struct route *r = &routes[c->route];
         if (r->answer)
@@ -6139,6 +6149,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
 {
     static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
     char *query = c->text + strcspn(c->text, "?");
+    c->state = BODY;
     c->started = c->server->node->now;
     while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
         c->method++;
@@ -6352,13 +6363,12 @@ static void calls_sweep(struct server *s)
 {
     struct call *c;
     bool full = s->refused_at + SECOND > s->node->now;
-    LIST_FOREACH(c, &s->calls, place)
+    TAILQ_FOREACH(c, &s->calls, place)
     {
-        if (c->suspended)
-            continue;
-        if (!c->response && call_ended(c))
+        bool arrives = c->state == HEADERS || c->state == BODY;
+        if (arrives && call_ended(c))
             shutdown(connection_file(c->connection), SHUT_RDWR);
-        if (full && c->route != ROUTE_MESSAGES)
+        if (full && (arrives || c->state == OVER) && c->route != ROUTE_MESSAGES)
             call_patience(c, STALL_SECONDS_FULL);
     }
     s->swept_at = s->node->now;
@@ -6412,45 +6422,28 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
     return MHD_YES;
 }
 
-/* A connection. When places get scarce, the one that has been without a request longest goes. */
-struct connection {
-    TAILQ_ENTRY(connection) place; /* in server->idle, unless it is busy */
-    struct MHD_Connection *connection;
-    uint64_t answered; /* version of a write that is not repeated once answered; 0: none */
-    bool busy;         /* with a request whose headers are there, or told to go */
-};
-
-static struct connection *connection_client(struct MHD_Connection *connection)
-{
-    return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
-}
-
-static void client_take(struct server *s, struct connection *client)
-{
-    if (!client->busy)
-        TAILQ_REMOVE(&s->idle, client, place);
-    client->busy = true;
-}
-
-/* A connection begins, or ends. */
+/* A connection begins, or ends. When places get scarce, the one that has been without a request longest goes. */
 static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
                             enum MHD_ConnectionNotificationCode what)
 {
     struct server *s = cls;
-    struct connection *client = *context, *oldest = TAILQ_FIRST(&s->idle);
+    struct call *c = *context, *oldest = TAILQ_FIRST(&s->calls);
     if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
-        client_take(s, client);
+        TAILQ_REMOVE(&s->calls, c, place);
         s->clients_count--;
-        free(client);
+        free(c);
         return;
     }
-    client = *context = allocate(sizeof *client);
-    client->connection = connection;
-    TAILQ_INSERT_TAIL(&s->idle, client, place);
-    if (++s->clients_count + CLIENTS_SPARE > s->clients_max && oldest) {
-        client_take(s, oldest);
+    bool scarce = ++s->clients_count + CLIENTS_SPARE > s->clients_max;
+    while (scarce && oldest && oldest->state > HEADERS)
+        oldest = TAILQ_NEXT(oldest, place);
+    if (scarce && oldest) {
+        oldest->state = OVER;
         shutdown(connection_file(oldest->connection), SHUT_RDWR);
     }
+    c = *context = allocate(sizeof *c);
+    c->connection = connection;
+    TAILQ_INSERT_TAIL(&s->calls, c, place);
 }
 
 /* Called with the headers, then with each piece of the body, then when all is there: first answers in
@@ -6461,10 +6454,9 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
 {
     struct call *c = *arg;
     size_t count = *bytes;
-    (void)cls, (void)url;
+    (void)cls, (void)connection, (void)url;
     *bytes = 0;
     if (!c->started) {
-        client_take(c->server, connection_client(connection));
         call_begin(c, method, version);
         return c->close ? call_send(c) : MHD_YES;
     }
@@ -6473,8 +6465,9 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
                                                           : body_piece(c, data, count);
     if (c->response)
         return call_send(c);
-    LIST_REMOVE(c, place);
-    LIST_INSERT_HEAD(&c->server->whole, c, place);
+    if (c->state != WHOLE)
+        LIST_INSERT_HEAD(&c->server->whole, c, whole);
+    c->state = WHOLE;
     return MHD_YES;
 }
 
@@ -6483,19 +6476,18 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
  * %00, and let anything follow a %. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
-    struct call *c = allocate(sizeof *c);
-    struct connection *client = connection_client(connection);
-    node_delivered(((struct server *)cls)->node, client->answered);
-    client->answered = 0;
+    struct server *s = cls;
+    struct call *c =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    node_delivered(s->node, c->answered);
     size_t bytes = strlen(uri), skipped = 0; /* http://host, RFC 9112, 3.2.2 */
     if (*uri != '/')
         sscanf(uri, "%*[A-Za-z]://%*[^/?]%zn", &skipped);
     char *text;
     if (asprintf(&text, "%s%s", skipped && uri[skipped] != '/' ? "/" : "", uri + skipped) < 0)
         die("out of memory");
-    *c = (struct call){.server = cls, .uri_bytes = bytes, .uri = text, .text = strdup(text)};
-    c->connection = connection;
-    LIST_INSERT_HEAD(&c->server->calls, c, place);
+    *c = (struct call){s, connection, c->place, .state = HEADERS, .uri = text, .uri_bytes = bytes};
+    c->text = strdup(text);
     return c;
 }
 
@@ -6504,16 +6496,15 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 {
     struct server *s = cls;
     struct call *c = *arg;
-    struct connection *client = connection_client(connection);
-    if (!c)
-        return;
-    LIST_REMOVE(c, place);
-    client_take(s, client);
+    (void)connection;
+    if (c->state == WHOLE)
+        LIST_REMOVE(c, whole);
+    c->state = IDLE;
+    TAILQ_REMOVE(&s->calls, c, place);
+    TAILQ_INSERT_TAIL(&s->calls, c, place);
     call_patience(c, STALL_SECONDS_MAX);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        client->answered = c->m.write_id;
-    client->busy = false;
-    TAILQ_INSERT_TAIL(&s->idle, client, place);
+        c->answered = c->m.write_id;
     s->calls_count -= c->under_way;
     if (c->started && c->route != ROUTE_MESSAGES) {
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
@@ -6524,8 +6515,6 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     bytes_free(&c->body);
     free(c->uri);
     free(c->text);
-    free(c);
-    *arg = NULL;
 }
 
 /* === 26 The program ============================================================================= */
@@ -6765,7 +6754,7 @@ static void server_listen(struct server *s)
     /* A quarter of the memory is for connections, and half of the files. */
     s->clients_max = max_u64(bytes_limit / 4 / (2 * HEAD_BYTES_MAX), CLIENTS_MIN);
     s->clients_max = min_u64(min_u64(s->clients_max, CALLS_MAX), files.rlim_cur / 2);
-    TAILQ_INIT(&s->idle);
+    TAILQ_INIT(&s->calls);
     s->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, http_handle, s, MHD_OPTION_SOCK_ADDR, &address,
         MHD_OPTION_URI_LOG_CALLBACK, http_uri, s, MHD_OPTION_NOTIFY_COMPLETED, http_done, s,
@@ -6865,9 +6854,9 @@ static void server_stop(struct server *s)
         usleep(1000);
     }
     struct call *c;
-    LIST_FOREACH(c, &s->calls, place)
+    TAILQ_FOREACH(c, &s->calls, place)
     {
-        if (!c->suspended)
+        if (c->state != SUSPENDED)
             continue;
         call_text(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");
         call_resume(c); /* the core does not reply any more */
