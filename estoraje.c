@@ -866,11 +866,10 @@ struct peer {
 
 /* A client's request, or one of the node itself. */
 struct request {
-    struct request *next;
-    struct request *last; /* of a list, known by its first, so that a hot key's is not walked */
-    struct message *m;    /* as M_REQUEST; in `copy` */
+    STAILQ_ENTRY(request) next;
+    struct message *m; /* M_REQUEST; stands in `copy` */
     struct bytes copy;
-    void *client;            /* of this node; null if origin is set, or nobody is told */
+    void *client;            /* of this node; null if `listing` is set, or nobody gets a reply */
     uint64_t deadline;       /* this node's monotonic clock */
     uint64_t waits_until;    /* the same; FLAG_WATCH alone */
     uint64_t allowed;        /* time for a large value; four times that is in the deadline */
@@ -878,8 +877,9 @@ struct request {
     struct listed *listed;
     unsigned tries;       /* fast reads that met no agreement */
     uint32_t large_bytes; /* it counts for that in n->large_bytes */
-    struct result result; /* as decided in step 3, to be told when a quorum holds it */
+    struct result result; /* of step 3; the client's once a quorum holds it */
 };
+STAILQ_HEAD(requests, request); /* the oldest first */
 
 enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
 
@@ -894,7 +894,7 @@ enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WA
  */
 struct round {
     LIST_ENTRY(round) by_id, by_key;
-    struct request *queued, *in_flight; /* oldest first; between events it has taken at least one */
+    struct requests queued, in_flight; /* between events at least one is in flight */
     enum round_state state;
     uint16_t partition;
     bool keyed;        /* it is the key's one write round, found by key; else nothing waits */
@@ -1024,7 +1024,7 @@ struct node {
     uint64_t delivered[DELIVERED_PLACES]; /* versions, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
-    struct request *large; /* writes of large values that wait for others, the oldest first */
+    struct requests large; /* writes of large values that wait for others */
     uint64_t large_bytes;  /* of those that do not wait: at most LARGE_BYTES_MAX, or one value */
     uint64_t repairs;
     uint64_t requests;
@@ -2016,25 +2016,12 @@ static void request_free(struct request *q)
     free(q);
 }
 
-/* Adds a request, or a list of them, at the end. */
-static void requests_push(struct request **list, struct request *q)
+/* Takes the oldest request from a list; null if there is none. */
+static struct request *requests_pop(struct requests *list)
 {
-    if (!*list) {
-        *list = q;
-    } else if (q) {
-        (*list)->last->next = q;
-        (*list)->last = q->last;
-    }
-}
-
-static struct request *requests_pop(struct request **list)
-{
-    struct request *q = *list;
-    *list = q->next;
-    if (*list)
-        (*list)->last = q->last;
-    q->next = NULL;
-    q->last = q;
+    struct request *q = STAILQ_FIRST(list);
+    if (q)
+        STAILQ_REMOVE_HEAD(list, next);
     return q;
 }
 
@@ -2052,14 +2039,13 @@ static void request_fail(struct node *n, struct request *q, uint16_t status)
     request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status}, NULL);
 }
 
-static void requests_expire(struct node *n, struct request **list)
+static void requests_expire(struct node *n, struct requests *list)
 {
-    struct request *all = *list;
-    *list = NULL;
-    while (all) {
-        struct request *q = requests_pop(&all);
+    struct requests all = STAILQ_HEAD_INITIALIZER(all);
+    STAILQ_CONCAT(&all, list);
+    for (struct request *q; (q = requests_pop(&all));) {
         if (q->deadline > n->now)
-            requests_push(list, q);
+            STAILQ_INSERT_TAIL(list, q, next);
         else
             request_fail(n, q, 503);
     }
@@ -2103,6 +2089,8 @@ static struct round *round_make(struct node *n, uint16_t partition, const void *
     r->partition = partition;
     r->key_bytes = (uint16_t)key_bytes;
     memcpy(r->key, key, key_bytes);
+    STAILQ_INIT(&r->queued);
+    STAILQ_INIT(&r->in_flight);
     r->keyed = keyed;
     if (keyed)
         LIST_INSERT_HEAD(&n->by_key[partition], r, by_key);
@@ -2119,7 +2107,7 @@ static void round_unkey(struct round *r)
 
 static void round_free(struct round *r)
 {
-    assert(!r->queued && !r->in_flight);
+    assert(STAILQ_EMPTY(&r->queued) && STAILQ_EMPTY(&r->in_flight));
     LIST_REMOVE(r, by_id);
     round_unkey(r);
     bytes_free(&r->record);
@@ -2188,7 +2176,7 @@ static void round_message(struct node *n, const struct round *r, uint64_t member
 static void round_read(struct node *n, const struct round *r, uint64_t members, uint64_t most)
 {
     struct message head = {.type = M_READ, .flags = FLAG_WHOLE, .bytes_max = most};
-    const struct message *q = r->in_flight->m;
+    const struct message *q = STAILQ_FIRST(&r->in_flight)->m;
     bool reads = r->state == ROUND_READ;
     head.number = reads ? q->number : 0;
     head.expiry = reads ? q->expiry : UINT64_MAX;
@@ -2212,7 +2200,7 @@ static void round_send(struct node *n, struct round *r)
         time += m->value_bytes / BYTES_PER_US;
     } else {
         uint64_t nearest = missing & nearest_owner(n, r->partition);
-        bool one = r->in_flight->m->flags & FLAG_ONE;
+        bool one = STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE;
         missing &= one ? complete_owners(n, r->partition) : missing;
         round_read(n, r, nearest, BULK_BYTES);
         if (late && one)
@@ -2227,16 +2215,16 @@ static void round_send(struct node *n, struct round *r)
  * owners. If nothing waits, the round is over. */
 static void round_begin(struct node *n, struct round *r)
 {
-    assert(r->keyed || !r->in_flight);
-    requests_push(&r->in_flight, r->queued);
-    r->queued = r->in_flight;
-    r->in_flight = NULL;
-    if (!r->queued) {
+    assert(r->keyed || STAILQ_EMPTY(&r->in_flight));
+    STAILQ_CONCAT(&r->in_flight, &r->queued);
+    STAILQ_CONCAT(&r->queued, &r->in_flight);
+    if (STAILQ_EMPTY(&r->queued)) {
         round_free(r);
         return;
     }
-    for (unsigned i = 0; r->queued && i < ROUND_WRITES_MAX; i++)
-        requests_push(&r->in_flight, requests_pop(&r->queued));
+    struct request *q;
+    for (unsigned i = 0; i < ROUND_WRITES_MAX && (q = requests_pop(&r->queued)); i++)
+        STAILQ_INSERT_TAIL(&r->in_flight, q, next);
     round_rename(n, r);
     r->state = ROUND_PREPARE;
     round_send(n, r);
@@ -2254,19 +2242,19 @@ static void round_rejected(struct node *n, struct round *r)
         r->state = ROUND_REST;
 }
 
-static void requests_admit(struct node *n, struct request *list)
+static void requests_admit(struct node *n, struct requests *list)
 {
-    while (list)
-        request_admit(n, requests_pop(&list));
+    for (struct request *q; (q = requests_pop(list));)
+        request_admit(n, q);
 }
 
 /* The round ends, and its requests begin again: each write as a repeat of itself. */
 static void round_scatter(struct node *n, struct round *r)
 {
-    struct request *taken = r->in_flight;
-    r->in_flight = NULL;
+    struct requests all = STAILQ_HEAD_INITIALIZER(all);
+    STAILQ_CONCAT(&all, &r->in_flight);
     round_free(r);
-    requests_admit(n, taken);
+    requests_admit(n, &all);
 }
 
 static void on_reject(struct node *n, struct peer *from, const struct message *m)
@@ -2286,7 +2274,8 @@ static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
 {
     uint64_t time = value_bytes / BYTES_PER_US;
     r->due = max_u64(r->due, n->now + time);
-    for (struct request *q = r->in_flight; q; q = q->next) { /* once, however often it is told */
+    struct request *q;
+    STAILQ_FOREACH(q, &r->in_flight, next) { /* once, however often it is told */
         q->deadline += 4 * (max_u64(q->allowed, time) - q->allowed);
         q->allowed = max_u64(q->allowed, time);
     }
@@ -2369,7 +2358,8 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     bytes_clear(&n->scratch); /* the body may stand in r->record */
     message_append(&n->scratch, &d->head, &d->body);
     bytes_swap(&n->scratch, &r->record);
-    for (struct request *q = r->in_flight; q; q = q->next)
+    struct request *q;
+    STAILQ_FOREACH(q, &r->in_flight, next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
     r->state = ROUND_ACCEPT;
     r->damaged_at = (struct ballot){0};
@@ -2383,9 +2373,9 @@ static uint64_t value_wanted(const struct round *r)
 {
     const struct message *m = round_record(r);
     uint64_t from;
-    return r->state == ROUND_READ
-               ? read_part(r->in_flight->m, m->modified, m->write_id, m->number, &from)
-               : m->value_bytes;
+    return r->state == ROUND_READ ? read_part(STAILQ_FIRST(&r->in_flight)->m, m->modified,
+                                              m->write_id, m->number, &from)
+                                  : m->value_bytes;
 }
 
 /* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
@@ -2398,7 +2388,7 @@ static void round_fetch(struct node *n, struct round *r)
         return;                                    /* it is asked for again then */
     bytes_reserve(&r->record, bytes + BULK_BYTES); /* and what stands before it */
     round_allow(n, r, bytes);
-    r->due = n->now + STEP_TIME + 2 * r->in_flight->allowed;
+    r->due = n->now + STEP_TIME + 2 * STAILQ_FIRST(&r->in_flight)->allowed;
     round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
 }
 
@@ -2409,8 +2399,9 @@ static void round_decide(struct node *n, struct round *r)
 {
     struct draft draft, *d = &draft;
     draft_load(d, round_record(r));
+    struct request *q;
     bool anew = false, reads = false;
-    for (struct request *q = r->in_flight; q; q = q->next) {
+    STAILQ_FOREACH(q, &r->in_flight, next) {
         draft_expire(n, d, r);
         if (q->m->function == DO_ADD && d->missing) {
             round_fetch(n, r);
@@ -2477,13 +2468,12 @@ static void round_finish(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
     const struct message *m = round_record(r);
-    struct request *taken = r->in_flight;
-    r->in_flight = NULL;
+    struct requests all = STAILQ_HEAD_INITIALIZER(all);
+    STAILQ_CONCAT(&all, &r->in_flight);
     r->rejections = 0;
-    while (taken) {
-        struct request *q = requests_pop(&taken);
+    for (struct request *q; (q = requests_pop(&all));) {
         if (r->state == ROUND_ACCEPT && q->m->flags & FLAG_ALL && missing)
-            requests_push(&r->in_flight, q);
+            STAILQ_INSERT_TAIL(&r->in_flight, q, next);
         else if (is_write(q))
             write_reply(n, q);
         else if (r->keyed && read_waits(n, q, m))
@@ -2491,13 +2481,11 @@ static void round_finish(struct node *n, struct round *r)
         else
             read_reply(n, q, m, r->state == ROUND_READ ? m->number : m->value_bytes);
     }
-    if (r->in_flight) { /* they wait for every owner; the key's queue goes on without them */
-        struct request *waiting = r->queued;
-        r->queued = NULL;
-        round_unkey(r);
-        requests_admit(n, waiting);
-    } else {
+    if (STAILQ_EMPTY(&r->in_flight)) {
         round_begin(n, r);
+    } else { /* they wait for every owner; the key's queue goes on without them */
+        round_unkey(r);
+        requests_admit(n, &r->queued);
     }
 }
 
@@ -2506,7 +2494,7 @@ static bool round_is_accepted(const struct node *n, const struct round *r)
 {
     if (r->keyed)
         return round_has_quorum(n, r);
-    if (r->in_flight->m->flags & FLAG_ONE)
+    if (STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE)
         return r->answered;
     return !(partition_owners(n, r->partition) & ~r->answered);
 }
@@ -2532,7 +2520,7 @@ static void on_accepted(struct node *n, struct peer *from, const struct message 
 /* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
 static void read_again(struct node *n, struct round *r)
 {
-    n->counters.repairs_read += ++r->in_flight->tries == READ_TRIES;
+    n->counters.repairs_read += ++STAILQ_FIRST(&r->in_flight)->tries == READ_TRIES;
     round_scatter(n, r);
 }
 
@@ -2540,7 +2528,7 @@ static void read_again(struct node *n, struct round *r)
  * parked until an owner tells of a change, or the time is over. */
 static void read_finish(struct node *n, struct round *r)
 {
-    struct request *q = r->in_flight;
+    struct request *q = STAILQ_FIRST(&r->in_flight);
     const struct message *m = round_record(r);
     uint64_t date = node_latest_time(n),
              expiry = is_live(m->flags) && m->expiry ? m->expiry : UINT64_MAX;
@@ -2591,7 +2579,7 @@ static void on_read_reply(struct node *n, struct peer *from, const struct messag
         round_keep_record(r, m);
     bool agreed = quorum(n, r->partition, RULE(9) ? r->at_highest : r->answered);
     bool here = ballot_equal(round_record(r)->ballot, r->highest) || !RULE(9);
-    bool one = r->in_flight->m->flags & FLAG_ONE;
+    bool one = STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE;
     bool missing =
         is_live(round_record(r)->flags) && round_record(r)->value_bytes < value_wanted(r);
     if ((one ? usable : agreed && here) && !missing)
@@ -2609,7 +2597,7 @@ static void round_due(struct node *n, struct round *r)
     requests_expire(n, &r->in_flight);
     bool heard = round_has_quorum(n, r);
     bool reads = r->state == ROUND_READ, prepares = r->state == ROUND_PREPARE;
-    if (!r->in_flight)
+    if (STAILQ_EMPTY(&r->in_flight))
         round_begin(n, r); /* all were told: the turn of those that wait, or it is over */
     else if (r->due > n->now)
         return;
@@ -3889,6 +3877,7 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     n->lease = 2 * SECOND;
     n->evict_after = 60 * SECOND;
     STAILQ_INIT(&n->listings);
+    STAILQ_INIT(&n->large);
     n->self_peer = peer_make(n, id, address);
     n->self_peer->weight = 1;
     return n;
@@ -3964,7 +3953,7 @@ static void request_admit(struct node *n, struct request *q)
     bool idle = !r;
     if (!r)
         r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
-    requests_push(keyed ? &r->queued : &r->in_flight, q);
+    STAILQ_INSERT_TAIL(keyed ? &r->queued : &r->in_flight, q, next);
     if (fast) {
         r->state = ROUND_READ;
         round_send(n, r);
@@ -3979,9 +3968,10 @@ static void request_admit(struct node *n, struct request *q)
  * disks take within a step's time would all be sent again, and none of them be done. */
 static void larges_admit(struct node *n)
 {
-    while (n->large &&
-           (!n->large_bytes || n->large_bytes + n->large->m->value_bytes <= LARGE_BYTES_MAX)) {
-        struct request *q = requests_pop(&n->large);
+    struct request *q;
+    while ((q = STAILQ_FIRST(&n->large)) &&
+           (!n->large_bytes || n->large_bytes + q->m->value_bytes <= LARGE_BYTES_MAX)) {
+        requests_pop(&n->large);
         q->large_bytes = q->m->value_bytes;
         n->large_bytes += q->large_bytes;
         request_admit(n, q);
@@ -3992,7 +3982,6 @@ static struct request *request_make(struct node *n, const struct message *m,
                                     const struct body *body)
 {
     struct request *q = allocate(sizeof *q);
-    q->last = q;
     q->m = message_append(&q->copy, m, body);
     q->allowed = m->value_bytes / BYTES_PER_US;
     q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
@@ -4048,7 +4037,7 @@ static void node_request(struct node *n, void *client, const struct message *m,
              partition_owners(n, m->partition) & ~live_members(n))
         request_fail(n, q, 503); /* it would be done, and could not be answered */
     else if (m->value_bytes > BULK_BYTES)
-        requests_push(&n->large, q);
+        STAILQ_INSERT_TAIL(&n->large, q, next);
     else
         request_admit(n, q);
 }
@@ -4082,18 +4071,15 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
 /* A new view: everything begins again from prepare (R6). */
 static void rounds_restart(struct node *n)
 {
-    struct request *all = NULL;
+    struct requests all = STAILQ_HEAD_INITIALIZER(all);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            requests_push(&r->in_flight, r->queued);
-            requests_push(&r->in_flight, all);
-            all = r->in_flight;
-            r->in_flight = r->queued = NULL;
+            STAILQ_CONCAT(&all, &r->in_flight);
+            STAILQ_CONCAT(&all, &r->queued);
             round_free(r);
         }
     }
-    while (all) {
-        struct request *q = requests_pop(&all);
+    for (struct request *q; (q = requests_pop(&all));) {
         if (q->m->partition == VIEWS_PARTITION)
             request_fail(n, q, 503);
         else
@@ -6363,8 +6349,7 @@ static void calls_sweep(struct server *s)
 {
     struct call *c;
     bool full = s->refused_at + SECOND > s->node->now;
-    TAILQ_FOREACH(c, &s->calls, place)
-    {
+    TAILQ_FOREACH(c, &s->calls, place) {
         bool arrives = c->state == HEADERS || c->state == BODY;
         if (arrives && call_ended(c))
             shutdown(connection_file(c->connection), SHUT_RDWR);
@@ -6854,8 +6839,7 @@ static void server_stop(struct server *s)
         usleep(1000);
     }
     struct call *c;
-    TAILQ_FOREACH(c, &s->calls, place)
-    {
+    TAILQ_FOREACH(c, &s->calls, place) {
         if (c->state != SUSPENDED)
             continue;
         call_text(c, c->m.function == DO_READ ? 503 : STATUS_UNKNOWN, "stopping");

@@ -68,10 +68,9 @@ static void lone_node_free(struct lone *l)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            while (r->in_flight)
-                request_free(requests_pop(&r->in_flight));
-            while (r->queued)
-                request_free(requests_pop(&r->queued));
+            STAILQ_CONCAT(&r->in_flight, &r->queued);
+            for (struct request *q; (q = requests_pop(&r->in_flight));)
+                request_free(q);
             round_free(r);
         }
         for (struct watch *w; (w = LIST_FIRST(&n->watches[i]));) {
@@ -79,8 +78,8 @@ static void lone_node_free(struct lone *l)
             free(w);
         }
     }
-    while (n->large)
-        request_free(requests_pop(&n->large));
+    for (struct request *q; (q = requests_pop(&n->large));)
+        request_free(q);
     for (struct listing *left; (left = STAILQ_FIRST(&n->listings));) {
         listing_send(n, left, 503);
         listing_free(n, left);

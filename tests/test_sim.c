@@ -630,10 +630,9 @@ static void node_free(struct node *n)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            while (r->in_flight)
-                request_free(requests_pop(&r->in_flight));
-            while (r->queued)
-                request_free(requests_pop(&r->queued));
+            STAILQ_CONCAT(&r->in_flight, &r->queued);
+            for (struct request *q; (q = requests_pop(&r->in_flight));)
+                request_free(q);
             round_free(r);
         }
         for (struct watch *kept; (kept = LIST_FIRST(&n->watches[i]));) {
@@ -641,8 +640,8 @@ static void node_free(struct node *n)
             free(kept);
         }
     }
-    while (n->large)
-        request_free(requests_pop(&n->large));
+    for (struct request *q; (q = requests_pop(&n->large));)
+        request_free(q);
     for (struct listing *l; (l = STAILQ_FIRST(&n->listings));) {
         listing_send(n, l, 503);
         listing_free(n, l);
@@ -2555,7 +2554,7 @@ static void judge_rounds(const struct host *h)
 {
     for (int i = 0; h->node && i < ROUND_BUCKETS; i++)
         for (const struct round *r = LIST_FIRST(&h->node->by_id[i]); r; r = LIST_NEXT(r, by_id))
-            if (!r->in_flight)
+            if (STAILQ_EMPTY(&r->in_flight))
                 violation("h%d has a round of %.*s that nobody waits for", h->index, r->key_bytes,
                           (const char *)r->key);
 }
@@ -3106,9 +3105,9 @@ static void trace_hosts(void)
                       "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
                       " rejections %u best %s taken %d waiting %d",
                       r->key_bytes, (const char *)r->key, r->state, r->keyed,
-                      r->in_flight ? r->in_flight->tries : 0, r->answered, r->at_highest,
-                      r->rejections, ballot_name(r->highest), r->in_flight != NULL,
-                      r->queued != NULL);
+                      STAILQ_FIRST(&r->in_flight)->tries, r->answered, r->at_highest, r->rejections,
+                      ballot_name(r->highest), !STAILQ_EMPTY(&r->in_flight),
+                      !STAILQ_EMPTY(&r->queued));
     }
 }
 
