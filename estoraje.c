@@ -3189,18 +3189,18 @@ static void expect_tick(struct node *n)
         node_bootstrap(n, n->replicas);
 }
 
-static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
-                             uint8_t condition, const void *key, size_t key_bytes,
-                             const void *value, size_t value_bytes);
+static void node_request_own(struct node *n, const struct message *head, const struct body *body);
 
 /* Writes a view to the register of the next one, or (null) reads it. */
 static void view_request(struct node *n, const struct view *next)
 {
     char key[32];
-    size_t bytes = (size_t)snprintf(key, sizeof key, "view/%" PRIu64, node_epoch(n) + 1);
-    node_request_own(n, VIEWS_PARTITION, next ? DO_PUT : DO_READ,
-                     next && RULE(16) ? IF_ABSENT : IF_NONE, key, bytes, next,
-                     next ? view_bytes(next) : 0);
+    struct message m = {.partition = VIEWS_PARTITION, .function = next ? DO_PUT : DO_READ};
+    m.condition = next && RULE(16) ? IF_ABSENT : IF_NONE;
+    m.key_bytes = (uint16_t)sprintf(key, "view/%" PRIu64, node_epoch(n) + 1);
+    m.value_bytes = next ? view_bytes(next) : 0;
+    m.expiry = next ? 0 : UINT64_MAX; /* all of it is read */
+    node_request_own(n, &m, &(struct body){.key = key, .value = next});
 }
 
 /* Proposes that members are LOST: an operator gave them up, as their disks are gone for good. No other node
@@ -3983,6 +3983,7 @@ static struct request *request_make(struct node *n, const struct message *m,
 {
     struct request *q = allocate(sizeof *q);
     q->m = message_append(&q->copy, m, body);
+    q->m->type = M_REQUEST;
     q->allowed = m->value_bytes / BYTES_PER_US;
     q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
     return q;
@@ -4043,29 +4044,23 @@ static void node_request(struct node *n, void *client, const struct message *m,
 }
 
 /* A request of the node itself: of a view's register, or a repair. */
-static void node_request_own(struct node *n, uint16_t partition, uint8_t function,
-                             uint8_t condition, const void *key, size_t key_bytes,
-                             const void *value, size_t value_bytes)
+static void node_request_own(struct node *n, const struct message *head, const struct body *body)
 {
-    struct message m = {.type = M_REQUEST, .flags = FLAG_WHOLE | FLAG_FRESH};
-    m.partition = partition;
-    m.function = function;
-    m.condition = condition;
+    struct message m = *head;
+    m.flags = FLAG_WHOLE | FLAG_FRESH;
     m.write_id = node_random(n);
     m.issued_at = clock_tick(n);
-    m.key_bytes = (uint16_t)key_bytes;
-    m.value_bytes = (uint32_t)value_bytes;
-    m.expiry = function == DO_READ ? UINT64_MAX : 0; /* all of it */
-    request_admit(n, request_make(n, &m, &(struct body){.key = key, .value = value}));
+    request_admit(n, request_make(n, &m, body));
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes)
 {
+    struct message m = {.partition = partition, .function = DO_REPAIR, .key_bytes = key_bytes};
     if (n->repairs >= REPAIRS_MAX)
         return;
     n->repairs++;
     n->counters.repairs_pull++;
-    node_request_own(n, partition, DO_REPAIR, IF_NONE, key, key_bytes, NULL, 0);
+    node_request_own(n, &m, &(struct body){.key = key});
 }
 
 /* A new view: everything begins again from prepare (R6). */
@@ -4220,8 +4215,7 @@ static void listing_add(struct node *n, struct listing *l, struct listed *e, uin
         l->left -= is_live(e->flags);
         return;
     }
-    struct message m = {.type = M_REQUEST, .function = DO_READ, .partition = partition};
-    m.key_bytes = e->key_bytes;
+    struct message m = {.partition = partition, .function = DO_READ, .key_bytes = e->key_bytes};
     struct request *q = request_make(n, &m, &(struct body){.key = e->key});
     q->listing = l;
     q->listed = e;
