@@ -44,7 +44,7 @@
  * Parts II to IV are the core: deterministic, without I/O, a lock or a clock of their own, so that
  * tests/ runs whole clusters of it under a simulated network and disk; they compile without Part V and
  * its headers. To follow a PUT, start at http_handle, then node_request, round_begin, on_prepare,
- * on_promise, round_decide, on_accept.
+ * on_reply, round_decide, on_accept.
  */
 #include "ring.h"
 
@@ -881,31 +881,58 @@ struct request {
 };
 STAILQ_HEAD(requests, request); /* the oldest first */
 
-enum round_state { ROUND_REST, ROUND_PREPARE, ROUND_ACCEPT, ROUND_READ, ROUND_WATCH };
+/* The first four are states of the key's one write round, which is found by its key: other writes of the
+ * key are queued behind those in flight. The rest carry one request (ACCEPT_ALL: one or more), and
+ * queue none. */
+enum round_state {
+    ROUND_REST,
+    ROUND_PREPARE,
+    ROUND_FETCH,
+    ROUND_ACCEPT,
+    ROUND_ACCEPT_ALL,
+    ROUND_ACCEPT_ONE,
+    ROUND_READ,
+    ROUND_READ_ONE,
+    ROUND_WATCH
+};
 
-/*              round_begin          round_decide            round_finish
- *    REST ------------------> PREPARE ----------> ACCEPT ------------------> REST, or gone
- *     ^                          |  ^ \            /  \
- *     |  round_rejected           |  `-> fetch -'       `--> ACCEPT, unkeyed: consistency=all waits
- *     +--------------------------+------ timeouts, a new view
- *    ACCEPT, unkeyed: of those that wait for every owner, or of one write of consistency=one
- *    READ: a fast read. read_again makes it a request of the key's write round; read_finish may
- *    make it a WATCH, which begins again when an owner tells of a change
+/* What a round asks of the owners in each state, how many have to reply, and what takes it on: a reply
+ * that makes them enough, a rejection, and that it is due. The table `steps` of chapter 12 is the same.
+ *
+ *   state       asks for              enough        then           rejected        due
+ *   REST        nothing                                                            round_begin
+ *   PREPARE     a promise             a quorum      round_decide   round_rejected  round_late
+ *   FETCH       the value             one           round_decide                   round_begin
+ *   ACCEPT      that it be accepted   a quorum      round_finish   round_rejected  round_late
+ *   ACCEPT_ALL  the same              every owner   round_finish   round_rejected  round_late
+ *   ACCEPT_ONE  the same              one           round_finish   round_rejected  round_late
+ *   READ        ballots, the record   a quorum at   read_finish                    read_late
+ *                                     one ballot
+ *   READ_ONE    the record            one           read_finish                    read_late
+ *   WATCH       word of a change      one           round_begin                    round_begin
+ *
+ *   round_begin     -> PREPARE, with a new ballot. The end if nothing waits; and of the last five: their
+ *                   requests are admitted again
+ *   round_decide    -> ACCEPT by round_propose, FETCH by round_fetch; or round_finish
+ *   round_finish    -> PREPARE for those that are queued, ACCEPT_ALL, or the end
+ *   round_rejected  -> REST from PREPARE and ACCEPT, when no quorum is left
+ *   round_late      asks again; or round_begin
+ *   read_finish     round_finish; round_fetch, in the same state; or read_again
+ *   read_again      the end: the request is admitted again, at last to the key's write round
  */
 struct round {
     LIST_ENTRY(round) by_id, by_key;
     struct requests queued, in_flight; /* between events at least one is in flight */
     enum round_state state;
     uint16_t partition;
-    bool keyed;        /* it is the key's one write round, found by key; else nothing waits */
-    uint64_t round_id; /* = ballot.time */
-    struct ballot ballot;
-    struct ballot highest;                   /* highest accepted ballot that was told */
-    uint64_t answered, at_highest, rejected; /* members; `same`: those that told `best` */
-    struct ballot damaged_at;                /* highest that was told as damaged, */
-    uint64_t damaged_by;                     /* by these */
-    struct bytes record;        /* message: as told at best; then the accept that is sent */
-    unsigned rejections, sends; /* sends: of the step under way */
+    uint64_t round_id;          /* = ballot.time; not of a WATCH */
+    struct ballot ballot;       /* of a WATCH: that of the record that its client knows */
+    uint64_t replied, rejected; /* owners, in this state */
+    uint64_t at_highest;        /* owners that told the ballot of `record` */
+    struct ballot damaged_at;   /* the highest that was told as damaged, */
+    uint64_t damaged_by;        /* by these */
+    struct bytes record;        /* round_record has it */
+    unsigned rejections, sends; /* sends: in this state */
     uint64_t due;
     uint16_t key_bytes;
     uint8_t key[];
@@ -1813,20 +1840,22 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
 
 /* The record that a round would have accepted, while the writes are applied to it. */
 struct draft {
-    struct message head;
+    struct message head; /* its ballot is the round's */
     struct body body;
     struct result results[RESULTS_MAX + ROUND_WRITES_MAX];
     size_t results_count;
     char digits[24];
+    uint64_t number; /* of the result of the last write */
     bool changed;
-    bool missing; /* the value is not here: it was not told with the promise */
+    bool missing; /* the value is not here: it did not come with the promise */
 };
 
-/* Step 2: the current record. */
-static void draft_load(struct draft *d, const struct message *m)
+/* Step 2: the current record, as its owners promised it. */
+static void draft_load(struct draft *d, const struct message *m, struct ballot ballot)
 {
     d->head = *m;
-    d->head.number = 0; /* as M_READ_REPLY told it */
+    d->head.ballot = ballot;
+    d->head.number = 0; /* M_READ_REPLY has a size there */
     d->body = message_body(m);
     d->results_count = m->results_count;
     memcpy(d->results, d->body.results, m->results_count * sizeof *d->results);
@@ -1840,12 +1869,11 @@ static bool draft_exists(const struct draft *d)
 }
 
 /* Makes the draft a record with this value; a null `value` makes it a tombstone. */
-static void draft_write(struct draft *d, const struct round *r, uint64_t version, const void *value,
-                        uint32_t value_bytes)
+static void draft_write(struct draft *d, uint64_t write_id, const void *value, uint32_t value_bytes)
 {
     d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
-    d->head.write_id = version;
-    d->head.modified = max_u64(r->ballot.time, d->head.modified + 1);
+    d->head.write_id = write_id;
+    d->head.modified = d->number = max_u64(d->head.ballot.time, d->head.modified + 1);
     d->head.value_bytes = value_bytes;
     d->body.value = value;
     if (!value) {
@@ -1856,64 +1884,63 @@ static void draft_write(struct draft *d, const struct round *r, uint64_t version
     d->missing = false;
 }
 
-/* What has expired is taken for deleted (R22). Looked at before each write, and once more before the
- * reads: a write may have waited in the queue for longer than its own ttl. */
-static void draft_expire(const struct node *n, struct draft *d, const struct round *r)
+static bool record_is_expired(const struct node *n, const struct message *m)
 {
-    if (draft_exists(d) && d->head.expiry && d->head.expiry <= node_latest_time(n))
-        draft_write(d, r, d->head.write_id, NULL, 0);
+    return is_live(m->flags) && m->expiry && m->expiry <= node_latest_time(n);
 }
 
-static bool condition_holds(const struct draft *d, const struct message *m)
+/* What has expired is taken for deleted (R22). This is checked before each write, and once more before
+ * the reads: a write may have been queued for longer than its own ttl. */
+static void draft_expire(const struct node *n, struct draft *d)
 {
-    switch (m->condition) {
-    case IF_MATCH:
-        return draft_exists(d) && m->ballot.time == d->head.modified &&
-               m->ballot.node == d->head.write_id;
-    case IF_EXISTS:
-        return draft_exists(d);
-    case IF_ABSENT:
-        return !draft_exists(d);
-    default:
-        return true;
-    }
+    if (record_is_expired(n, &d->head))
+        draft_write(d, d->head.write_id, NULL, 0);
+}
+
+/* Whether the condition of request `m` holds for a record. */
+static bool condition_holds(const struct message *record, const struct message *m)
+{
+    bool exists = is_live(record->flags);
+    if (m->condition == IF_MATCH)
+        return exists && m->ballot.time == record->modified && m->ballot.node == record->write_id;
+    return m->condition == IF_NONE || exists == (m->condition == IF_EXISTS);
 }
 
 /* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
-static bool draft_add(struct draft *d, const struct round *r, const struct message *m, int64_t *sum)
+static bool draft_add(struct draft *d, const struct message *m)
 {
     const char *value = draft_exists(d) ? d->body.value : "0";
     uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
     char text[24], *end;
     snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
     errno = 0;
-    int64_t old = strtoll(text, &end, 10);
+    int64_t sum, old = strtoll(text, &end, 10);
     if (errno || end == text || (size_t)(end - text) != bytes || isspace((unsigned char)*text) ||
-        __builtin_add_overflow(old, (int64_t)m->number, sum))
+        __builtin_add_overflow(old, (int64_t)m->number, &sum))
         return false;
-    uint32_t count = (uint32_t)snprintf(d->digits, sizeof d->digits, "%" PRId64, *sum);
-    draft_write(d, r, m->write_id, d->digits, count);
+    int count = snprintf(d->digits, sizeof d->digits, "%" PRId64, sum);
+    draft_write(d, m->write_id, d->digits, (uint32_t)count);
+    d->number = (uint64_t)sum;
     return true;
 }
 
-/* Applies a write; returns the status its client is told, and through `number` a counter's value. */
-static uint16_t draft_apply(struct draft *d, const struct round *r, const struct message *m,
-                            int64_t *number)
+/* Applies a write; returns the status of its reply. */
+static uint16_t draft_apply(struct draft *d, const struct message *m)
 {
     struct body body = message_body(m);
     bool existed = draft_exists(d);
-    if (!condition_holds(d, m))
+    if (!condition_holds(&d->head, m))
         return 412;
     switch (m->function) {
     case DO_ADD:
-        return draft_add(d, r, m, number) ? 200 : 409;
+        return draft_add(d, m) ? 200 : 409;
     case DO_DELETE:
         if (!existed && !(m->flags & FLAG_ONE))
             return 404;
-        draft_write(d, r, m->write_id, NULL, 0);
+        draft_write(d, m->write_id, NULL, 0);
         return 200;
     default:
-        draft_write(d, r, m->write_id, body.value, m->value_bytes);
+        draft_write(d, m->write_id, body.value, m->value_bytes);
         d->head.expiry = m->expiry;
         d->head.type_bytes = m->type_bytes;
         d->body.type = body.type;
@@ -1921,48 +1948,65 @@ static uint16_t draft_apply(struct draft *d, const struct round *r, const struct
     }
 }
 
-/* The client of a write has its answer, and nobody can ask for it again. So what this node proposes
- * next for the key need not list it (R35). It may be forgotten here at any time: then the answer is
+/* The client of a write has its result, and nobody can ask for it again. So what this node proposes
+ * next for the key need not list it (R35). It may be forgotten here at any time: then the result is
  * kept for its minute. */
-static void node_delivered(struct node *n, uint64_t version)
+static void node_delivered(struct node *n, uint64_t write_id)
 {
-    n->delivered[version % DELIVERED_PLACES] = version;
+    n->delivered[write_id % DELIVERED_PLACES] = write_id;
 }
 
-static bool is_delivered(const struct node *n, uint64_t version)
+static bool is_delivered(const struct node *n, uint64_t write_id)
 {
-    return n->delivered[version % DELIVERED_PLACES] == version || !RULE(35);
+    return n->delivered[write_id % DELIVERED_PLACES] == write_id || !RULE(35);
 }
 
-/* Step 3 for one write: the answer that the record lists, "unknown" where an earlier application
- * could have been forgotten (R11), or its function, applied. */
-static void draft_take(struct node *n, struct draft *d, const struct round *r, struct request *q)
+/* The result that the record lists for a write (R10), or null. */
+static const struct result *draft_result(const struct draft *d, uint64_t write_id)
 {
-    const struct message *m = q->m;
-    struct result a = {.write_id = m->write_id, .recorded = r->ballot.time};
-    /* By the clock as the promises raised it: who promised may have forgotten by its own. */
+    for (size_t i = 0; i < d->results_count; i++)
+        if (d->results[i].write_id == write_id && RULE(10))
+            return &d->results[i];
+    return NULL;
+}
+
+/* Whether a write whose result is not listed may have been applied even so (R11). A fresh one was not,
+ * because no try of it was sent before; and one-writes are applied each time. The minute goes by the
+ * clock as the promises raised it: an owner may have forgotten a tombstone by its own. */
+static bool result_may_be_lost(const struct node *n, const struct draft *d, const struct message *m)
+{
     uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
-    bool old = d->head.results_lost_until >= max_u64(m->issued_at + lead, 1) ||
-               (m->issued_at && m->issued_at + RESULTS_KEPT_TIME < n->clock) ||
-               (is_delivered(n, m->write_id) && RULE(35));
-    size_t i = 0;
-    while (i < d->results_count && (d->results[i].write_id != m->write_id || !RULE(10)))
-        i++;
-    if (i < d->results_count) {
-        a = d->results[i];
-        if (is_delivered(n, a.write_id)) /* who asks once more may do so again */
-            n->delivered[a.write_id % DELIVERED_PLACES] = 0;
-    } else if (old && !(m->flags & (FLAG_FRESH | FLAG_ONE)) && RULE(11)) {
+    if (m->flags & (FLAG_FRESH | FLAG_ONE) || !RULE(11))
+        return false;
+    return d->head.results_lost_until >= max_u64(m->issued_at + lead, 1) ||
+           (m->issued_at && m->issued_at + RESULTS_KEPT_TIME < n->clock) ||
+           (is_delivered(n, m->write_id) && RULE(35));
+}
+
+/* Step 3 for one write:
+ *
+ *                            fresh        first try, or a repeat    consistency=one
+ *     its result is listed   -            that result               -
+ *     it may be lost         apply        "unknown"                 apply
+ *     it cannot be lost      apply        apply                     apply
+ *
+ * The result is listed then, except a refusal that no repeat can ask for (R12). A one-write sees no
+ * results of others, so it says that all are lost, and lists none. */
+static struct result draft_take(struct node *n, struct draft *d, const struct message *m)
+{
+    struct result a = {.write_id = m->write_id, .recorded = d->head.ballot.time};
+    const struct result *listed = draft_result(d, m->write_id);
+    if (listed) {
+        a = *listed;
+        n->delivered[a.write_id % DELIVERED_PLACES] = 0; /* who asks once more may do so again */
+    } else if (result_may_be_lost(n, d, m)) {
         a.status = STATUS_UNKNOWN;
     } else {
-        int64_t number = 0;
-        a.status = draft_apply(d, r, m, &number);
-        a.number = m->function == DO_ADD ? (uint64_t)number : d->head.modified;
-        bool refused = a.status == 412 || a.status == 409 || a.status == 404;
-        if (m->flags & FLAG_ONE) { /* it knows of no answers, lists none, and says so */
-            a.status = 200;
-            d->head.results_lost_until = r->ballot.time;
-        } else if (!refused || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
+        a.status = draft_apply(d, m);
+        a.number = d->number;
+        if (m->flags & FLAG_ONE) {
+            d->head.results_lost_until = d->head.ballot.time;
+        } else if (a.status < 400 || (m->flags & (FLAG_REPEAT | FLAG_KEYED) && RULE(12))) {
             d->results[d->results_count++] = a;
             d->changed = true;
         }
@@ -1971,44 +2015,39 @@ static void draft_take(struct node *n, struct draft *d, const struct round *r, s
         a.number = draft_exists(d) ? d->head.modified : 0;
         a.write_id = d->head.write_id;
     }
-    q->result = a;
+    return a;
 }
 
-/* Lets go of answers that are too old or too many, in the order of the rounds that recorded them;
- * `dropped` tells it (R11). */
-static void draft_trim(struct draft *d, const struct round *r)
+/* Lists no more the results that nobody can ask for (R35), and those that are too old or too many; how
+ * late these were recorded is kept (R11). The results are in the order of the rounds that recorded them. */
+static void draft_trim(const struct node *n, struct draft *d)
 {
-    size_t gone = 0;
-    while (gone < d->results_count &&
-           (d->results[gone].recorded + RESULTS_KEPT_TIME < r->ballot.time ||
-            d->results_count - gone > RESULTS_MAX)) {
-        if (RULE(11))
-            d->head.results_lost_until =
-                max_u64(d->head.results_lost_until, d->results[gone].recorded);
-        gone++;
+    size_t first = d->results_count;
+    for (size_t i = d->results_count; i-- > 0;) {
+        struct result a = d->results[i];
+        if (is_delivered(n, a.write_id))
+            continue;
+        bool old = a.recorded + RESULTS_KEPT_TIME < d->head.ballot.time;
+        if (!old && d->results_count - first < RESULTS_MAX)
+            d->results[--first] = a;
+        else if (RULE(11))
+            d->head.results_lost_until = max_u64(d->head.results_lost_until, a.recorded);
     }
-    d->results_count -= gone;
-    memmove(d->results, d->results + gone, d->results_count * sizeof *d->results);
-}
-
-static void draft_forget(const struct node *n, struct draft *d)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < d->results_count; i++)
-        if (!is_delivered(n, d->results[i].write_id))
-            d->results[kept++] = d->results[i];
-    d->results_count = kept;
+    d->results_count -= first;
+    memmove(d->results, d->results + first, d->results_count * sizeof *d->results);
 }
 
 /* === 11 Rounds ==================================================================================
  *
  * The writes of one key wait in a queue, and one round of Paxos carries all that wait. A read that
- * finds no agreement is one of them, a write that changes nothing.
+ * finds no agreement is one of them, a write that changes nothing. How a round goes on is drawn at
+ * struct round; `steps`, at the end of chapter 12, has its replies.
  */
 
 static void request_reply(struct node *n, struct request *q, const struct message *head,
                           const struct body *body);
 static void request_admit(struct node *n, struct request *q);
+static bool request_waits(struct node *n, struct request *q, const struct message *m);
 
 static void request_free(struct request *q)
 {
@@ -2023,6 +2062,12 @@ static struct request *requests_pop(struct requests *list)
     if (q)
         STAILQ_REMOVE_HEAD(list, next);
     return q;
+}
+
+static void requests_admit(struct node *n, struct requests *list)
+{
+    for (struct request *q; (q = requests_pop(list));)
+        request_admit(n, q);
 }
 
 static bool is_write(const struct request *q)
@@ -2051,26 +2096,17 @@ static void requests_expire(struct node *n, struct requests *list)
     }
 }
 
-static struct round *round_by_id(const struct node *n, uint64_t op)
+static bool round_is_keyed(const struct round *r)
 {
-    struct round *r = LIST_FIRST(&n->by_id[op % ROUND_BUCKETS]);
-    while (r && r->round_id != op)
-        r = LIST_NEXT(r, by_id);
-    return r;
+    return r->state <= ROUND_ACCEPT;
 }
 
-/* Gives the round a new op and ballot, so that answers to the old ones are no longer heard. */
-static void round_rename(struct node *n, struct round *r)
+static struct round *round_by_id(const struct node *n, uint64_t round_id)
 {
-    if (r->round_id)
-        LIST_REMOVE(r, by_id);
-    r->round_id = clock_tick(n);
-    r->ballot = (struct ballot){node_epoch(n), r->round_id, n->id};
-    r->highest = r->damaged_at = (struct ballot){0};
-    r->record.count = 0;
-    LIST_INSERT_HEAD(&n->by_id[r->round_id % ROUND_BUCKETS], r, by_id);
-    r->answered = r->at_highest = r->rejected = r->damaged_by = 0;
-    r->sends = 0;
+    struct round *r = LIST_FIRST(&n->by_id[round_id % ROUND_BUCKETS]);
+    while (r && r->round_id != round_id)
+        r = LIST_NEXT(r, by_id);
+    return r;
 }
 
 static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
@@ -2082,36 +2118,59 @@ static struct round *round_by_key(const struct node *n, uint16_t partition, cons
     return r;
 }
 
-static struct round *round_make(struct node *n, uint16_t partition, const void *key,
-                                size_t key_bytes, bool keyed)
+/* Gives the round a new id and ballot, so that replies to the old ones are no longer counted. */
+static void round_rename(struct node *n, struct round *r)
 {
-    struct round *r = allocate(sizeof *r + key_bytes);
-    r->partition = partition;
-    r->key_bytes = (uint16_t)key_bytes;
-    memcpy(r->key, key, key_bytes);
+    if (r->round_id)
+        LIST_REMOVE(r, by_id);
+    r->round_id = clock_tick(n);
+    r->ballot = (struct ballot){node_epoch(n), r->round_id, n->id};
+    r->record.count = 0;
+    LIST_INSERT_HEAD(&n->by_id[r->round_id % ROUND_BUCKETS], r, by_id);
+}
+
+/* A round of the request's key that carries it. */
+static struct round *round_make(struct node *n, struct request *q, enum round_state state)
+{
+    const struct message *m = q->m;
+    struct round *r = allocate(sizeof *r + m->key_bytes);
+    r->state = state;
+    r->partition = m->partition;
+    r->key_bytes = m->key_bytes;
+    memcpy(r->key, message_body(m).key, m->key_bytes);
     STAILQ_INIT(&r->queued);
     STAILQ_INIT(&r->in_flight);
-    r->keyed = keyed;
-    if (keyed)
-        LIST_INSERT_HEAD(&n->by_key[partition], r, by_key);
+    STAILQ_INSERT_TAIL(&r->in_flight, q, next);
+    if (round_is_keyed(r))
+        LIST_INSERT_HEAD(&n->by_key[r->partition], r, by_key);
     round_rename(n, r);
     return r;
 }
 
-static void round_unkey(struct round *r)
+/* Ends the round; what it has not carried out goes to the end of `left`. */
+static void round_end(struct round *r, struct requests *left)
 {
-    if (r->keyed)
-        LIST_REMOVE(r, by_key);
-    r->keyed = false;
-}
-
-static void round_free(struct round *r)
-{
-    assert(STAILQ_EMPTY(&r->queued) && STAILQ_EMPTY(&r->in_flight));
+    STAILQ_CONCAT(left, &r->in_flight);
+    STAILQ_CONCAT(left, &r->queued);
     LIST_REMOVE(r, by_id);
-    round_unkey(r);
+    if (round_is_keyed(r))
+        LIST_REMOVE(r, by_key);
     bytes_free(&r->record);
     free(r);
+}
+
+/* The one request that a READ or a WATCH is about; of others, the first. */
+static struct request *round_request(const struct round *r)
+{
+    return STAILQ_FIRST(&r->in_flight);
+}
+
+/* The record of the highest ballot that owners told, then the one that they are asked to accept; ballot
+ * zero if none was told, or if there is none. */
+static const struct message *round_record(const struct round *r)
+{
+    static const struct message nothing;
+    return r->record.count ? (const struct message *)r->record.data : &nothing;
 }
 
 static uint64_t live_members(const struct node *n)
@@ -2123,14 +2182,14 @@ static uint64_t live_members(const struct node *n)
     return live & ~n->lost;
 }
 
-/* The first live owner in the old ring's order; -1: none is, or it is a view's register. */
-static int first_live_owner(const struct node *n, uint16_t partition)
+/* The first live owner in C_old's order, as a bit; 0: none is, or it is a view's register. */
+static uint64_t first_live_owner(const struct node *n, uint16_t partition)
 {
     uint64_t live = live_members(n);
     for (unsigned i = 0; partition < PARTITIONS && i < n->rings[C_OLD].owners_count; i++)
         if (live >> n->rings[C_OLD].owners[partition][i] & 1)
-            return n->rings[C_OLD].owners[partition][i];
-    return -1;
+            return UINT64_C(1) << n->rings[C_OLD].owners[partition][i];
+    return 0;
 }
 
 /* The members that have told, in this epoch, that they hold all of a partition. */
@@ -2144,21 +2203,19 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
     return members;
 }
 
-/* The owners whose record of a key, or that they have none, may be taken for an answer by itself: not
- * those that still pull what the others have. */
+/* The owners whose record of a key, or that they have none, may be a reply by itself: not those that
+ * still pull what the others have. */
 static uint64_t complete_owners(const struct node *n, uint16_t partition)
 {
     return n->owners[C_OLD][partition] |
            (n->owners[C_NEW][partition] & complete_members(n, partition));
 }
 
-/* Itself if it is a complete owner, else the first live one, as a bit. */
+/* Whom a value is asked of: itself if it is a complete owner, else the first live one. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
 {
-    if (complete_owners(n, partition) & self_bit(n))
-        return self_bit(n);
-    int first = first_live_owner(n, partition);
-    return first < 0 ? 0 : UINT64_C(1) << first;
+    uint64_t self = complete_owners(n, partition) & self_bit(n);
+    return self ? self : first_live_owner(n, partition);
 }
 
 static void round_message(struct node *n, const struct round *r, uint64_t members,
@@ -2171,184 +2228,186 @@ static void round_message(struct node *n, const struct round *r, uint64_t member
     messages_send(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
-/* Asks for a record, with the part of its value that the request wants if that has `most` bytes or
- * fewer; for a round of Paxos with all of it. */
+/* What the round needs of a value, as M_READ says it: a fast read what its client asked for, a round of
+ * Paxos all. */
+static struct message round_part(const struct round *r)
+{
+    return round_is_keyed(r) ? (struct message){.expiry = UINT64_MAX} : *round_request(r)->m;
+}
+
+/* Asks for the record, with what the round needs of its value if that is not above `most` bytes. */
 static void round_read(struct node *n, const struct round *r, uint64_t members, uint64_t most)
 {
-    struct message head = {.type = M_READ, .flags = FLAG_WHOLE, .bytes_max = most};
-    const struct message *q = STAILQ_FIRST(&r->in_flight)->m;
-    bool reads = r->state == ROUND_READ;
-    head.number = reads ? q->number : 0;
-    head.expiry = reads ? q->expiry : UINT64_MAX;
-    head.modified = reads ? q->modified : 0;
-    head.write_id = reads ? q->write_id : 0;
+    struct message head = round_part(r);
+    head.type = M_READ;
+    head.flags = FLAG_WHOLE;
+    head.bytes_max = most;
     round_message(n, r, members, head);
 }
 
-/* Sends what the round asks to those owners that have not answered: first, and when they are late.
+/* Sends what the round asks to those owners that have not replied: first, and when they are late.
  * The time until it is sent again doubles: what is late because too much is under way must not make
  * more of it. */
 static void round_send(struct node *n, struct round *r)
 {
-    uint64_t missing = partition_owners(n, r->partition) & ~r->answered, time = STEP_TIME;
-    bool late = r->sends;
-    if (r->state == ROUND_PREPARE) {
+    uint64_t missing = partition_owners(n, r->partition) & ~r->replied, time = STEP_TIME;
+    uint64_t nearest;
+    switch (r->state) {
+    case ROUND_PREPARE:
         round_message(n, r, missing, (struct message){.type = M_PREPARE});
-    } else if (r->state == ROUND_ACCEPT) {
-        const struct message *m = (const struct message *)r->record.data;
-        messages_send(n, missing, 0, m, NULL);
-        time += m->value_bytes / BYTES_PER_US;
-    } else {
-        uint64_t nearest = missing & nearest_owner(n, r->partition);
-        bool one = STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE;
-        missing &= one ? complete_owners(n, r->partition) : missing;
-        round_read(n, r, nearest, BULK_BYTES);
-        if (late && one)
-            round_read(n, r, missing & ~nearest, BULK_BYTES);
-        else if (!one)
-            round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
+        break;
+    case ROUND_READ:
+        nearest = nearest_owner(n, r->partition);
+        round_read(n, r, missing & nearest, BULK_BYTES);
+        round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
+        break;
+    case ROUND_READ_ONE: /* the nearest; when it is late, whoever has all */
+        missing &= r->sends ? complete_owners(n, r->partition) : nearest_owner(n, r->partition);
+        round_read(n, r, missing, BULK_BYTES);
+        break;
+    default:
+        assert(r->state >= ROUND_ACCEPT && r->state <= ROUND_ACCEPT_ONE);
+        messages_send(n, missing, 0, round_record(r), NULL);
+        time += round_record(r)->value_bytes / BYTES_PER_US;
     }
     r->due = n->now + (time << min_u64(r->sends++, RESENDS_MAX));
 }
 
+/* Enters a state in which the owners are asked for something. None has replied yet. */
+static void round_ask(struct node *n, struct round *r, enum round_state state)
+{
+    r->state = state;
+    r->damaged_at = (struct ballot){0};
+    r->replied = r->at_highest = r->rejected = r->damaged_by = 0;
+    r->sends = 0;
+    round_send(n, r);
+}
+
 /* Step 1: a new ballot; the writes that wait by now, those of a try that failed first; prepare to all
- * owners. If nothing waits, the round is over. */
+ * owners. The round is over if nothing waits, or if it was another way to carry out its requests: these
+ * begin again, each write as a repeat of itself. */
 static void round_begin(struct node *n, struct round *r)
 {
-    assert(r->keyed || STAILQ_EMPTY(&r->in_flight));
-    STAILQ_CONCAT(&r->in_flight, &r->queued);
-    STAILQ_CONCAT(&r->queued, &r->in_flight);
-    if (STAILQ_EMPTY(&r->queued)) {
-        round_free(r);
+    struct requests all = STAILQ_HEAD_INITIALIZER(all);
+    struct request *q;
+    STAILQ_CONCAT(&all, &r->in_flight);
+    STAILQ_CONCAT(&all, &r->queued);
+    if (!round_is_keyed(r) || STAILQ_EMPTY(&all)) {
+        round_end(r, &all);
+        requests_admit(n, &all);
         return;
     }
-    struct request *q;
-    for (unsigned i = 0; i < ROUND_WRITES_MAX && (q = requests_pop(&r->queued)); i++)
+    for (unsigned i = 0; i < ROUND_WRITES_MAX && (q = requests_pop(&all)); i++)
         STAILQ_INSERT_TAIL(&r->in_flight, q, next);
+    STAILQ_CONCAT(&r->queued, &all);
     round_rename(n, r);
-    r->state = ROUND_PREPARE;
-    round_send(n, r);
+    round_ask(n, r, ROUND_PREPARE);
+}
+
+/* Owners are late. Who rejected will not accept any more. */
+static void round_late(struct node *n, struct round *r)
+{
+    if (r->rejected)
+        round_begin(n, r);
+    else
+        round_send(n, r);
 }
 
 /* A duel: wait a random while that doubles. The first live owner waits less than the others, so that
  * one of them wins soon: it carries out all that waits there, before another does. */
-static void round_rejected(struct node *n, struct round *r)
+static void round_rejected(struct node *n, struct round *r, uint64_t member, struct ballot promised)
 {
+    assert(r->state != ROUND_REST);
+    clock_raise(n, promised.time, 0); /* the next ballot is above it */
+    r->rejected |= member & ~r->replied;
+    if (quorum(n, r->partition, partition_owners(n, r->partition) & ~r->rejected))
+        return;
     n->counters.proposals_rejected++;
-    bool first = first_live_owner(n, r->partition) == n->self;
+    bool first = first_live_owner(n, r->partition) == self_bit(n);
     uint64_t most = MS << min_u64(r->rejections++, first ? DUELS_FIRST : DUELS_OTHER);
     r->due = n->now + 1 + node_random(n) % most;
-    if (r->keyed) /* else it is a one-write: round_due lets it begin again */
+    if (round_is_keyed(r))
         r->state = ROUND_REST;
 }
 
-static void requests_admit(struct node *n, struct requests *list)
+/* How much of its record a reply brings: 0: what the index knows; else one more than bytes of its value. */
+static uint64_t reply_brings(const struct message *m)
 {
-    for (struct request *q; (q = requests_pop(list));)
-        request_admit(n, q);
+    return m->flags & FLAG_WHOLE ? UINT64_C(1) + m->value_bytes : 0;
 }
 
-/* The round ends, and its requests begin again: each write as a repeat of itself. */
-static void round_scatter(struct node *n, struct round *r)
+/* Counts a reply. Of what owners tell of their records, that of the highest ballot is kept, with as much
+ * of it as came. */
+static void round_count_reply(struct round *r, uint64_t member, const struct message *m)
 {
-    struct requests all = STAILQ_HEAD_INITIALIZER(all);
-    STAILQ_CONCAT(&all, &r->in_flight);
-    round_free(r);
-    requests_admit(n, &all);
-}
-
-static void on_reject(struct node *n, struct peer *from, const struct message *m)
-{
-    clock_raise(n, m->ballot.time, 0);
-    struct round *r = round_by_id(n, m->round_id);
-    int index = member_index(n->view, from->id);
-    if (!r || index < 0 || (r->state != ROUND_PREPARE && r->state != ROUND_ACCEPT))
+    r->replied |= member;
+    if (m->type == M_ACCEPTED)
         return;
-    r->rejected |= UINT64_C(1) << index & ~r->answered;
-    if (!quorum(n, r->partition, partition_owners(n, r->partition) & ~r->rejected))
-        round_rejected(n, r);
+    if (m->flags & FLAG_DAMAGED) {
+        r->damaged_at = ballot_max(r->damaged_at, m->ballot);
+        r->damaged_by |= member;
+        return;
+    }
+    const struct message *kept = round_record(r);
+    int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
+    if (order > 0)
+        r->at_highest = 0;
+    if (order >= 0)
+        r->at_highest |= member;
+    if (order > 0 || (order == 0 && reply_brings(m) > reply_brings(kept))) {
+        r->record.count = 0;
+        message_append(&r->record, m, NULL);
+    }
 }
 
-/* A large value is on its way, or is to come: the round and its requests get time for it. */
-static void round_allow(struct node *n, struct round *r, uint64_t value_bytes)
+/* How large the whole value of a record is: M_READ_REPLY may bring a part of it. */
+static uint64_t value_total(const struct message *m)
 {
-    uint64_t time = value_bytes / BYTES_PER_US;
-    r->due = max_u64(r->due, n->now + time);
+    return m->type == M_READ_REPLY && m->flags & FLAG_WHOLE ? m->number : m->value_bytes;
+}
+
+/* How many bytes of the record's value the round needs. */
+static uint64_t value_wanted(const struct round *r)
+{
+    const struct message *m = round_record(r), part = round_part(r);
+    uint64_t from;
+    return read_part(&part, m->modified, m->write_id, value_total(m), &from);
+}
+
+static bool value_is_here(const struct round *r)
+{
+    const struct message *m = round_record(r);
+    return !is_live(m->flags) || (m->flags & FLAG_WHOLE && m->value_bytes >= value_wanted(r));
+}
+
+/* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
+ * it comes at that very ballot (R9). If it is large, the round and its requests get time for it. */
+static void round_fetch(struct node *n, struct round *r)
+{
+    uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
+    uint64_t time = bytes / BYTES_PER_US;
+    if (round_is_keyed(r))
+        r->state = ROUND_FETCH;
+    r->due = n->now + STEP_TIME / 4;
+    if (n->hooks->room && !n->hooks->room(n, bytes))
+        return;                                    /* it is asked for again then */
+    bytes_reserve(&r->record, bytes + BULK_BYTES); /* and what stands before it */
     struct request *q;
-    STAILQ_FOREACH(q, &r->in_flight, next) { /* once, however often it is told */
+    STAILQ_FOREACH(q, &r->in_flight, next) { /* once, however often it is asked for */
         q->deadline += 4 * (max_u64(q->allowed, time) - q->allowed);
         q->allowed = max_u64(q->allowed, time);
     }
+    r->due = n->now + STEP_TIME + 2 * round_request(r)->allowed;
+    round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
 }
 
-/* Counts what a member told, in a promise or an answer, towards the highest ballot told. */
-static bool round_count_reply(struct node *n, struct round *r, const struct peer *from,
-                              const struct message *m)
-{
-    int index = member_index(n->view, from->id);
-    if (index < 0 || !(partition_owners(n, r->partition) >> index & 1))
-        return false;
-    uint64_t bit = UINT64_C(1) << index;
-    r->answered |= bit;
-    if (m->flags & FLAG_DAMAGED) {
-        r->damaged_at = ballot_max(r->damaged_at, m->ballot);
-        r->damaged_by |= bit;
-        return false;
-    }
-    if (ballot_compare(m->ballot, r->highest) > 0) {
-        r->highest = m->ballot;
-        r->at_highest = 0;
-    }
-    if (ballot_equal(m->ballot, r->highest))
-        r->at_highest |= bit;
-    return true;
-}
-
-/* A record that is damaged where it was told, and above all others, may have been chosen; but not if
- * every owner was heard, and those where it is damaged are no majority. */
-static bool round_has_quorum(const struct node *n, const struct round *r)
-{
-    bool may_be_lost = ballot_compare(r->damaged_at, r->highest) > 0 &&
-                       (partition_owners(n, r->partition) & ~r->answered ||
-                        majority(r->damaged_by, n->owners[C_OLD][r->partition]));
-    return quorum(n, r->partition, r->answered) && !may_be_lost;
-}
-
-static void round_keep_record(struct round *r, const struct message *m)
-{
-    r->record.count = 0;
-    message_append(&r->record, m, NULL);
-}
-
-/* The record that was told; ballot zero if none was, or if there is none. */
-static const struct message *round_record(const struct round *r)
-{
-    static const struct message nothing;
-    return r->record.count ? (const struct message *)r->record.data : &nothing;
-}
-
-static void round_decide(struct node *n, struct round *r);
-
-static void on_promise(struct node *n, struct peer *from, const struct message *m)
-{
-    struct round *r = round_by_id(n, m->round_id);
-    if (!r || r->state != ROUND_PREPARE || round_has_quorum(n, r))
-        return;
-    if (round_count_reply(n, r, from, m) &&
-        (!r->record.count || ballot_compare(m->ballot, round_record(r)->ballot) > 0))
-        round_keep_record(r, m);
-    if (round_has_quorum(n, r))
-        round_decide(n, r);
-}
-
-/* Step 4: the draft is the record that all owners are asked to accept. */
+/* Step 4: the draft is the record that all owners are asked to accept. From here on a try of each write
+ * may be under way. */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
-    draft_forget(n, d);
-    draft_trim(d, r);
+    draft_trim(n, d);
     d->head.type = M_ACCEPT;
     d->head.round_id = r->round_id;
-    d->head.ballot = r->ballot;
     d->head.partition = r->partition;
     d->head.flags = (d->head.flags & FLAG_TOMBSTONE) | FLAG_RECORD | FLAG_WHOLE;
     d->head.key_bytes = r->key_bytes;
@@ -2361,88 +2420,14 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     struct request *q;
     STAILQ_FOREACH(q, &r->in_flight, next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
-    r->state = ROUND_ACCEPT;
-    r->damaged_at = (struct ballot){0};
-    r->answered = r->rejected = 0;
-    r->sends = 0;
-    round_send(n, r);
+    round_ask(n, r, r->state == ROUND_ACCEPT_ONE ? ROUND_ACCEPT_ONE : ROUND_ACCEPT);
 }
 
-/* How many bytes of the record's value the round needs: a fast read what its client asked for. */
-static uint64_t value_wanted(const struct round *r)
+/* What a client gets of a record that was read. */
+static void read_reply(struct node *n, struct request *q, const struct message *m)
 {
-    const struct message *m = round_record(r);
-    uint64_t from;
-    return r->state == ROUND_READ ? read_part(STAILQ_FIRST(&r->in_flight)->m, m->modified,
-                                              m->write_id, m->number, &from)
-                                  : m->value_bytes;
-}
-
-/* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
- * it comes at that very ballot (R9). */
-static void round_fetch(struct node *n, struct round *r)
-{
-    uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
-    r->due = n->now + STEP_TIME / 4;
-    if (n->hooks->room && !n->hooks->room(n, bytes))
-        return;                                    /* it is asked for again then */
-    bytes_reserve(&r->record, bytes + BULK_BYTES); /* and what stands before it */
-    round_allow(n, r, bytes);
-    r->due = n->now + STEP_TIME + 2 * STAILQ_FIRST(&r->in_flight)->allowed;
-    round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
-}
-
-static void round_finish(struct node *n, struct round *r);
-
-/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
-static void round_decide(struct node *n, struct round *r)
-{
-    struct draft draft, *d = &draft;
-    draft_load(d, round_record(r));
-    struct request *q;
-    bool anew = false, reads = false;
-    STAILQ_FOREACH(q, &r->in_flight, next) {
-        draft_expire(n, d, r);
-        if (q->m->function == DO_ADD && d->missing) {
-            round_fetch(n, r);
-            return;
-        }
-        if (is_write(q))
-            draft_take(n, d, r, q);
-        reads |= q->m->function == DO_READ;
-        anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
-    }
-    draft_expire(n, d, r);
-    bool held = quorum(n, r->partition, r->at_highest) || !RULE(9);
-    bool propose = d->changed || anew || !held;
-    if (d->missing && (propose || reads)) {
-        round_fetch(n, r);
-        return;
-    }
-    if (propose && !(d->head.flags & FLAG_RECORD))
-        draft_write(d, r, 0, NULL, 0); /* "nothing", said so that it covers what a minority has */
-    if (propose)
-        round_propose(n, r, d);
-    else
-        round_finish(n, r);
-}
-
-/* Whether the client of a GET with wait waits on: the record is as it knows it. */
-static bool read_waits(struct node *n, const struct request *q, const struct message *m)
-{
-    bool exists = is_live(m->flags);
-    bool changed = exists && (m->modified != q->m->ballot.time || m->write_id != q->m->ballot.node);
-    bool same = !changed && exists == (q->m->condition == IF_MATCH);
-    return same && n->now < q->waits_until &&
-           !(n->hooks->client_gone && n->hooks->client_gone(n, q->client));
-}
-
-/* What a client is told of a record that was read. `number`: how large the whole value is. */
-static void read_reply(struct node *n, struct request *q, const struct message *m, uint64_t number)
-{
-    bool expired =
-        m->expiry && m->expiry <= node_latest_time(n) && (q->m->flags & FLAG_ONE || !RULE(22));
-    if (!is_live(m->flags) || expired) {
+    bool hidden = record_is_expired(n, m) && (q->m->flags & FLAG_ONE || !RULE(22));
+    if (!is_live(m->flags) || hidden) {
         request_reply(n, q, &(struct message){.status = 404}, NULL);
         return;
     }
@@ -2450,7 +2435,7 @@ static void read_reply(struct node *n, struct request *q, const struct message *
     struct body body = message_body(m);
     head.status = 200;
     head.results_count = head.key_bytes = 0;
-    head.number = number;
+    head.number = value_total(m);
     request_reply(n, q, &head, &body);
 }
 
@@ -2463,11 +2448,11 @@ static void write_reply(struct node *n, struct request *q)
     request_reply(n, q, &head, NULL);
 }
 
-/* A quorum holds the record at one ballot: now the clients may be told. */
+/* A quorum holds the record at one ballot: now the clients get their replies. Those of consistency=all
+ * wait for every owner; the key's queue goes on without them. */
 static void round_finish(struct node *n, struct round *r)
 {
-    uint64_t missing = partition_owners(n, r->partition) & ~r->answered;
-    const struct message *m = round_record(r);
+    uint64_t missing = partition_owners(n, r->partition) & ~r->replied;
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
     STAILQ_CONCAT(&all, &r->in_flight);
     r->rejections = 0;
@@ -2476,37 +2461,47 @@ static void round_finish(struct node *n, struct round *r)
             STAILQ_INSERT_TAIL(&r->in_flight, q, next);
         else if (is_write(q))
             write_reply(n, q);
-        else if (r->keyed && read_waits(n, q, m))
-            q->tries = 0, request_admit(n, q); /* the owners agree now: wait for a change */
-        else
-            read_reply(n, q, m, r->state == ROUND_READ ? m->number : m->value_bytes);
+        else if (!request_waits(n, q, round_record(r)))
+            read_reply(n, q, round_record(r));
     }
     if (STAILQ_EMPTY(&r->in_flight)) {
         round_begin(n, r);
-    } else { /* they wait for every owner; the key's queue goes on without them */
-        round_unkey(r);
+    } else {
+        LIST_REMOVE(r, by_key);
+        r->state = ROUND_ACCEPT_ALL;
         requests_admit(n, &r->queued);
     }
 }
 
-/* Whether those that accepted are enough: a quorum; one for consistency=one, and all for all. */
-static bool round_is_accepted(const struct node *n, const struct round *r)
+/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
+static void round_decide(struct node *n, struct round *r)
 {
-    if (r->keyed)
-        return round_has_quorum(n, r);
-    if (STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE)
-        return r->answered;
-    return !(partition_owners(n, r->partition) & ~r->answered);
-}
-
-static void on_accepted(struct node *n, struct peer *from, const struct message *m)
-{
-    struct round *r = round_by_id(n, m->round_id);
-    int index = member_index(n->view, from->id);
-    if (!r || index < 0 || r->state != ROUND_ACCEPT)
+    assert(r->state == ROUND_PREPARE || r->state == ROUND_FETCH || r->state == ROUND_ACCEPT_ONE);
+    struct draft draft, *d = &draft;
+    draft_load(d, round_record(r), r->ballot);
+    struct request *q;
+    bool anew = false, reads = false;
+    STAILQ_FOREACH(q, &r->in_flight, next) {
+        draft_expire(n, d);
+        if (q->m->function == DO_ADD && d->missing)
+            break; /* as others may stand before it, this is known only now */
+        if (is_write(q))
+            q->result = draft_take(n, d, q->m);
+        reads |= q->m->function == DO_READ;
+        anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
+    }
+    draft_expire(n, d);
+    bool held = quorum(n, r->partition, r->at_highest) || !RULE(9);
+    bool propose = d->changed || anew || !held;
+    if (d->missing && (q || propose || reads)) {
+        round_fetch(n, r);
         return;
-    r->answered |= UINT64_C(1) << index & partition_owners(n, r->partition);
-    if (round_is_accepted(n, r))
+    }
+    if (propose && !(d->head.flags & FLAG_RECORD))
+        draft_write(d, 0, NULL, 0); /* "nothing", said so that it covers what a minority has */
+    if (propose)
+        round_propose(n, r, d);
+    else
         round_finish(n, r);
 }
 
@@ -2520,97 +2515,113 @@ static void on_accepted(struct node *n, struct peer *from, const struct message 
 /* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
 static void read_again(struct node *n, struct round *r)
 {
-    n->counters.repairs_read += ++STAILQ_FIRST(&r->in_flight)->tries == READ_TRIES;
-    round_scatter(n, r);
+    n->counters.repairs_read += ++round_request(r)->tries == READ_TRIES;
+    round_begin(n, r);
 }
 
-/* A read has its answer. That it expired, a round must say, not this clock (R22); and GET with wait is
- * parked until an owner tells of a change, or the time is over. */
+/* The owners agree. If the nearest's reply is still to come, the value may come with it. That the record
+ * expired, a round must say, not this clock (R22). */
 static void read_finish(struct node *n, struct round *r)
 {
-    struct request *q = STAILQ_FIRST(&r->in_flight);
-    const struct message *m = round_record(r);
-    uint64_t date = node_latest_time(n),
-             expiry = is_live(m->flags) && m->expiry ? m->expiry : UINT64_MAX;
-    if (expiry <= date && !(q->m->flags & FLAG_ONE) && RULE(22)) {
-        q->tries = READ_TRIES - 1;
+    assert(r->state == ROUND_READ || r->state == ROUND_READ_ONE);
+    if (!value_is_here(r)) {
+        if (r->replied & nearest_owner(n, r->partition))
+            round_fetch(n, r); /* it was too large, or came at another ballot */
+    } else if (r->state == ROUND_READ && record_is_expired(n, round_record(r)) && RULE(22)) {
+        round_request(r)->tries = READ_TRIES - 1;
         read_again(n, r);
-    } else if (read_waits(n, q, m)) {
-        /* Only now are the owners asked to tell of a change: each does so once, and while they did
-         * not agree yet, that once could go to the same record being accepted again. What they
-         * answer now shows what changed meanwhile. */
-        round_message(n, r, partition_owners(n, r->partition),
-                      (struct message){.type = M_READ, .flags = FLAG_WATCH});
-        q->tries = 0;
-        r->state = ROUND_WATCH;
-        r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, date));
-        r->due = min_u64(r->due, q->waits_until);
-        q->deadline = r->due + REQUEST_TIME; /* then it is read again */
     } else {
         round_finish(n, r);
     }
 }
 
-static void on_read_reply(struct node *n, struct peer *from, const struct message *m)
+/* A record that is damaged where it was told, and above all others, may have been chosen; but not if
+ * every owner was heard, and those where it is damaged are no majority. */
+static bool record_may_be_damaged(const struct node *n, const struct round *r)
 {
-    struct round *r = round_by_id(n, m->round_id);
-    if (!r)
-        return;
-    bool usable = m->flags & FLAG_WHOLE || !is_live(m->flags);
-    if (r->state == ROUND_PREPARE && round_has_quorum(n, r) && usable) {
-        if (ballot_equal(m->ballot, r->highest)) {
-            round_keep_record(r, m);
-            round_decide(n, r);
-        } else {
-            round_begin(n, r);
-        }
-        return;
-    }
-    if (r->state == ROUND_WATCH && ballot_compare(m->ballot, r->highest) > 0) {
-        round_scatter(n, r);
-        return;
-    }
-    if (r->state != ROUND_READ || !round_count_reply(n, r, from, m))
-        return;
-    round_allow(n, r, m->value_bytes);
-    const struct message *kept = round_record(r);
-    int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
-    if (usable && (order > 0 || (order == 0 && m->value_bytes > kept->value_bytes)))
-        round_keep_record(r, m);
-    bool agreed = quorum(n, r->partition, RULE(9) ? r->at_highest : r->answered);
-    bool here = ballot_equal(round_record(r)->ballot, r->highest) || !RULE(9);
-    bool one = STAILQ_FIRST(&r->in_flight)->m->flags & FLAG_ONE;
-    bool missing =
-        is_live(round_record(r)->flags) && round_record(r)->value_bytes < value_wanted(r);
-    if ((one ? usable : agreed && here) && !missing)
-        read_finish(n, r);
-    else if (one ? usable : agreed && r->record.count)
-        round_fetch(n, r); /* it was too large, or they agree, but it came at another ballot */
-    else if (!(partition_owners(n, r->partition) & live_members(n) & ~r->answered) && !one)
-        read_again(n, r);
+    return ballot_compare(r->damaged_at, round_record(r)->ballot) > 0 &&
+           (partition_owners(n, r->partition) & ~r->replied ||
+            majority(r->damaged_by, n->owners[C_OLD][r->partition]));
 }
 
-/* The time for a step is over, or a rest is. */
+/* Whether the replies take the round on. */
+static bool round_has_enough(const struct node *n, const struct round *r)
+{
+    switch (r->state) {
+    case ROUND_FETCH:
+        return value_is_here(r);
+    case ROUND_ACCEPT_ALL:
+        return !(partition_owners(n, r->partition) & ~r->replied);
+    case ROUND_ACCEPT_ONE:
+    case ROUND_READ_ONE:
+        return r->replied;
+    case ROUND_READ:
+        return quorum(n, r->partition, RULE(9) ? r->at_highest : r->replied);
+    case ROUND_WATCH:
+        return ballot_compare(round_record(r)->ballot, r->ballot) > 0;
+    default:
+        return quorum(n, r->partition, r->replied) && !record_may_be_damaged(n, r);
+    }
+}
+
+/* Who was asked for the record did not send it, or the owners do not agree, or they are late. */
+static void read_late(struct node *n, struct round *r)
+{
+    if (round_has_enough(n, r) && r->at_highest & live_members(n))
+        round_fetch(n, r);
+    else if (quorum(n, r->partition, r->replied))
+        read_again(n, r);
+    else
+        round_send(n, r);
+}
+
+/* What takes a round on: enough replies of the type that its state waits for, or that it is due. */
+static const struct {
+    uint8_t reply;
+    void (*next)(struct node *n, struct round *r);
+    void (*due)(struct node *n, struct round *r);
+} steps[] = {
+    [ROUND_REST] = {.due = round_begin},
+    [ROUND_PREPARE] = {M_PROMISE, round_decide, round_late},
+    [ROUND_FETCH] = {M_READ_REPLY, round_decide, round_begin},
+    [ROUND_ACCEPT] = {M_ACCEPTED, round_finish, round_late},
+    [ROUND_ACCEPT_ALL] = {M_ACCEPTED, round_finish, round_late},
+    [ROUND_ACCEPT_ONE] = {M_ACCEPTED, round_finish, round_late},
+    [ROUND_READ] = {M_READ_REPLY, read_finish, read_late},
+    [ROUND_READ_ONE] = {M_READ_REPLY, read_finish, read_late},
+    [ROUND_WATCH] = {M_READ_REPLY, round_begin, round_begin},
+};
+
+static void on_reply(struct node *n, struct peer *from, const struct message *m)
+{
+    struct round *r = round_by_id(n, m->round_id);
+    int index = member_index(n->view, from->id);
+    if (!r || index < 0 || !(partition_owners(n, r->partition) >> index & 1))
+        return;
+    if (m->type == M_REJECT && r->state != ROUND_REST)
+        round_rejected(n, r, UINT64_C(1) << index, m->ballot);
+    if (m->type != steps[r->state].reply)
+        return;
+    if (r->state == ROUND_FETCH && !ballot_equal(m->ballot, round_record(r)->ballot)) {
+        round_begin(n, r); /* what it tells is no part of what was promised (R9) */
+        return;
+    }
+    round_count_reply(r, UINT64_C(1) << index, m);
+    if (round_has_enough(n, r))
+        steps[r->state].next(n, r);
+    else if (r->state == ROUND_READ &&
+             !(partition_owners(n, r->partition) & live_members(n) & ~r->replied))
+        read_late(n, r);
+}
+
 static void round_due(struct node *n, struct round *r)
 {
     requests_expire(n, &r->queued);
     requests_expire(n, &r->in_flight);
-    bool heard = round_has_quorum(n, r);
-    bool reads = r->state == ROUND_READ, prepares = r->state == ROUND_PREPARE;
     if (STAILQ_EMPTY(&r->in_flight))
-        round_begin(n, r); /* all were told: the turn of those that wait, or it is over */
-    else if (r->due > n->now)
-        return;
-    else if (reads && quorum(n, r->partition, r->at_highest))
-        round_fetch(n, r); /* who was asked for the record did not send it */
-    else if (reads && heard)
-        read_again(n, r);
-    else if (!r->rejected && (r->state == ROUND_ACCEPT || ((reads || prepares) && !heard)))
-        round_send(n, r);
-    else if (r->keyed)
-        round_begin(n, r);
-    else
-        round_scatter(n, r); /* a watch; or an owner promised more than was accepted */
+        round_begin(n, r); /* the turn of those that are queued, or it is over */
+    else if (r->due <= n->now)
+        steps[r->state].due(n, r);
 }
 
 /* === Part III: many nodes ========================================================================
@@ -3559,7 +3570,7 @@ static void partition_sweep(struct node *n, uint16_t partition)
     struct partition *p = &n->partitions[partition];
     struct ballot floor = p->promise_floor;
     bool agreed = !(partition_owners(n, partition) & ~self_bit(n) & ~p->agreed);
-    bool first = first_live_owner(n, partition) == n->self;
+    bool first = first_live_owner(n, partition) == self_bit(n);
     bool folds = n->stable && log_has_room(n, ROOM_FLOORS); /* as in promise_floor_raise */
     bool late = p->promise_floor.time + 10 * RESULTS_KEPT_TIME < n->clock;
     if (agreed && n->stable)
@@ -3938,29 +3949,25 @@ static void request_reply(struct node *n, struct request *q, const struct messag
 /* A request begins: as a fast read, a one-write, or in the queue of its key. */
 static void request_admit(struct node *n, struct request *q)
 {
-    struct body body = message_body(q->m);
     const struct message *m = q->m;
-    if (!n->has_lease &&
-        !(m->flags & (FLAG_ONE | FLAG_WATCH))) /* the lease may come back at once */
+    bool one = m->flags & FLAG_ONE;
+    if (!n->has_lease && !one && !(m->flags & FLAG_WATCH)) /* the lease may come back at once */
         q->deadline = min_u64(q->deadline, n->lease_at + LEASE_GRACE);
-    if (n->self < 0 || q->deadline < n->now) {
+    bool over = m->partition == VIEWS_PARTITION && m->ballot.epoch != node_epoch(n);
+    if (n->self < 0 || q->deadline < n->now || over) {
         request_fail(n, q, 503);
         return;
     }
-    bool fast = m->function == DO_READ && q->tries < READ_TRIES;
-    bool keyed = !fast && !(is_write(q) && m->flags & FLAG_ONE);
-    struct round *r = keyed ? round_by_key(n, m->partition, body.key, m->key_bytes) : NULL;
-    bool idle = !r;
-    if (!r)
-        r = round_make(n, m->partition, body.key, m->key_bytes, keyed);
-    STAILQ_INSERT_TAIL(keyed ? &r->queued : &r->in_flight, q, next);
-    if (fast) {
-        r->state = ROUND_READ;
-        round_send(n, r);
-    } else if (!keyed) {
-        round_decide(n, r);
-    } else if (idle) {
-        round_begin(n, r);
+    struct round *r = round_by_key(n, m->partition, message_body(m).key, m->key_bytes);
+    if (m->function == DO_READ && q->tries < READ_TRIES) {
+        enum round_state state = one ? ROUND_READ_ONE : ROUND_READ;
+        round_ask(n, round_make(n, q, state), state);
+    } else if (is_write(q) && one) {
+        round_decide(n, round_make(n, q, ROUND_ACCEPT_ONE));
+    } else if (r) {
+        STAILQ_INSERT_TAIL(&r->queued, q, next);
+    } else {
+        round_begin(n, round_make(n, q, ROUND_REST));
     }
 }
 
@@ -4050,6 +4057,7 @@ static void node_request_own(struct node *n, const struct message *head, const s
     m.flags = FLAG_WHOLE | FLAG_FRESH;
     m.write_id = node_random(n);
     m.issued_at = clock_tick(n);
+    m.ballot.epoch = node_epoch(n);
     request_admit(n, request_make(n, &m, body));
 }
 
@@ -4067,19 +4075,10 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
 static void rounds_restart(struct node *n)
 {
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
-    for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            STAILQ_CONCAT(&all, &r->in_flight);
-            STAILQ_CONCAT(&all, &r->queued);
-            round_free(r);
-        }
-    }
-    for (struct request *q; (q = requests_pop(&all));) {
-        if (q->m->partition == VIEWS_PARTITION)
-            request_fail(n, q, 503);
-        else
-            request_admit(n, q);
-    }
+    for (int i = 0; i < ROUND_BUCKETS; i++)
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));)
+            round_end(r, &all);
+    requests_admit(n, &all);
 }
 
 /* === 19 Waits ===================================================================================
@@ -4095,6 +4094,29 @@ struct watch {
     uint64_t until;
     struct message message; /* M_READ, its key behind it */
 };
+
+/* Whether the client of a GET with wait waits on, because the record is as it knows it. Each owner is
+ * asked to tell of the next change, once; its reply now shows what changed meanwhile. A quorum holds the
+ * record by now, so one of each quorum that accepts another one tells of that one. If the message is
+ * lost, the read that follows soon finds it. */
+static bool request_waits(struct node *n, struct request *q, const struct message *m)
+{
+    bool exists = is_live(m->flags);
+    bool same = q->m->condition == IF_MATCH ? condition_holds(m, q->m) : !exists;
+    if (!same || q->waits_until <= n->now ||
+        (n->hooks->client_gone && n->hooks->client_gone(n, q->client)))
+        return false;
+    struct round *r = round_make(n, q, ROUND_WATCH);
+    r->ballot = m->ballot;
+    round_message(n, r, partition_owners(n, r->partition),
+                  (struct message){.type = M_READ, .flags = FLAG_WATCH});
+    uint64_t time = node_latest_time(n), expiry = exists && m->expiry ? m->expiry : UINT64_MAX;
+    r->due = n->now + min_u64(WATCH_TIME / 2, expiry - min_u64(expiry, time));
+    r->due = min_u64(r->due, q->waits_until);
+    q->deadline = r->due + REQUEST_TIME; /* then it is read again */
+    q->tries = 0;
+    return true;
+}
 
 /* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
  * null entry: these alone. */
@@ -4367,18 +4389,12 @@ struct handler {
 };
 
 static const struct handler handlers[M_TYPES] = {
-    [M_PREPARE] = {on_prepare, .owned = true},
-    [M_PROMISE] = {on_promise, .owned = false},
-    [M_ACCEPT] = {on_accept, .owned = true},
-    [M_ACCEPTED] = {on_accepted, .owned = false},
-    [M_REJECT] = {on_reject, .owned = false},
-    [M_READ] = {on_read, .owned = true},
-    [M_READ_REPLY] = {on_read_reply, .owned = false},
-    [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
-    [M_VIEW] = {on_view, .any_epoch = true},
-    [M_LIST] = {on_list, .owned = false},
-    [M_LISTED] = {on_listed, .owned = false},
-    [M_PULL] = {on_pull, .owned = true},
+    [M_PREPARE] = {on_prepare, .owned = true},   [M_PROMISE] = {on_reply, .owned = false},
+    [M_ACCEPT] = {on_accept, .owned = true},     [M_ACCEPTED] = {on_reply, .owned = false},
+    [M_REJECT] = {on_reply, .owned = false},     [M_READ] = {on_read, .owned = true},
+    [M_READ_REPLY] = {on_reply, .owned = false}, [M_HEARTBEAT] = {on_heartbeat, .any_epoch = true},
+    [M_VIEW] = {on_view, .any_epoch = true},     [M_LIST] = {on_list, .owned = false},
+    [M_LISTED] = {on_listed, .owned = false},    [M_PULL] = {on_pull, .owned = true},
     [M_DIGEST] = {on_digest, .owned = false},
 };
 

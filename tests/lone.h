@@ -67,12 +67,8 @@ static void lone_node_free(struct lone *l)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            STAILQ_CONCAT(&r->in_flight, &r->queued);
-            for (struct request *q; (q = requests_pop(&r->in_flight));)
-                request_free(q);
-            round_free(r);
-        }
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));)
+            round_end(r, &n->large);
         for (struct watch *w; (w = LIST_FIRST(&n->watches[i]));) {
             LIST_REMOVE(w, next);
             free(w);

@@ -629,12 +629,8 @@ static void node_free(struct node *n)
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
     for (int i = 0; i < ROUND_BUCKETS; i++) {
-        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));) {
-            STAILQ_CONCAT(&r->in_flight, &r->queued);
-            for (struct request *q; (q = requests_pop(&r->in_flight));)
-                request_free(q);
-            round_free(r);
-        }
+        for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));)
+            round_end(r, &n->large);
         for (struct watch *kept; (kept = LIST_FIRST(&n->watches[i]));) {
             LIST_REMOVE(kept, next);
             free(kept);
@@ -3102,12 +3098,11 @@ static void trace_hosts(void)
         for (int j = 0; j < ROUND_BUCKETS; j++)
             for (const struct round *r = LIST_FIRST(&n->by_id[j]); r; r = LIST_NEXT(r, by_id))
                 trace(h,
-                      "round %.*s state %d keyed %d tries %u answered %" PRIx64 " same %" PRIx64
-                      " rejections %u best %s taken %d waiting %d",
-                      r->key_bytes, (const char *)r->key, r->state, r->keyed,
-                      STAILQ_FIRST(&r->in_flight)->tries, r->answered, r->at_highest, r->rejections,
-                      ballot_name(r->highest), !STAILQ_EMPTY(&r->in_flight),
-                      !STAILQ_EMPTY(&r->queued));
+                      "round %.*s state %d tries %u replied %" PRIx64 " at highest %" PRIx64
+                      " rejections %u highest %s queued %d",
+                      r->key_bytes, (const char *)r->key, r->state, round_request(r)->tries,
+                      r->replied, r->at_highest, r->rejections,
+                      ballot_name(round_record(r)->ballot), !STAILQ_EMPTY(&r->queued));
     }
 }
 

@@ -1913,7 +1913,8 @@ START_TEST(test_conditions_hold_for_the_record_that_is_there)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (int d = 0; d < 3; d++) {
             struct message m = {.condition = rows[i].condition, .ballot = rows[i].etag};
-            ck_assert_msg(condition_holds(drafts[d], &m) == rows[i].holds[d], "row %zu, %d", i, d);
+            ck_assert_msg(condition_holds(&drafts[d]->head, &m) == rows[i].holds[d], "row %zu, %d",
+                          i, d);
         }
 }
 END_TEST
@@ -1942,17 +1943,15 @@ START_TEST(test_a_counter_adds_to_an_integer_and_to_nothing_else)
                 {"00000000000000000000000000001", 1, 0, false}};
     static struct draft d;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct round r = {.ballot = {1, 1000, 1}};
         struct message m = {.write_id = 3, .number = (uint64_t)rows[i].by};
-        int64_t sum = 0;
-        d = (struct draft){.head = {.modified = 5}};
+        d = (struct draft){.head = {.modified = 5, .ballot = {1, 1000, 1}}};
         if (rows[i].value) {
             d.head.flags = FLAG_RECORD;
             d.head.value_bytes = (uint32_t)strlen(rows[i].value);
             d.body.value = rows[i].value;
         }
-        ck_assert_msg(draft_add(&d, &r, &m, &sum) == rows[i].fine, "row %zu", i);
-        ck_assert_msg(!rows[i].fine || sum == rows[i].sum, "row %zu", i);
+        ck_assert_msg(draft_add(&d, &m) == rows[i].fine, "row %zu", i);
+        ck_assert_msg(!rows[i].fine || d.number == (uint64_t)rows[i].sum, "row %zu", i);
         ck_assert(d.changed == rows[i].fine);
     }
 }
@@ -1961,21 +1960,22 @@ END_TEST
 START_TEST(test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it)
 {
     static struct draft d;
-    struct round r = {.ballot = {1, 100 * SECOND, 1}};
+    lone_begin();
+    d.head.ballot.time = 100 * SECOND;
     for (size_t i = 0; i < RESULTS_MAX + 10; i++)
         d.results[d.results_count++] = (struct result){.write_id = i, .recorded = 90 * SECOND + i};
-    draft_trim(&d, &r);
+    draft_trim(l.node, &d);
     ck_assert_uint_eq(d.results_count, RESULTS_MAX);
     ck_assert_uint_eq(d.head.results_lost_until, 90 * SECOND + 9);
     for (size_t i = 0; i < d.results_count; i++)
         ck_assert_uint_gt(d.results[i].recorded, d.head.results_lost_until);
-    r.ballot.time = 200 * SECOND;
-    draft_trim(&d, &r);
+    d.head.ballot.time = 200 * SECOND;
+    draft_trim(l.node, &d);
     ck_assert_uint_eq(d.results_count, 0);
     uint64_t dropped = d.head.results_lost_until;
     ck_assert_uint_eq(dropped, 90 * SECOND + RESULTS_MAX + 9);
     d.results[d.results_count++] = (struct result){.recorded = 10 * SECOND};
-    draft_trim(&d, &r);
+    draft_trim(l.node, &d);
     ck_assert_uint_eq(d.head.results_lost_until, dropped); /* it never falls */
 }
 END_TEST
@@ -2354,12 +2354,10 @@ END_TEST
 static uint16_t told_after(uint64_t dropped, struct message m)
 {
     static struct draft d;
-    struct round r = {.ballot = {1, clock_tick(l.node), LONE_ID}};
-    struct request q = {.m = &m};
     d = (struct draft){.head = {.results_lost_until = dropped}};
+    d.head.ballot = (struct ballot){1, clock_tick(l.node), LONE_ID};
     m.function = DO_PUT;
-    draft_take(l.node, &d, &r, &q);
-    return (uint16_t)q.result.status;
+    return (uint16_t)draft_take(l.node, &d, &m).status;
 }
 
 START_TEST(test_unknown_is_only_what_could_have_been_let_go)
