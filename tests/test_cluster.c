@@ -57,12 +57,14 @@ static struct load *load_through(const char *url, const char *prefix, int client
 }
 
 /* About a hundred requests a second. nginx may repeat them. */
+enum { PACED_CLIENTS = 5, PACED_KEYS = 50 };
+
 static struct load *load_paced(const struct cluster *c)
 {
     return load_start(&(struct load_plan){.urls = {c->nginx_url},
                                           .prefix = "/paced",
-                                          .clients = 5,
-                                          .keys = 40,
+                                          .clients = PACED_CLIENTS,
+                                          .keys = PACED_KEYS / PACED_CLIENTS,
                                           .value_bytes = 100,
                                           .pause_ms = 45});
 }
@@ -947,6 +949,59 @@ START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
     load_is_there(l, c);
     await_copies(c, 20000 + load_keys(l), 3);
     cluster_stop(c);
+}
+END_TEST
+
+/* What it says of itself at the moment when it is ready for the first time. */
+static double keys_when_ready(const struct node *n)
+{
+    double end = now() + 120 * slowness();
+    while (!node_ready(n)) {
+        ck_assert_msg(now() < end, "not ready: %s", get(n->url, "/_ready").body);
+        pause_ms(5);
+    }
+    ck_assert_str_eq(member_state(n, node_id(n)), "up");
+    return status_number(n, "keys");
+}
+
+/* One after the other is stopped, and started with an empty disk; only /_ready is waited for. */
+static void disks_replaced(int nodes)
+{
+    int count = setting("ESTORAJE_TEST_KEYS", 4000);
+    struct cluster *c = cluster_expected(nodes);
+    cluster_expected_start(c);
+    keys_on("PUT", count, c->nginx_url);
+    struct load *l = load_paced(c);
+    AWAIT(load_keys(l) == PACED_KEYS, 60); /* from now on no key is new */
+    await_copies(c, count + PACED_KEYS, 3);
+    double ready[NODES_MAX], begun = now();
+    for (int i = 0; i < nodes; i++) {
+        ck_assert_int_eq(node_stop(c, i), 0);
+        folder_remove(in_folder(c->nodes[i].folder, "data"));
+        node_start(c, i);
+        ready[i] = keys_when_ready(&c->nodes[i]);
+    }
+    printf("%d disks with %d keys replaced in %.1f s\n", nodes, count, now() - begun);
+    cluster_await(c, nodes, 40);
+    load_end_without_failure(l, "all disks replaced");
+    await_copies(c, count + PACED_KEYS, 3);
+    for (int i = 0; nodes == 3 && i < nodes; i++)
+        ck_assert_double_eq(ready[i], count + PACED_KEYS);
+    ck_assert_double_eq(ready[nodes - 1], status_number(&c->nodes[nodes - 1], "keys"));
+    keys_are_everywhere(count, c);
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+
+START_TEST(test_all_disks_of_three_nodes_are_replaced_in_turn_without_a_failed_request)
+{
+    disks_replaced(3);
+}
+END_TEST
+
+START_TEST(test_all_disks_of_five_nodes_are_replaced_in_turn_without_a_failed_request)
+{
+    disks_replaced(5);
 }
 END_TEST
 
@@ -2235,6 +2290,8 @@ int main(void)
         {"moves", test_a_change_goes_on_when_the_coordinator_dies},
         {"moves", test_a_node_that_missed_many_views_follows_them},
         {"moves", test_a_disk_lost_five_times_in_a_row_costs_no_request},
+        {"moves", test_all_disks_of_three_nodes_are_replaced_in_turn_without_a_failed_request},
+        {"moves", test_all_disks_of_five_nodes_are_replaced_in_turn_without_a_failed_request},
         {"moves", test_nodes_with_one_command_line_make_one_cluster},
         {"moves", test_a_cluster_whose_nodes_all_move_serves_again},
         {"moves", test_two_that_moved_in_turn_serve_without_the_third},
