@@ -1280,6 +1280,12 @@ void cluster_nginx(struct cluster *c)
     AWAIT(status_of(c->nginx_url, "GET", "/_health", NULL, NULL) != 0, 10);
 }
 
+void cluster_nginx_reload(struct cluster *c)
+{
+    nginx_configure(c);
+    REQUIRE(kill(c->nginx, SIGHUP) == 0, "nginx is not running");
+}
+
 void cluster_nginx_stop(struct cluster *c)
 {
     if (!c->nginx)

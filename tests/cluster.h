@@ -186,6 +186,8 @@ void cluster_isolate(struct cluster *c, int node, bool cut);
 /* nginx with the project's own configuration, in front of the nodes there are now; again: with
  * those of that moment. */
 void cluster_nginx(struct cluster *c);
+/* The nodes moved: as nginx -s reload, which cuts no request off. */
+void cluster_nginx_reload(struct cluster *c);
 void cluster_nginx_stop(struct cluster *c);
 
 /* ---- 4. Load ---- */
