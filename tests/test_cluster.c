@@ -1123,12 +1123,18 @@ START_TEST(test_two_of_five_that_are_declared_lost_are_given_up)
 {
     struct cluster *c = behind_nginx(5, NULL);
     keys_on("PUT", 1000, c->nginx_url);
-    await_copies(c, 1000, 3);
+    struct load *l = load_paced(c);
+    AWAIT(load_keys(l) == PACED_KEYS, 60);
+    await_copies(c, 1000 + PACED_KEYS, 3);
     char *third = node_id(&c->nodes[3]), *fourth = node_id(&c->nodes[4]);
     for (int i = 3; i < 5; i++) {
         node_kill(c, i);
         folder_remove(in_folder(c->nodes[i].folder, "data"));
+        if (i == 3)
+            wait_seconds(3); /* so that no write is at these two alone */
     }
+    ck_assert_int_eq(load_report(l).failed, 0);
+    load_goes_on(l, 10);
     AWAIT(declare_lost(&c->nodes[0], text("%s,%s", third, fourth)) == 202,
           20); /* or a lease runs */
     ck_assert_int_eq(declare_lost(&c->nodes[0], node_id(&c->nodes[1])), 409);
@@ -1139,13 +1145,20 @@ START_TEST(test_two_of_five_that_are_declared_lost_are_given_up)
         400);
     ck_assert_int_eq(declare_lost(&c->nodes[0], text("%s;%s", third, fourth)), 404);
     cluster_await(c, 3, 60);
+    wait_seconds(.5); /* what began before has been answered */
+    struct load_report then = load_report(l);
+    printf("%ld of %ld requests failed until the two were given up\n", then.failed, then.requests);
     keys_are_everywhere(1000, c);
-    await_copies(c, 1000, 3);
+    await_copies(c, 1000 + PACED_KEYS, 3);
     ck_assert_int_eq(put(c->nginx_url, "/after", "v").status, 201);
     node_start(c, 3);
     node_start(c, 4);
     cluster_await(c, 5, 90);
+    load_goes_on(l, 100);
+    struct load_report r = load_end(l, "two of five were given up");
+    ck_assert_msg(r.failed == then.failed, "%ld failed later", r.failed - then.failed);
     keys_are_everywhere(1000, c);
+    load_is_there(l, c);
     cluster_stop(c);
 }
 END_TEST
