@@ -7,6 +7,8 @@
  *   ESTORAJE_TEST_FILES=n   how many files of /usr/include and /usr/share/doc are stored (2000)
  *   ESTORAJE_TEST_KEYS=n    how many keys are moved about (2000)
  *   ESTORAJE_TEST_PAUSE=s   how long a stopped node stays stopped (5)
+ *   ESTORAJE_TEST_APART=s   how much time is between two losses of a disk, at least (3)
+ *   ESTORAJE_TEST_DRIFT=s   how long clocks drift (15)
  */
 #include "cluster.h"
 
@@ -1898,7 +1900,14 @@ static char *failing_library(const char *folder)
     return library_make(folder, source);
 }
 
-/* A library that adds to the wall clock the seconds that a file says. */
+/* What a file says of a node's clocks. */
+struct clock_error {
+    long ahead; /* s: the wall clock */
+    long ppm;   /* all of them are faster, since this time of the machine's CLOCK_MONOTONIC in s */
+    long since;
+};
+
+/* A library that makes the clocks wrong. */
 static char *clock_library(const char *folder)
 {
     static const char source[] =
@@ -1906,14 +1915,22 @@ static char *clock_library(const char *folder)
         "#include <time.h>\n"
         "int clock_gettime(clockid_t clock, struct timespec *t)\n{\n"
         "    static int (*real)(clockid_t, struct timespec *);\n"
-        "    static const volatile long *ahead;\n"
+        "    static const volatile struct { long ahead, ppm, since; } *error;\n"
         "    if (!real)\n"
         "        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "
         "\"clock_gettime\");\n"
-        "    if (!ahead)\n        ahead = mmap(0, sizeof *ahead, PROT_READ, MAP_SHARED,\n"
+        "    if (!error)\n        error = mmap(0, sizeof *error, PROT_READ, MAP_SHARED,\n"
         "                     open(getenv(\"CLOCK_FILE\"), O_RDONLY | O_CLOEXEC), 0);\n"
-        "    int result = real(clock, t);\n"
-        "    t->tv_sec += clock == CLOCK_REALTIME ? *ahead : 0;\n"
+        "    struct timespec m;\n"
+        "    int result = real(CLOCK_MONOTONIC, &m) | real(clock, t);\n"
+        "    if (clock != CLOCK_REALTIME && clock != CLOCK_MONOTONIC && clock != CLOCK_BOOTTIME)\n"
+        "        return result;\n"
+        "    long us = (m.tv_sec - error->since) * 1000000 + m.tv_nsec / 1000;\n"
+        "    long ns = t->tv_nsec + us * error->ppm / 1000 + 1000000000;\n"
+        "    t->tv_sec += ns / 1000000000 - 1 + (clock == CLOCK_REALTIME ? error->ahead : 0);\n"
+        "    t->tv_nsec = ns % 1000000000;\n"
+        "    while (t->tv_nsec < 0) {\n        t->tv_nsec += 1000000000;\n        t->tv_sec--;\n"
+        "    }\n"
         "    return result;\n}\n";
     return library_make(folder, source);
 }
@@ -1999,13 +2016,14 @@ static void clocks_jump(const struct cluster *c, unsigned nodes, long ahead, dou
                   r.failed - failed, nodes, ahead, r.first_failure);
 }
 
-/* Nobody restarts anything. nginx's clock is right all the time. */
-START_TEST(test_wall_clocks_that_jump_cost_no_request_for_long)
+/* Three nodes with clocks of their own, behind nginx, whose clock is right. */
+static struct cluster *clocks_start(const long *ppm)
 {
     struct cluster *c = cluster_new(NULL, false);
     for (int i = 0; i < 3; i++) {
         cluster_add(c);
-        file_write(clock_file(c, i), &(long){0}, sizeof(long));
+        struct clock_error error = {.ppm = ppm[i], .since = (long)now()};
+        file_write(clock_file(c, i), &error, sizeof error);
         c->nodes[i].environment[0] = text("LD_PRELOAD=%s", clock_library(c->folder));
         c->nodes[i].environment[1] = text("CLOCK_FILE=%s", clock_file(c, i));
         node_start(c, i);
@@ -2013,9 +2031,34 @@ START_TEST(test_wall_clocks_that_jump_cost_no_request_for_long)
     }
     cluster_await(c, 3, 40);
     cluster_nginx(c);
+    return c;
+}
+
+START_TEST(test_clocks_that_drift_two_percent_apart_cost_no_request)
+{
+    struct cluster *c = clocks_start((const long[]){10000, 0, -10000});
+    struct load *l = load_paced(c);
+    double offset = fabs(status_number(&c->nodes[0], "clock_offset_ms"));
+    wait_seconds(setting("ESTORAJE_TEST_DRIFT", 15));
+    printf("clocks are %g ms apart, and were %g\n",
+           fabs(status_number(&c->nodes[0], "clock_offset_ms")), offset);
+    ck_assert_double_gt(fabs(status_number(&c->nodes[0], "clock_offset_ms")), offset);
+    for (int i = 0; i < 3; i++)
+        ck_assert_msg(node_ready(&c->nodes[i]), "node %d is not ready", i);
+    load_end_without_failure(l, "clocks that drift");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
+/* Nobody restarts anything but where it says so. */
+START_TEST(test_wall_clocks_that_jump_cost_no_request_for_long)
+{
+    struct cluster *c = clocks_start((const long[]){0, 0, 0});
     struct load *l = load_through(c->nginx_url, "/load", 4);
     load_goes_on(l, 200);
     clocks_jump(c, 1, 3600, 2, l);
+    clocks_jump(c, 1, -120, 2, l);
     clocks_jump(c, 1, 0, 2, l);
     clocks_jump(c, 7, 3600, 4, l);
     clocks_jump(c, 7, 0, 4, l);
@@ -2412,6 +2455,7 @@ int main(void)
         {"disks", test_a_joiner_whose_disk_is_too_small_stops_and_holds_up_nobody},
         {"disks", test_a_failing_fdatasync_ends_the_process_and_loses_nothing},
         {"disks", test_slow_disks_are_slow_and_not_away},
+        {"clocks", test_clocks_that_drift_two_percent_apart_cost_no_request},
         {"clocks", test_wall_clocks_that_jump_cost_no_request_for_long},
         {"disks", test_the_log_does_not_grow_without_bound},
         {"retries", test_writes_whose_node_is_killed_get_their_true_answer_once},
