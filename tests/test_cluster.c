@@ -8,6 +8,8 @@
  *   ESTORAJE_TEST_KEYS=n    how many keys are moved about (2000)
  *   ESTORAJE_TEST_PAUSE=s   how long a stopped node stays stopped (5)
  *   ESTORAJE_TEST_APART=s   how much time is between two losses of a disk, at least (3)
+ *   ESTORAJE_TEST_ROUNDS=n  how many clusters are started in disorder (6), from the seed
+ *   ESTORAJE_TEST_SEED=n    on (1)
  *   ESTORAJE_TEST_DRIFT=s   how long clocks drift (15)
  */
 #include "cluster.h"
@@ -1027,6 +1029,64 @@ START_TEST(test_nodes_with_one_command_line_make_one_cluster)
     cluster_await(c, 3, 40);
     keys_are_everywhere(300, c);
     cluster_stop(c);
+}
+END_TEST
+
+/* The cluster of those that run and are in one, which must be the same; "": of nobody. */
+static char *cluster_of_all(const struct cluster *c)
+{
+    char *found = "";
+    for (int i = 0; i < c->count; i++) {
+        struct response r = {0};
+        if (c->nodes[i].pid)
+            r = get(c->nodes[i].url, "/_status");
+        if (r.status == 200 && json_count(r.body, "members") > 0) {
+            char *name = json_string(r.body, "cluster");
+            ck_assert_msg(!*found || !strcmp(found, name), "two clusters: %s and %s", found, name);
+            found = name;
+        }
+        response_free(&r);
+    }
+    return found;
+}
+
+/* Who has no data may lose it at any time; of a cluster, one at a time, when all have it. */
+static void started_in_disorder(unsigned seed)
+{
+    struct cluster *c = cluster_expected(3);
+    unsigned random = seed;
+    int wiped = 0;
+    for (int step = 0; step < 12; step++) {
+        int i = rand_r(&random) % 3, what = rand_r(&random) % 3;
+        bool run = c->nodes[i].pid;
+        bool wipe = what == 1 && (!*cluster_of_all(c) || cluster_settled(c, 3));
+        if (run && (what == 0 || wipe))
+            node_kill(c, i);
+        if (wipe)
+            folder_remove(in_folder(c->nodes[i].folder, "data"));
+        wiped += wipe;
+        if (!run || wipe)
+            node_start(c, i);
+        cluster_of_all(c);
+        pause_ms(rand_r(&random) % 500);
+    }
+    for (int i = 0; i < 3; i++)
+        if (!c->nodes[i].pid)
+            node_start(c, i);
+    double start = now();
+    cluster_await(c, 3, 60);
+    printf("seed %u: %d wiped, one cluster after %.1f s more\n", seed, wiped, now() - start);
+    ck_assert_str_ne(cluster_of_all(c), "");
+    cluster_stop(c);
+}
+
+START_TEST(test_one_command_line_makes_one_cluster_in_whatever_disorder)
+{
+    unsigned first = (unsigned)setting("ESTORAJE_TEST_SEED", 1);
+    for (unsigned i = 0; i < (unsigned)setting("ESTORAJE_TEST_ROUNDS", 6); i++) {
+        printf("seed %u\n", first + i);
+        started_in_disorder(first + i);
+    }
 }
 END_TEST
 
@@ -2432,6 +2492,7 @@ int main(void)
         {"moves", test_all_disks_of_three_nodes_are_replaced_in_turn_without_a_failed_request},
         {"moves", test_all_disks_of_five_nodes_are_replaced_in_turn_without_a_failed_request},
         {"moves", test_nodes_with_one_command_line_make_one_cluster},
+        {"moves", test_one_command_line_makes_one_cluster_in_whatever_disorder},
         {"moves", test_nodes_that_move_one_after_the_other_cost_no_request},
         {"moves", test_a_cluster_whose_nodes_all_move_serves_again},
         {"moves", test_two_that_moved_in_turn_serve_without_the_third},
