@@ -247,11 +247,66 @@ START_TEST(test_a_backup_that_cannot_be_whole_says_so)
 }
 END_TEST
 
+/* The nodes' keys together. */
+static double copies(const struct cluster *c)
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++)
+        sum += json_number(get(c->nodes[i].url, "/_status").body, "keys");
+    return sum;
+}
+
+/* "most of all machines are lost for good", where there are more with data. */
+START_TEST(test_three_of_five_lost_for_good_cost_no_key_that_another_held)
+{
+    enum { COUNT = 300 };
+    struct cluster *c = cluster_start(5, NULL), *to = cluster_start(3, NULL);
+    char *folders[2];
+    bool held[COUNT] = {0};
+    int lost = 0;
+    for (int i = 0; i < COUNT; i++)
+        ck_assert_int_eq(put(c->nodes[i % 5].url, text("/k/%d", i), text("value %d", i)).status,
+                         201);
+    AWAIT(copies(c) == COUNT * 3, 20);
+    for (int i = 0; i < COUNT; i++) {
+        struct response r = get(c->nodes[0].url, text("/_nodes/k/%d", i));
+        for (int n = 0; n < 2; n++)
+            held[i] |= strstr(json_string(r.body, "owners"), node_id(&c->nodes[n])) != NULL;
+        lost += !held[i];
+    }
+    for (int n = 2; n < 5; n++) {
+        node_kill(c, n);
+        folder_remove(in_folder(c->nodes[n].folder, "data"));
+    }
+    for (int n = 0; n < 2; n++)
+        AWAIT(status_of(c->nodes[n].url, "GET", "/k/0", NULL, NULL) == 503, 20);
+    for (int n = 0; n < 2; n++) {
+        ck_assert_int_eq(node_stop(c, n), 0);
+        c->nodes[n].options[0] = "--force-new-cluster";
+        node_start(c, n);
+        AWAIT(node_ready(&c->nodes[n]), 20);
+        folders[n] = in_folder(c->folder, "backup-%d", n);
+        back_up(c, n, folders[n]);
+    }
+    restore(to, text("%s %s", folders[0], folders[1]));
+    for (int i = 0; i < COUNT; i++) {
+        struct response r = get(to->nodes[i % 3].url, text("/k/%d", i));
+        ck_assert_msg(r.status == (held[i] ? 200 : 404), "k/%d: %d", i, r.status);
+        ck_assert(!held[i] || !strcmp(r.body, text("value %d", i)));
+    }
+    printf("%d of %d keys were held by the lost alone\n", lost, COUNT);
+    ck_assert(lost > 0 && lost < COUNT / 4);
+    cluster_stop(to);
+    cluster_stop(c);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *tests[] = {test_each_line_of_curl_prints_what_the_readme_says,
                             test_a_backup_brings_back_every_key_with_type_and_expiry,
                             test_of_two_backups_the_later_value_of_a_key_is_restored,
-                            test_a_backup_that_cannot_be_whole_says_so};
+                            test_a_backup_that_cannot_be_whole_says_so,
+                            test_three_of_five_lost_for_good_cost_no_key_that_another_held};
     return harness_run("readme", 120, tests, sizeof tests / sizeof *tests);
 }
