@@ -6609,39 +6609,26 @@ static bool peer_ask(const struct server *s, const char *address, uint64_t *clus
     return healthy;
 }
 
-/* Whether a voter other than this node holds a lease: then a majority lives without us. Where not even
- * the views can be read, --join says whom to ask. */
-static bool others_are_healthy(struct server *s)
+/* Whether another node holds a lease, of those in --join or, at will, of the members, too: then a majority
+ * lives without this one. Data of another cluster than that of --join ends the program. */
+static bool others_are_healthy(const struct server *s, bool members)
 {
     const struct node *n = s->node;
-    uint64_t cluster;
     bool healthy = false;
-    for (uint32_t i = 0; n->view && i < n->view->members_count && !healthy; i++)
-        healthy = (int)i != n->self && peer_ask(s, n->view->members[i].address, &cluster);
-    char *one, *list = n->view || !s->options.join ? NULL : strdupa(s->options.join);
-    while (!healthy && (one = strsep(&list, ",")))
-        healthy = peer_ask(s, one, &cluster);
-    return healthy;
-}
-
-/* Enters the places to ask. Where there is data, the first of them that knows its cluster tells whether
- * it is this one. */
-static void server_join(struct server *s)
-{
-    struct node *n = s->node;
-    uint64_t cluster = 0;
-    for (char *one, *list = strdupa(s->options.join); (one = strsep(&list, ","));) {
-        if (strcmp(one, n->self_peer->address) != 0)
-            peer_make(n, 0, one);
-        if (n->view && !cluster)
-            peer_ask(s, one, &cluster);
+    for (size_t i = 0; i < n->peers_count && !healthy; i++) {
+        const struct peer *p = n->peers[i];
+        uint64_t cluster = 0;
+        if (p == n->self_peer || (p->id && !members))
+            continue;
+        healthy = peer_ask(s, p->address, &cluster);
+        if (p->id || !n->view || !cluster || cluster == n->cluster)
+            continue;
+        log_line(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
+                 "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
+                 cluster);
+        exit(1);
     }
-    if (!n->view || !cluster || cluster == n->cluster)
-        return;
-    log_line(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
-             "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
-             cluster);
-    exit(1);
+    return healthy;
 }
 
 /* Reads the log into a node; makes it a member of a new cluster, or one that asks to join. */
@@ -6654,7 +6641,10 @@ static void server_open(struct server *s)
     /* Space is always taken ahead of what is written: where none follows, a file was cut short. */
     whole &= node_recover(n, start, end) &&
              (log_end(n) == start || log_end(n) + ROOM_CLEANING / 2 <= end);
-    for (int tries = 0; !whole && !others_are_healthy(s); tries++) {
+    for (char *one, *list = o->join ? strdupa(o->join) : NULL; (one = strsep(&list, ","));)
+        if (strcmp(one, o->advertise) != 0)
+            peer_make(n, 0, one);
+    for (int tries = 0; !whole && !others_are_healthy(s, true); tries++) {
         log_line(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
                  o->data);
         if (tries == DAMAGED_TRIES && n->log.torn && n->self >= 0 && !s->disk.sync) {
@@ -6694,8 +6684,8 @@ static void server_open(struct server *s)
         node_bootstrap(n, n->view->replicas);
     if (!n->view && o->bootstrap)
         node_bootstrap(n, n->replicas);
-    if (o->join)
-        server_join(s);
+    if (n->view)
+        others_are_healthy(s, false);
 }
 
 /* "host:port", [v6] in brackets. The host is numeric, unless `to` is null: then it may be a name. */
