@@ -5133,41 +5133,37 @@ static void channels_check(struct server *s)
 static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
 enum { GET, HEAD, PUT, POST, DELETE, OTHER };
 
-static void print_owners(struct bytes *out, const struct node *n, const char *name, int which,
-                         uint16_t partition)
-{
-    bytes_print(out, ",\"%s\":[", name);
-    for (unsigned i = 0; i < n->rings[which].owners_count; i++) {
-        uint8_t owner = n->rings[which].owners[partition][i];
-        bytes_print(out, "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\"}", i ? "," : "",
-                    n->view->members[owner].id, n->member_peer[owner]->address);
-    }
-    bytes_print(out, "]");
-}
-
-/* Which members hold a key. */
+/* Which members hold a key, by each ring if it moves. */
 static void print_place(struct bytes *out, const struct node *n, const void *key, size_t bytes)
 {
     char text[KEY_TEXT_BYTES];
     uint16_t partition = key_partition(key, bytes);
+    bool moves = n->owners[C_OLD][partition] != n->owners[C_NEW][partition];
     bytes_print(out, "{\"key\":\"%s\",\"hash\":\"%016" PRIx64 "\",\"partition\":%u",
                 percent_encode(text, key, bytes), XXH3_64bits(key, bytes), partition);
-    print_owners(out, n, "owners", C_OLD, partition);
-    if (n->owners[C_OLD][partition] != n->owners[C_NEW][partition])
-        print_owners(out, n, "owners_new", C_NEW, partition);
-    bytes_print(out, "}\n");
+    for (int which = C_OLD; which <= (moves ? C_NEW : C_OLD); which++) {
+        bytes_print(out, which == C_OLD ? ",\"owners\":[" : "],\"owners_new\":[");
+        for (unsigned i = 0; i < n->rings[which].owners_count; i++) {
+            uint8_t owner = n->rings[which].owners[partition][i];
+            bytes_print(out, "%s{\"id\":\"%016" PRIx64 "\",\"address\":\"%s\"}", i ? "," : "",
+                        n->view->members[owner].id, n->member_peer[owner]->address);
+        }
+    }
+    bytes_print(out, "]}\n");
 }
 
-static void print_ring(struct bytes *out, const struct node *n, const char *name, int which)
+/* The owners of each partition, by each ring. */
+static void print_rings(struct bytes *out, const struct node *n)
 {
-    bytes_print(out, ",\"%s\":[", name);
-    for (unsigned p = 0; p < PARTITIONS; p++) {
-        bytes_print(out, p ? ",[" : "[");
-        for (unsigned i = 0; i < n->rings[which].owners_count; i++)
-            bytes_print(out, "%s%u", i ? "," : "", n->rings[which].owners[p][i]);
-        bytes_print(out, "]");
+    for (int which = C_OLD; n->view && which <= (n->stable ? C_OLD : C_NEW); which++) {
+        bytes_print(out, which == C_OLD ? ",\"ring\":" : ",\"ring_new\":");
+        for (unsigned p = 0; p < PARTITIONS; p++) {
+            bytes_print(out, p ? "],[" : "[[");
+            for (unsigned i = 0; i < n->rings[which].owners_count; i++)
+                bytes_print(out, "%s%u", i ? "," : "", n->rings[which].owners[p][i]);
+        }
+        bytes_print(out, "]]");
     }
-    bytes_print(out, "]");
 }
 
 static uint32_t members_count(const struct node *n)
@@ -5215,10 +5211,7 @@ static void print_status(struct bytes *out, const struct server *s)
                 n->keys, n->tombstones, n->value_bytes, log_end(n) - n->log.first,
                 log_end(n) - n->log.first - n->log.live_bytes, complete, changing - complete,
                 (double)offset / 1e3);
-    if (n->view)
-        print_ring(out, n, "ring", C_OLD);
-    if (n->view && !n->stable)
-        print_ring(out, n, "ring_new", C_NEW);
+    print_rings(out, n);
     bytes_print(out, "}\n");
 }
 
