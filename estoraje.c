@@ -4147,11 +4147,23 @@ static void watch_add(struct node *n, struct peer *from, const struct message *m
 
 /* === 20 Listings ================================================================================
  *
- * A listing goes in pages, so that no turn of the loop takes long. Every member sends a list of the next
- * keys of its partitions. Of the keys above its last one, a list that has more to come says nothing, so
- * the page ends at the lowest of these last keys. What a quorum of a key's owners lists at one ballot is
- * reported; a key on which they do not agree, or which expired, is read as by GET. The client gets page
- * after page. Few listings are in progress; the others wait for their turn.
+ * The keys of a prefix lie on all nodes, ordered by their hashes. To list them in byte order, every
+ * member is asked for the next keys of its partitions above a given key, and the lists are merged. This
+ * goes in pages of some thousand keys, so that no turn of the loop takes long and no list takes much
+ * memory, and the client gets the listing page by page.
+ *
+ * A list with more to come says nothing of the keys above its last one. So a page ends at the lowest of
+ * these last keys: up to there, every list is complete.
+ *
+ * A key is reported as a quorum of its owners has it (R40). A list shows what one owner has accepted,
+ * which need not be chosen. If a quorum lists a key at one ballot, that record is chosen, as with a read
+ * (R9). A key on which they do not agree, or which has expired, is read as by GET. The highest of a
+ * majority's records will not do: if only a minority holds it, later reads may not find it; and if it is
+ * a tombstone, a key would be left out that is there all the time. A page needs lists of a quorum of
+ * every partition's owners: a key that is in none of them was not there when they were made.
+ *
+ * With consistency=one the lists that come in time are enough, and what they show is reported. A listing
+ * in progress holds the lists of all members, so there are only few at a time; the others wait.
  */
 
 struct listing {
@@ -4209,7 +4221,8 @@ static void listing_free(struct node *n, struct listing *l)
     free(l);
 }
 
-/* When no read of the page is in progress any more, it is sent; then the next one is asked for. */
+/* When no read of the page is in progress any more, it is sent. Then the next one is asked for, unless
+ * this was the last, or a read failed: a listing that leaves out a key would be wrong. */
 static void listing_go_on(struct node *n, struct listing *l)
 {
     bool ends = l->failed || !l->more || !l->left;
@@ -4222,10 +4235,8 @@ static void listing_go_on(struct node *n, struct listing *l)
         listing_ask(n, l);
 }
 
-/* Reports a key of the page as a quorum lists it at one ballot, if it has not expired, else reads it
- * (R40). The highest of a majority's records will not do: if only a minority holds it, later reads may
- * not find it, and if it is a tombstone, a key would be left out that is there all the time. `same`:
- * members that list what `e` is. */
+/* Takes a key into the page, or reads it first (R40). `e`: its highest ballot in the lists; `same`: the
+ * members that list it at that ballot. */
 static void listing_add(struct node *n, struct listing *l, struct listed *e, uint64_t same)
 {
     uint16_t partition = key_partition(e->key, e->key_bytes);
@@ -4246,9 +4257,11 @@ static void listing_add(struct node *n, struct listing *l, struct listed *e, uin
     request_admit(n, q);
 }
 
+/* A key that the page needed was read. */
 static void listing_read(struct node *n, const struct request *q, const struct message *result)
 {
     struct listing *l = q->listing;
+    assert(l->reads > 0 && !l->page_id);
     struct listed *e = q->listed;
     bool found = result->status == 200;
     e->flags = found ? FLAG_RECORD : 0;
@@ -4275,10 +4288,11 @@ static int listed_order(const void *a, const void *b)
     return order ? order : ballot_compare(y->ballot, x->ballot);
 }
 
-/* Makes a page of the lists. It ends behind a last key of theirs, or with the last that may be
- * reported. */
+/* Makes a page of the lists. It ends with the first key that is the last of a list with more to come,
+ * or when as many keys are reported as the client asked for. */
 static void listing_merge(struct node *n, struct listing *l)
 {
+    assert(!l->reads && !l->keys.count);
     struct listed *e;
     for (size_t at = 0; (e = list_next(&l->lists, &at));)
         bytes_append(&l->keys, &e, sizeof e);
@@ -4324,7 +4338,7 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
         e->member = (uint8_t)index;
         last = !last || listed_compare(e, last) > 0 ? e : last;
     }
-    l->lists.count = at; /* it comes from a peer: there may be a part of an entry */
+    l->lists.count = at; /* it is a peer's: part of an entry may stand behind the last one */
     if (last)
         last->flags |= m->flags & FLAG_WATCH;
     l->due = n->now + 5 * STEP_TIME;
@@ -4335,8 +4349,8 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
     listing_merge(n, l);
 }
 
-/* Begins the listings whose turn it is. Lists that did not come, as in a new view, are asked for again:
- * all, as they must be of one view. */
+/* Begins the listings whose turn it is. If lists do not come, as when the view changed, all are asked for
+ * again: owners and quorums of two views must not be mixed. */
 static void listings_tick(struct node *n)
 {
     unsigned turn = 0;
@@ -4358,9 +4372,9 @@ static void listings_tick(struct node *n)
     }
 }
 
-/* Lists keys above `after` that begin with `prefix`, at most `limit`, in byte order. Each reply's value is
- * a list of struct listed; after those of status 100 comes one that is the last. If there are more
- * keys than that (FLAG_WATCH), they come after the last one. */
+/* Lists the keys above `after` that begin with `prefix`, at most `limit`, in byte order. The reply comes
+ * in parts, by the hook: each one's value is a list of struct listed, and all but the last have status
+ * 100. FLAG_WATCH in the last one: there are more keys than were asked for. */
 static void node_list(struct node *n, void *client, struct bytes prefix, struct bytes after,
                       uint64_t limit, bool one)
 {
@@ -4378,8 +4392,17 @@ static void node_list(struct node *n, void *client, struct bytes prefix, struct 
 
 /* === 21 The core's edge =========================================================================
  *
- * What the world tells a node. After each call it does what came of it: it writes what log_flush
- * gives, and sends what frame_take gives.
+ * All that happens to a node goes in by these functions: a client's request by node_request or
+ * node_list (chapters 18 and 20), a peer's frame by node_receive, the end of a write to disk by
+ * node_durable, and the passing of time by node_tick. None of them waits for anything. After each of
+ * them the caller carries out what the core wants done: it writes what log_flush returns, and sends what
+ * frame_take returns. Replies to clients leave by a hook.
+ *
+ * What a peer sends is never asserted. A frame that is damaged, or whose messages do not fit into it,
+ * ends the link. One from another cluster, for another node, or from a clock that is far ahead (R5) is
+ * ignored. A frame's clock is taken over before its messages are handled (R4), and none of these may
+ * have a time above it. That is what the durable clock bound rests on (R2): whatever this node promises
+ * has a time at or below its own clock.
  */
 
 struct handler {
@@ -4398,8 +4421,8 @@ static const struct handler handlers[M_TYPES] = {
     [M_DIGEST] = {on_digest, .owned = false},
 };
 
-/* Most messages count only from a member, of the view of this epoch (R6); who is no member asks for
- * views, and to join. `epoch`: of the frame that brought it. */
+/* Most messages count only if they come from a member, and were sent in the epoch of this node's view
+ * (R6). A node that is no member sends heartbeats, to join, and asks for views. `epoch`: the frame's. */
 static void message_handle(struct node *n, struct peer *from, const struct message *m,
                            uint64_t epoch)
 {
@@ -4413,7 +4436,8 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
         h->handle(n, from, m);
 }
 
-/* Handles the messages in the inbox until there is none. */
+/* Handles the messages that this node sent to itself, until there is none. If one of them changes the
+ * view, those behind it are of an earlier epoch, and do not count. */
 static void node_run(struct node *n)
 {
     clock_bound_raise(n);
@@ -4428,8 +4452,9 @@ static void node_run(struct node *n)
     }
 }
 
-/* Who sent a frame; null if this node ignores it. The frame's clock and time are taken over: they count
- * for all that is in it. */
+/* The peer that sent a frame, whose clock and time are taken over; null: the frame is ignored. A frame to
+ * nobody by name is for whoever has this address: its sender was away for so long that others may live
+ * at the addresses it knows. */
 static struct peer *frame_sender(struct node *n, const struct frame *f)
 {
     bool to_us = f->to == n->id || f->to == 0 || !RULE(6);
@@ -4451,11 +4476,11 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
     return peer_make(n, f->from, "");
 }
 
-/* A frame came, aligned to 8; nothing in it is believed before it is checked. False: it is damaged, and
- * the link is not worth keeping. */
+/* A frame came, aligned to 8. False: it is damaged, and the link is not worth keeping. */
 static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 {
     const struct frame *f = (const struct frame *)data;
+    assert((uintptr_t)data % 8 == 0);
     if (bytes < sizeof *f || f->magic != FRAME_MAGIC || f->bytes != bytes || bytes % 8 ||
         f->check != frame_check(f))
         return false;
@@ -4471,28 +4496,29 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
-        /* No ballot, and no time in a record, is above the clock that its sender tells. (M_READ has what
-         * a client asks for.) */
+        /* A time above the sender's clock would go beyond this node's clock bound as well. (M_READ has
+         * the times of a client's condition, which are only compared.) */
         uint64_t latest = max_u64(max_u64(m->ballot.time, m->modified), m->results_lost_until);
         if (latest > f->clock + SECOND && m->type != M_READ)
             continue;
-        /* Not sent to this node by its name: only what asks for views, and tells them, is heard. */
+        /* In a frame to nobody by name only heartbeats and views count. */
         message_handle(n, from, m, f->to || !RULE(6) ? f->epoch : UINT64_MAX);
     }
     if (f->epoch < node_epoch(n) && *from->address)
         views_send(n, from, f->epoch);
     else if (f->epoch > node_epoch(n) && n->doubts_until <= n->now &&
-             view_has_room(n)) /* asks for its views, by the epoch of the frame */
+             view_has_room(n)) /* the frame's epoch says which views this node lacks */
         message_send(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
 }
 
-/* What log_flush gave is on disk. `room`: bytes sure to be there behind the log's end; `full`: the disk
- * has no more. */
+/* What log_flush returned is on disk, so what waited for it may be shown (R3). `room`: bytes that are
+ * taken on the disk behind the log's end; `full`: it has no more. */
 static void node_durable(struct node *n, uint64_t room, bool full)
 {
     struct log *log = &n->log;
+    assert(log->writing);
     uint64_t took = log->flight_at ? n->now - log->flight_at : 0; /* 0: it was there at start */
     log->write_time = max_u64(min_u64(took, WRITE_TIME_MAX), log->write_time - log->write_time / 8);
     log->durable += log->flight.count;
@@ -4505,6 +4531,9 @@ static void node_durable(struct node *n, uint64_t room, bool full)
     node_run(n);
 }
 
+/* Time has passed; called every 20 ms or so. All that is due by now is done: steps of rounds are sent
+ * again, leases and transitions are looked after, and a partition is swept every 10 ms. A node that was
+ * stopped for a while does not make up for the sweeps that it missed. */
 static void node_tick(struct node *n, uint64_t now, uint64_t wall)
 {
     node_time(n, now, wall);
@@ -4518,7 +4547,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             round_due(n, r);
         }
     }
-    bytes_append(&n->inbox, n->cold.data, n->cold.count); /* by now they may be in memory */
+    bytes_append(&n->inbox, n->cold.data,
+                 n->cold.count); /* what they need may be in memory by now */
     bytes_clear(&n->cold);
     bytes_clear(&n->scratch); /* who used it last may have left a large value in it */
     listings_tick(n);
@@ -4619,15 +4649,20 @@ static void memory_grew(struct bytes *b)
 
 /* === 22 The disk ================================================================================
  *
- * The log's stream of bytes lies in small files of one size, named by their number; a batch may span
- * several. A file is opened when it is needed, and removed as a whole when the log begins above it.
- * Space is taken far ahead, so that a full disk is met before anything is promised; zeros are written
- * a little ahead, as fdatasync over written bytes is faster than growing a file.
+ * The log is one endless stream of bytes (chapter 5). It lies in files of one size, the segments, named
+ * by their number: the byte at an LSN is in the file LSN / SEGMENT_BYTES. A batch may span several.
+ * When the log's first byte moves past a file, the file is removed.
  *
- * The log thread writes one batch at a time and makes it durable. A job goes down a socket pair, and
- * comes back with what is to be said of it; meanwhile the loop may read the batch, and leaves it as it
- * is. The loop never waits for a disk: what is not in the page cache is sent for, and asked for again
- * at the next tick.
+ * Space is taken far ahead of the log's end, so that a full disk is noticed before anything is promised
+ * that would need it: what the core appends always fits. A little ahead of the end zeros are written,
+ * because fdatasync of bytes that were written before is faster than of those that make a file longer.
+ *
+ * The log's thread writes one batch at a time and makes it durable. A job goes to it by a socket pair,
+ * which the loop can poll, and comes back with its outcome. Meanwhile the loop may read the batch, and
+ * does not change it. The loop never waits for the disk: a read of what is not in the page cache makes
+ * the kernel fetch it, and the core asks again at its next tick.
+ *
+ * A disk that fails ends the program (die): after a failed fdatasync nobody knows what is durable.
  */
 
 enum {
@@ -4651,7 +4686,7 @@ struct disk {
     bool sync;
     uint64_t ahead_bytes; /* space to be taken behind the log's end */
     int ends[2];          /* of the socket pair: the loop's, the thread's */
-    uint64_t oldest;      /* number of the first file; this and what follows is the thread's */
+    uint64_t oldest;      /* number of the first file; from here to `written` all is the thread's */
     uint64_t allocated, zeroed; /* LSNs up to which there is space, and zeros or data */
     struct segment {
         uint64_t number;
@@ -4664,9 +4699,9 @@ struct disk {
 struct disk_job {
     const struct bytes *batch; /* to be written at lsn; nothing is needed below `first` */
     uint64_t lsn, first;
-    uint64_t room; /* done: space behind it, and how long it took */
-    double seconds;
-    bool damaged; /* what is below `first` is not removed, but set aside to be looked at */
+    bool damaged;   /* files below `first` are not removed, but renamed, for a person to look at */
+    uint64_t room;  /* the outcome: space behind the batch */
+    double seconds; /* that the write took */
 };
 
 static void histogram_add(struct histogram *h, double value)
@@ -4710,8 +4745,8 @@ static int segment_open(const struct disk *d, struct segment *s, uint64_t lsn, i
     return s->file;
 }
 
-/* What cannot be read is zeros, which no checksum fits. False: not all is in memory, and what is not
- * was sent for; never if it may `wait`. */
+/* Copies bytes of the stream. What cannot be read becomes zeros, which fit no checksum. False: some are
+ * not in memory; the kernel was asked to fetch them. With `wait` it waits for them instead. */
 static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     bool all = true;
@@ -4722,7 +4757,7 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
         int file = segment_open(d, hot, lsn, O_RDONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
-        if (count < 0 && errno == EOPNOTSUPP) /* it cannot be told */
+        if (count < 0 && errno == EOPNOTSUPP) /* not all filesystems can say */
             count = pread(file, at, part, offset);
         if (count < 0 && errno == EAGAIN) {
             posix_fadvise(file, offset, (off_t)part, POSIX_FADV_WILLNEED);
@@ -4748,7 +4783,8 @@ static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size
     }
 }
 
-/* Makes the next file. False: the disk is full. */
+/* Makes the next file. False: the disk is full. The directory is made durable too, or the file might be
+ * gone after a crash, and all that was acknowledged in it. */
 static bool segment_make(struct disk *d)
 {
     int file = segment_open(d, &d->written, d->allocated, O_WRONLY | O_CREAT);
@@ -4776,10 +4812,11 @@ static uint64_t disk_extend(struct disk *d, uint64_t end)
     return d->allocated - min_u64(d->allocated, end);
 }
 
-/* Writes a batch and makes it durable; then removes what is below the log's first byte. */
+/* Writes a batch and makes it durable; then removes the files below the log's first byte. */
 static void disk_write(struct disk *d, struct disk_job *job)
 {
     char name[32], aside[64];
+    assert(job->first <= job->lsn);
     job->room = disk_extend(d, job->lsn + job->batch->count);
     uint64_t start = clock_us(CLOCK_MONOTONIC);
     stream_write(d, job->lsn, job->batch->data, job->batch->count, d->sync);
@@ -4789,7 +4826,7 @@ static void disk_write(struct disk *d, struct disk_job *job)
         snprintf(aside, sizeof aside, "%s.damaged", name);
         if (job->damaged)
             renameat(d->dir, name, d->dir, aside);
-        else if (!d->sync && syncfs(d->dir) < 0) /* the copies first: only a tail may be lost */
+        else if (!d->sync && syncfs(d->dir) < 0) /* or cleaning's copies may be lost as well */
             die("the disk failed");
         else
             unlinkat(d->dir, name, 0);
@@ -4807,8 +4844,8 @@ static void *disk_thread(void *arg)
     return NULL;
 }
 
-/* Hands the batch in flight to the thread. An empty one tells no `first`, so nothing is removed by it:
- * at start the log would begin below its files. */
+/* Hands the batch in flight to the thread. An empty one, which only asks for space, removes nothing: no
+ * batch on disk tells yet that the log begins at `first`. */
 static void disk_submit(const struct disk *d, const struct log *log)
 {
     struct disk_job job = {.batch = &log->flight, .lsn = log->durable};
@@ -4817,7 +4854,7 @@ static void disk_submit(const struct disk *d, const struct log *log)
         die("cannot hand a batch to the thread that writes the log");
 }
 
-/* Others on this machine may read, or even change, what is at `path`. */
+/* Warns if every user of this machine may read, or even change, what is at `path`. */
 static void warn_if_open(const char *path, const char *what)
 {
     struct stat file;
@@ -4831,14 +4868,14 @@ static int is_segment(const struct dirent *e)
     return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
 }
 
-/* Makes the data directory and those above it if need be, and takes it for this process alone. */
+/* Opens the data directory for this process alone. It and those above it are made if need be. */
 static int folder_open(const char *path)
 {
     char above[PATH_MAX];
     for (size_t i = 1; i <= strlen(path); i++) {
         snprintf(above, sizeof above, "%.*s", (int)i, path);
         if (path[i] == '/' || !path[i])
-            mkdir(above, 0700); /* open tells whether it is there now */
+            mkdir(above, 0700); /* if that fails, so does open */
     }
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
@@ -4848,8 +4885,8 @@ static int folder_open(const char *path)
     return folder;
 }
 
-/* Opens the log in the data directory; `start` and `end` are those of the stream that its files hold.
- * False: a file is missing, or was cut short, as all but the last have their full size. */
+/* Opens the log in the data directory; its files hold the stream from `start` to `end`. False: a file is
+ * missing or was cut short. (All but the last have the full size.) */
 static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_t *end)
 {
     struct dirent **names;
@@ -4864,10 +4901,9 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     for (int i = 0; i < count; i++) {
         struct stat file;
         uint64_t number = strtoull(names[i]->d_name, NULL, 10);
-        if (fstatat(d->dir, names[i]->d_name, &file, AT_SYMLINK_NOFOLLOW) < 0)
-            die("cannot read the log");
-        if (!S_ISREG(file.st_mode))
-            error(1, 0, "'%s/%s' is no file: the log is never read or written through a link", path,
+        if (fstatat(d->dir, names[i]->d_name, &file, AT_SYMLINK_NOFOLLOW) < 0 ||
+            !S_ISREG(file.st_mode))
+            error(1, 0, "'%s/%s' is no file of the log; a link to one is not followed", path,
                   names[i]->d_name);
         whole &= *end == number * SEGMENT_BYTES;
         *end = number * SEGMENT_BYTES + (uint64_t)file.st_size;
@@ -4878,15 +4914,15 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     return whole;
 }
 
-/* Ends the log at `lsn`. What stands behind would be taken for the log's own once that has grown so
- * far: it is kept in a file to be looked at, and zeros take its place. */
+/* Ends the log at `lsn`, where a hole begins. Batches behind the hole would count as the log's own once
+ * it has grown as far: they are copied to a file, for a person to look at, and zeros take their place. */
 static void disk_cut(struct disk *d, uint64_t lsn, uint64_t end)
 {
     char name[32];
     struct bytes tail = {0};
     snprintf(name, sizeof name, "%" PRIu64 ".damaged", lsn);
     int file = openat(d->dir, name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-    for (; file >= 0 && lsn < end; lsn += tail.count, tail.count = 0) {
+    for (; lsn < end; lsn += tail.count, tail.count = 0) {
         size_t part = segment_part(lsn, end - lsn);
         disk_read(d, lsn, bytes_extend(&tail, part), part, true);
         if (write(file, tail.data, part) != (ssize_t)part || fsync(file) < 0 || fsync(d->dir) < 0)
@@ -4894,8 +4930,7 @@ static void disk_cut(struct disk *d, uint64_t lsn, uint64_t end)
         stream_write(d, lsn, memset(tail.data, 0, part), part, true);
     }
     bytes_free(&tail);
-    if (close(file) < 0)
-        die("cannot set aside the end of the log");
+    close(file);
 }
 
 /* Begins to write behind `end`, the log's end as it was recovered. */
@@ -4910,9 +4945,17 @@ static void disk_start(struct disk *d, uint64_t end)
 
 /* === 23 The server, and its wire ================================================================
  *
- * One thread, one poll: libmicrohttpd for what comes in, libcurl for what goes out, a socket for what
- * the disk has done. To each peer go two POSTs of /_mail that never end, one for mail and one for
- * parcels; what comes back is in the peer's own POSTs.
+ * One thread, one loop, one poll: libmicrohttpd serves what comes in, libcurl sends what goes out, and a
+ * socket tells what the log's thread has done.
+ *
+ * Frames travel in HTTP. To each peer this node has two POSTs of /_mail whose bodies never end: one for
+ * small messages, and the bulk channel, so that a large value holds up no heartbeat. Each body is a
+ * sequence of frames (chapter 8). Nothing comes back on them but an error; a peer's replies come in its
+ * own POSTs. When a POST breaks, its frames are lost, as any message may be; it is opened again when
+ * there is something to send.
+ *
+ * A frame carries a MAC if there is a secret. The secret itself is never sent, so whoever listens at the
+ * address of a dead node does not learn it.
  */
 
 enum {
@@ -4957,29 +5000,29 @@ struct server {
     uint64_t responses[METHODS][CODES];
     struct histogram seconds[METHODS], batch_records, fsync_seconds;
     uint64_t ticked_at;
-    uint64_t held_at;    /* log and mail are held back since then; 0: they are not */
-    uint64_t next_fault; /* until then no fault of a peer's mail is logged again */
+    uint64_t held_at;    /* since then the batch and frames wait for more; 0: they do not */
+    uint64_t next_fault; /* until then no fault of a peer's frames is logged again */
 };
 
 /* No form of a web page can be of this type. */
 #define FRAME_TYPE "application/x-estoraje-mail"
-/* Of a batch: what an outbox may hold, a message with the largest value that --max-value can allow, and
- * slack. This node's own --max-value may have been lowered, and larger values are still copied. */
+/* A frame has what an outbox may hold, and one more message, with the largest value that --max-value can
+ * allow. (This node's own may have been lowered; larger values are still copied.) */
 enum { FRAME_BYTES_MAX = OUTBOX_BYTES_MAX + (1 << 30) + (1 << 20) };
 
-/* One of the two POSTs to a peer. */
+/* One of the two POSTs to a peer. A channel belongs to a place for a peer, and stays with it. */
 struct channel {
     struct server *server;
     struct peer *peer;
-    int which;  /* 0 mail, 1 parcels */
-    CURL *easy; /* null: not open */
-    struct bytes sending;
+    int which;            /* of the peer's outboxes; 1: the bulk channel */
+    CURL *easy;           /* null: not open */
+    struct bytes sending; /* a frame, of which `sent` bytes are on their way */
     size_t sent;
     uint64_t opened_at, retry_at; /* retry_at is 0 until it broke for the first time */
 };
 
-/* What only who knows the secret can make of a batch: HMAC (RFC 2104), 16 bytes of it. It covers to
- * whom the batch goes, so that whoever gets it cannot send it to another node. */
+/* The MAC is 16 bytes of an HMAC (RFC 2104). It covers the receiver's id, so that nobody can pass a frame
+ * on to another node. */
 static void frame_sign(const struct server *s, struct frame *f)
 {
     uint8_t mac[32] = {0};
@@ -5062,8 +5105,8 @@ static void channel_open(struct channel *c)
     curl_multi_add_handle(s->multi, c->easy);
 }
 
-/* What was on its way is lost. It is opened again after a while, a longer one the longer the peer has
- * not been live. */
+/* Closes a channel; what was on its way is lost. It may be opened again after a while, which is the
+ * longer, the longer the peer has not been live. */
 static void channel_close(struct channel *c)
 {
     struct node *n = c->server->node;
@@ -5074,8 +5117,8 @@ static void channel_close(struct channel *c)
     c->retry_at = n->now + 20 * MS + min_u64((n->now - c->peer->live_at) / 8, 600 * MS);
 }
 
-/* Lets out what waits; opens what is closed and has mail, and closes what goes to a dead peer: the
- * lease, not TCP, tells. */
+/* Opens a channel when there is something to send, and closes it when the peer is dead, which the lease
+ * tells earlier than TCP. libcurl paused an open one when there was nothing to send: it goes on. */
 static void channel_turn(struct channel *c)
 {
     const struct node *n = c->server->node;
@@ -5104,7 +5147,7 @@ static void channels_turn(struct server *s)
     }
 }
 
-/* Takes note of channels that broke. */
+/* Closes channels that broke, and says why: once for each time that one worked, not with each try. */
 static void channels_check(struct server *s)
 {
     int left;
@@ -5114,7 +5157,6 @@ static void channels_check(struct server *s)
         long code = 0;
         curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
-        /* Once for each time that it worked, not with each try. */
         if (!c->retry_at || c->opened_at + 2 * SECOND < s->node->now)
             log_line(LEVEL_WARN,
                      code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
@@ -5128,7 +5170,11 @@ static void channels_check(struct server *s)
 }
 
 /* === 24 Reports =================================================================================
- * What _status, _nodes, _ring and _metrics tell. They print, and know nothing of HTTP. */
+ *
+ * What an operator sees of a node: _status and _nodes as JSON and text, _ring as a page, _metrics for
+ * Prometheus, and why a node is not healthy or not ready. These functions append text to a buffer, and
+ * change nothing; HTTP is the next chapter's.
+ */
 
 static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
 enum { GET, HEAD, PUT, POST, DELETE, OTHER };
@@ -5230,7 +5276,7 @@ static void print_page(struct bytes *out, const struct server *s)
     bytes_append(out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
 }
 
-/* What a name means, before its first sample, and also if there is none. A total is a counter. */
+/* What a metric means, before its first sample. A total is a counter. Null: it was said before. */
 static void print_help(struct bytes *out, const char *name, const char *help)
 {
     const char *type = strstr(name, "_total") ? "counter" : "gauge";
@@ -5243,7 +5289,7 @@ static void print_sample(struct bytes *out, const char *name, const char *labels
     bytes_print(out, "%s%s %.15g\n", name, labels, value);
 }
 
-/* `unit`: what one of the histogram's seconds stands for. */
+/* Buckets are cumulative, as Prometheus wants them. `unit`: what one of the histogram's seconds is. */
 static void print_histogram(struct bytes *out, const char *name, const char *label,
                             const char *help, double unit, const struct histogram *h)
 {
@@ -5368,7 +5414,7 @@ static void print_metrics(struct bytes *out, const struct server *s)
     print_peers(out, n);
 }
 
-/* Why this node is not fit to serve, or null. */
+/* Why this node cannot serve, for a load balancer; null: it can. */
 static const char *unhealthy(const struct server *s)
 {
     if (s->node->self < 0)
@@ -5380,7 +5426,7 @@ static const char *unhealthy(const struct server *s)
     return NULL;
 }
 
-/* Why others may not be stopped yet as if this node had all its data, or null. */
+/* Why no other node should be stopped or replaced yet (R30): this one lacks data. Null: it has all. */
 static const char *unready(const struct server *s, char text[128])
 {
     const struct node *n = s->node;
