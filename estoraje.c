@@ -6425,9 +6425,10 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
         }
         if (f->bytes > c->body.count - at)
             break;
-        const char *fault = !frame_is_signed(s, f) ? "mail of who does not know our secret"
-                            : !node_receive(s->node, (const uint8_t *)f, f->bytes) ? "damaged mail"
-                                                                                   : NULL;
+        const char *fault =
+            !frame_is_signed(s, f) ? "a frame from a node that does not know our secret"
+            : !node_receive(s->node, (const uint8_t *)f, f->bytes) ? "a damaged frame"
+                                                                   : NULL;
         if (fault) {
             if (s->next_fault < s->node->now) /* who sends it goes on */
                 log_line(LEVEL_WARN, fault, "node=%016" PRIx64, f->from);

@@ -1249,12 +1249,12 @@ static void race_add_with_body(void *context, int index)
 }
 
 /* While nodes duel for the key. */
-START_TEST(test_a_body_that_a_count_does_not_need_is_no_damaged_mail)
+START_TEST(test_a_body_that_a_count_does_not_need_is_no_damaged_frame)
 {
     struct race r = {.path = own("n")};
     crowd(9, race_add_with_body, &r);
     for (int i = 0; i < 3; i++)
-        ck_assert_ptr_null(strstr(file_read(three->nodes[i].log, NULL), "damaged mail"));
+        ck_assert_ptr_null(strstr(file_read(three->nodes[i].log, NULL), "a damaged frame"));
     ck_assert_int_eq(r.won, 9 * 40);
 }
 END_TEST
@@ -3549,7 +3549,7 @@ static const struct entry *entries(size_t *count)
     EACH("counters", test_counters_refuse_what_is_no_64_bit_integer);
     EACH("counters", test_bad_counts_are_refused);
     EACH("counters", test_no_count_is_lost_or_made_twice);
-    ONCE("counters", test_a_body_that_a_count_does_not_need_is_no_damaged_mail);
+    ONCE("counters", test_a_body_that_a_count_does_not_need_is_no_damaged_frame);
     EACH("listings", test_a_path_that_ends_in_a_slash_lists_the_keys_below);
     EACH("listings", test_a_prefix_need_not_end_in_a_slash);
     EACH("listings", test_pages_make_the_whole_list);
