@@ -413,6 +413,7 @@ enum {
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     READ_TRIES = 2,              /* fast ones, before a read becomes a request of the key's round */
     PEERS_MAX = 4 * MEMBERS_MAX, /* members, who asks to join, and addresses of --join */
+    ENTRIES_GROWTH = 64,         /* of a partition's array, when it is full */
     ROUND_BUCKETS = 4096,
     DELIVERED_PLACES = 1 << 17,   /* writes whose results need not be kept any more */
     VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
@@ -821,7 +822,7 @@ struct entry {
 
 struct partition {
     struct entry **entries; /* sorted by key */
-    uint32_t count, capacity;
+    uint32_t count;
     uint64_t digest;             /* XOR over live keys of hash(key, accepted) */
     struct ballot promise_floor; /* promised for every key without a record or with a tombstone */
     uint64_t promise_floor_lsn;  /* of the log's newest entry that tells the floor */
@@ -1136,6 +1137,7 @@ static const struct bytes *log_flush(struct node *n)
     struct log *log = &n->log;
     bool asks = log->full && log->flight_at + SECOND <= n->now;
     if (log->writing || (!log->pending.count && !asks))
+    assert(log->flight.count == 0); /* one batch at a time, or a torn tail is no tail */
         return NULL;
     log->writing = true;
     log->flight_at = n->now;
@@ -1308,12 +1310,10 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
     struct entry *e = at < p->count ? p->entries[at] : NULL;
     if (e && key_compare(e->key, e->key_bytes, key, bytes) == 0)
         return e;
-    if (p->count == p->capacity) {
-        p->capacity = p->capacity ? p->capacity + p->capacity / 4 + 8 : 8;
-        p->entries = realloc(p->entries, p->capacity * sizeof *p->entries);
-        if (!p->entries)
-            die("out of memory");
-    }
+    if (p->count % ENTRIES_GROWTH == 0)
+        p->entries = realloc(p->entries, (p->count + ENTRIES_GROWTH) * sizeof *p->entries);
+    if (!p->entries)
+        die("out of memory");
     e = allocate(offsetof(struct entry, key) + bytes);
     e->key_bytes = (uint16_t)bytes;
     memcpy(e->key, key, bytes);
@@ -1350,6 +1350,7 @@ static void entry_forget(struct node *n, struct partition *p, struct entry *e)
 
 /* The entry's record is now `m`, which stands in the log at `lsn`. */
 static void entry_store(struct node *n, struct partition *p, struct entry *e,
+    assert(ballot_compare(m->ballot, e->accepted) >= 0 || !RULE(18)); /* (E1) */
                         const struct message *m, uint64_t lsn)
 {
     entry_count(n, p, e, -1);
@@ -1555,12 +1556,11 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
     bytes_swap(out, box);
     /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
-    uint64_t to = stranded ? 0 : p->id, epoch = node_epoch(n);
-    uint64_t date = time_is_unsure(n) ? 0 : node_latest_time(n);
-    struct frame *b = (struct frame *)out->data;
-    *b = (struct frame){FRAME_MAGIC, out->count, 0,    {0},   n->cluster, n->id,
-                        to,          n->clock,   date, epoch, n->wall};
-    b->check = frame_check(b);
+    uint64_t to = stranded ? 0 : p->id, time = time_is_unsure(n) ? 0 : node_latest_time(n);
+    struct frame *f = (struct frame *)out->data;
+    *f = (struct frame){FRAME_MAGIC, out->count, 0,    {0},           n->cluster, n->id,
+                        to,          n->clock,   time, node_epoch(n), n->wall};
+    f->check = frame_check(f);
     return true;
 }
 
@@ -1651,6 +1651,7 @@ static void reject(struct node *n, struct peer *from, const struct message *m,
 
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
 
+    assert(e->lsn >= n->log.first && e->lsn + e->record_bytes <= log_end(n)); /* (E2) */
 /* The entry's record, in n->scratch; of its value the part alone. All of it is read, and its checksum
  * tried, unless that was done once since it was written; then a part may be read alone. Null: it is
  * damaged, and so marked and pulled; or its bytes were sent for, and are to be waited for. */
