@@ -810,9 +810,8 @@ _Static_assert(sizeof(struct view) == 24, "layout");
 /* What the index knows of one key. (E1) accepted >= every earlier accepted. (E2) the log holds
  * record_bytes at lsn with that ballot, unless FLAG_RECORD is not set: then it is a mere promise. */
 struct entry {
-    struct ballot accepted;
+    struct ballot accepted, promised; /* promised: accepted's, or one above it */
     uint64_t write_id, modified, expiry, lsn;
-    struct ballot *promised; /* null: nothing above accepted is promised */
     uint32_t value_bytes, record_bytes;
     uint16_t key_bytes;
     uint8_t flags;
@@ -1137,8 +1136,8 @@ static const struct bytes *log_flush(struct node *n)
     struct log *log = &n->log;
     bool asks = log->full && log->flight_at + SECOND <= n->now;
     if (log->writing || (!log->pending.count && !asks))
-    assert(log->flight.count == 0); /* one batch at a time, or a torn tail is no tail */
         return NULL;
+    assert(log->flight.count == 0); /* one batch at a time, or a torn tail is no tail */
     log->writing = true;
     log->flight_at = n->now;
     if (!log->pending.count)
@@ -1344,15 +1343,14 @@ static void entry_forget(struct node *n, struct partition *p, struct entry *e)
     uint32_t at = partition_seek(p, e->key, e->key_bytes);
     memmove(p->entries + at, p->entries + at + 1, (p->count - at - 1) * sizeof *p->entries);
     p->count--;
-    free(e->promised);
     free(e);
 }
 
 /* The entry's record is now `m`, which stands in the log at `lsn`. */
 static void entry_store(struct node *n, struct partition *p, struct entry *e,
-    assert(ballot_compare(m->ballot, e->accepted) >= 0 || !RULE(18)); /* (E1) */
                         const struct message *m, uint64_t lsn)
 {
+    assert(ballot_compare(m->ballot, e->accepted) >= 0 || !RULE(18)); /* (E1) */
     entry_count(n, p, e, -1);
     e->accepted = m->ballot;
     e->write_id = m->write_id;
@@ -1368,10 +1366,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
         p->gc_floor = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
         p->agreed = 0;
     }
-    if (e->promised && ballot_compare(*e->promised, m->ballot) <= 0) {
-        free(e->promised);
-        e->promised = NULL;
-    }
+    e->promised = ballot_max(e->promised, m->ballot);
     entry_count(n, p, e, 1);
     p->changed_at = n->now;
 }
@@ -1625,7 +1620,7 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
 {
     struct ballot promised = {0};
     if (e)
-        promised = e->promised && RULE(1) ? *e->promised : e->accepted;
+        promised = RULE(1) ? e->promised : e->accepted;
     if (RULE(19) && (!e || !is_live(e->flags)))
         promised = ballot_max(promised, n->partitions[partition].promise_floor);
     return promised;
@@ -1643,21 +1638,20 @@ static bool ballot_allowed(const struct node *n, uint16_t partition, struct ball
 static void reject(struct node *n, struct peer *from, const struct message *m,
                    struct ballot promised)
 {
-    promised.time = max_u64(promised.time, n->partitions[m->partition].clock_bound);
-    message_send(n, from, 0,
-                 &(struct message){.type = M_REJECT, .round_id = m->round_id, .ballot = promised},
-                 NULL);
+    struct message reply = {.type = M_REJECT, .round_id = m->round_id, .ballot = promised};
+    reply.ballot.time = max_u64(promised.time, n->partitions[m->partition].clock_bound);
+    message_send(n, from, 0, &reply, NULL);
 }
 
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
 
-    assert(e->lsn >= n->log.first && e->lsn + e->record_bytes <= log_end(n)); /* (E2) */
 /* The entry's record, in n->scratch; of its value the part alone. All of it is read, and its checksum
  * tried, unless that was done once since it was written; then a part may be read alone. Null: it is
  * damaged, and so marked and pulled; or its bytes were sent for, and are to be waited for. */
 static struct message *record_read(struct node *n, uint16_t partition, struct entry *e,
                                    uint64_t from, uint64_t part)
 {
+    assert(e->lsn >= n->log.first && e->lsn + e->record_bytes <= log_end(n)); /* (E2) */
     bool all = part && (part == e->value_bytes || !e->checked);
     bool damaged = e->flags & FLAG_DAMAGED;
     bytes_clear(&n->scratch);
@@ -1750,9 +1744,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     }
     if (!e)
         e = entry_make(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
-    if (!e->promised)
-        e->promised = allocate(sizeof *e->promised);
-    *e->promised = m->ballot;
+    e->promised = m->ballot;
     if (!(e->flags & FLAG_RECORD) || e->flags & FLAG_DAMAGED || is_old(n, e->accepted))
         index_reply(n, from, m, e, M_PROMISE);
     else
@@ -3587,8 +3579,7 @@ static void partition_sweep(struct node *n, uint16_t partition)
                 repair_key(n, partition, e->key, e->key_bytes);
         } else if (folds && is_old(n, most) && (agreed || (late && !record))) {
             floor = ballot_max(floor, most);
-            free(e->promised);
-            e->promised = NULL;
+            e->promised = e->accepted;
             if (!record)
                 entry_forget(n, p, p->entries[i--]);
         }
@@ -3613,7 +3604,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     struct partition *p = &n->partitions[partition];
     if (e->flags & FLAG_TOMBSTONE && n->stable && partition != VIEWS_PARTITION &&
         (ballot_compare(e->accepted, p->gc_floor) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
-        !e->promised) {
+        ballot_equal(e->promised, e->accepted)) {
         entry_forget(n, p, e);
         return true;
     }
