@@ -7,10 +7,10 @@
  *   ESTORAJE_TEST_FILES=n   how many files of /usr/include and /usr/share/doc are stored (2000)
  *   ESTORAJE_TEST_KEYS=n    how many keys are moved about (2000)
  *   ESTORAJE_TEST_PAUSE=s   how long a stopped node stays stopped (5)
- *   ESTORAJE_TEST_APART=s   how much time is between two losses of a disk, at least (3)
- *   ESTORAJE_TEST_ROUNDS=n  how many clusters are started in disorder (6), from the seed
+ *   ESTORAJE_TEST_APART=s   how much time is between two losses of a disk, at least (1)
+ *   ESTORAJE_TEST_ROUNDS=n  how many clusters are started in disorder (4), from the seed
  *   ESTORAJE_TEST_SEED=n    on (1)
- *   ESTORAJE_TEST_DRIFT=s   how long clocks drift (15)
+ *   ESTORAJE_TEST_DRIFT=s   how long clocks drift (6)
  */
 #include "cluster.h"
 
@@ -942,7 +942,7 @@ START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
             AWAIT(is_joining(c, 2) || cluster_settled(c, 3), 60);
             while_joining += times % 2 && !again && is_joining(c, 2);
         }
-        while (now() < lost + setting("ESTORAJE_TEST_APART", 3))
+        while (now() < lost + setting("ESTORAJE_TEST_APART", 1))
             pause_ms(10);
     }
     cluster_await(c, 3, 60);
@@ -1083,7 +1083,7 @@ static void started_in_disorder(unsigned seed)
 START_TEST(test_one_command_line_makes_one_cluster_in_whatever_disorder)
 {
     unsigned first = (unsigned)setting("ESTORAJE_TEST_SEED", 1);
-    for (unsigned i = 0; i < (unsigned)setting("ESTORAJE_TEST_ROUNDS", 6); i++) {
+    for (unsigned i = 0; i < (unsigned)setting("ESTORAJE_TEST_ROUNDS", 4); i++) {
         printf("seed %u\n", first + i);
         started_in_disorder(first + i);
     }
@@ -2099,7 +2099,7 @@ START_TEST(test_clocks_that_drift_two_percent_apart_cost_no_request)
     struct cluster *c = clocks_start((const long[]){10000, 0, -10000});
     struct load *l = load_paced(c);
     double offset = fabs(status_number(&c->nodes[0], "clock_offset_ms"));
-    wait_seconds(setting("ESTORAJE_TEST_DRIFT", 15));
+    wait_seconds(setting("ESTORAJE_TEST_DRIFT", 6));
     printf("clocks are %g ms apart, and were %g\n",
            fabs(status_number(&c->nodes[0], "clock_offset_ms")), offset);
     ck_assert_double_gt(fabs(status_number(&c->nodes[0], "clock_offset_ms")), offset);
