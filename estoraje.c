@@ -881,44 +881,34 @@ struct request {
 };
 STAILQ_HEAD(requests, request); /* the oldest first */
 
-/* The first four are states of the key's one write round, which is found by its key: other writes of the
- * key are queued behind those in flight. The rest carry one request (ACCEPT_ALL: one or more), and
- * queue none. */
-enum round_state {
-    ROUND_REST,
-    ROUND_PREPARE,
-    ROUND_FETCH,
-    ROUND_ACCEPT,
-    ROUND_ACCEPT_ALL,
-    ROUND_ACCEPT_ONE,
-    ROUND_READ,
-    ROUND_READ_ONE,
-    ROUND_WATCH
-};
+/* The first four are states of the key's one write round, which is found by its key: other requests are
+ * queued behind those in flight. The rest carry one request (ACCEPT_ALL: one or more) and queue none. */
+enum round_state { REST, PREPARE, FETCH, ACCEPT, ACCEPT_ALL, ACCEPT_ONE, READ, READ_ONE, WATCH };
 
-/* What a round asks of the owners in each state, how many have to reply, and what takes it on: a reply
- * that makes them enough, a rejection, and that it is due. The table `steps` of chapter 12 is the same.
+/* What a round asks of the owners in each state, how many replies are enough, and what follows then, on
+ * a rejection, and when it is due (the table `steps`, chapter 12):
  *
- *   state       asks for              enough        then           rejected        due
- *   REST        nothing                                                            round_begin
- *   PREPARE     a promise             a quorum      round_decide   round_rejected  round_late
- *   FETCH       the value             one           round_decide                   round_begin
- *   ACCEPT      that it be accepted   a quorum      round_finish   round_rejected  round_late
- *   ACCEPT_ALL  the same              every owner   round_finish   round_rejected  round_late
- *   ACCEPT_ONE  the same              one           round_finish   round_rejected  round_late
- *   READ        ballots, the record   a quorum at   read_finish                    read_late
+ *   state       asks for              enough        then         rejected        due
+ *   REST        nothing                                                          round_begin
+ *   PREPARE     a promise             a quorum      round_decide round_rejected  round_send
+ *   FETCH       the value             one           round_decide                 round_begin
+ *   ACCEPT      that it be accepted   a quorum      round_finish round_rejected  round_send
+ *   ACCEPT_ALL  the same              every owner   round_finish round_rejected  round_send
+ *   ACCEPT_ONE  the same              one           round_finish round_rejected  round_send
+ *   READ        ballots, the record   a quorum at   read_finish                  read_late
  *                                     one ballot
- *   READ_ONE    the record            one           read_finish                    read_late
- *   WATCH       word of a change      one           round_begin                    round_begin
+ *   READ_ONE    the record            one           read_finish                  read_late
+ *   WATCH       news of a change      one           round_begin                  round_begin
  *
- *   round_begin     -> PREPARE, with a new ballot. The end if nothing waits; and of the last five: their
- *                   requests are admitted again
- *   round_decide    -> ACCEPT by round_propose, FETCH by round_fetch; or round_finish
- *   round_finish    -> PREPARE for those that are queued, ACCEPT_ALL, or the end
- *   round_rejected  -> REST from PREPARE and ACCEPT, when no quorum is left
- *   round_late      asks again; or round_begin
- *   read_finish     round_finish; round_fetch, in the same state; or read_again
- *   read_again      the end: the request is admitted again, at last to the key's write round
+ *   round_begin     first four: -> PREPARE at a new ballot, or the end if nothing waits. Last five: the
+ *                   end, and what was in flight is admitted again. It is also what is due after a rejection
+ *   round_decide    -> ACCEPT (round_propose), FETCH (round_fetch), or round_finish
+ *   round_finish    the clients get their replies, then round_begin; or -> ACCEPT_ALL
+ *   round_rejected  PREPARE, ACCEPT -> REST, when no quorum is left
+ *   round_send      the same state: asks again those that have not replied
+ *   read_finish     round_finish; or round_fetch, in the same state; or read_again
+ *   read_late       round_fetch, round_send or read_again
+ *   read_again      the end: the read is admitted again, at last to the key's write round
  */
 struct round {
     LIST_ENTRY(round) by_id, by_key;
@@ -1856,11 +1846,6 @@ static void draft_load(struct draft *d, const struct message *m, struct ballot b
     d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
 }
 
-static bool draft_exists(const struct draft *d)
-{
-    return is_live(d->head.flags);
-}
-
 /* Makes the draft a record with this value; a null `value` makes it a tombstone. */
 static void draft_write(struct draft *d, uint64_t write_id, const void *value, uint32_t value_bytes)
 {
@@ -1902,8 +1887,9 @@ static bool condition_holds(const struct message *record, const struct message *
 /* A counter: the value is a 64-bit integer as text. False: it is none, or would overflow. */
 static bool draft_add(struct draft *d, const struct message *m)
 {
-    const char *value = draft_exists(d) ? d->body.value : "0";
-    uint32_t bytes = draft_exists(d) ? d->head.value_bytes : 1;
+    bool exists = is_live(d->head.flags);
+    const char *value = exists ? d->body.value : "0";
+    uint32_t bytes = exists ? d->head.value_bytes : 1;
     char text[24], *end;
     snprintf(text, sizeof text, "%.*s", (int)min_u64(bytes, sizeof text), value);
     errno = 0;
@@ -1921,7 +1907,7 @@ static bool draft_add(struct draft *d, const struct message *m)
 static uint16_t draft_apply(struct draft *d, const struct message *m)
 {
     struct body body = message_body(m);
-    bool existed = draft_exists(d);
+    bool existed = is_live(d->head.flags);
     if (!condition_holds(&d->head, m))
         return 412;
     switch (m->function) {
@@ -2005,7 +1991,7 @@ static struct result draft_take(struct node *n, struct draft *d, const struct me
         }
     }
     if (a.status == 412) { /* with the ETag of the moment */
-        a.number = draft_exists(d) ? d->head.modified : 0;
+        a.number = is_live(d->head.flags) ? d->head.modified : 0;
         a.write_id = d->head.write_id;
     }
     return a;
@@ -2037,8 +2023,7 @@ static void draft_trim(const struct node *n, struct draft *d)
  * struct round; `steps`, at the end of chapter 12, has its replies.
  */
 
-static void request_reply(struct node *n, struct request *q, const struct message *head,
-                          const struct body *body);
+static void request_reply(struct node *n, struct request *q, const struct message *reply);
 static void request_admit(struct node *n, struct request *q);
 static bool request_waits(struct node *n, struct request *q, const struct message *m);
 
@@ -2074,7 +2059,7 @@ static void request_fail(struct node *n, struct request *q, uint16_t status)
     bool open = is_write(q) && q->m->flags & FLAG_REPEAT;
     if (open)
         n->counters.proposals_unknown++;
-    request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status}, NULL);
+    request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status});
 }
 
 static void requests_expire(struct node *n, struct requests *list)
@@ -2091,7 +2076,7 @@ static void requests_expire(struct node *n, struct requests *list)
 
 static bool round_is_keyed(const struct round *r)
 {
-    return r->state <= ROUND_ACCEPT;
+    return r->state <= ACCEPT;
 }
 
 static struct round *round_by_id(const struct node *n, uint64_t round_id)
@@ -2102,11 +2087,10 @@ static struct round *round_by_id(const struct node *n, uint64_t round_id)
     return r;
 }
 
-static struct round *round_by_key(const struct node *n, uint16_t partition, const void *key,
-                                  size_t key_bytes)
+static struct round *round_by_key(const struct node *n, const struct message *m)
 {
-    struct round *r = LIST_FIRST(&n->by_key[partition]);
-    while (r && key_compare(r->key, r->key_bytes, key, key_bytes) != 0)
+    struct round *r = LIST_FIRST(&n->by_key[m->partition]);
+    while (r && key_compare(r->key, r->key_bytes, message_body(m).key, m->key_bytes) != 0)
         r = LIST_NEXT(r, by_key);
     return r;
 }
@@ -2246,20 +2230,20 @@ static void round_send(struct node *n, struct round *r)
     uint64_t missing = partition_owners(n, r->partition) & ~r->replied, time = STEP_TIME;
     uint64_t nearest;
     switch (r->state) {
-    case ROUND_PREPARE:
+    case PREPARE:
         round_message(n, r, missing, (struct message){.type = M_PREPARE});
         break;
-    case ROUND_READ:
+    case READ:
         nearest = nearest_owner(n, r->partition);
         round_read(n, r, missing & nearest, BULK_BYTES);
         round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
         break;
-    case ROUND_READ_ONE: /* the nearest; when it is late, whoever has all */
+    case READ_ONE: /* the nearest; when it is late, whoever has all */
         missing &= r->sends ? complete_owners(n, r->partition) : nearest_owner(n, r->partition);
         round_read(n, r, missing, BULK_BYTES);
         break;
     default:
-        assert(r->state >= ROUND_ACCEPT && r->state <= ROUND_ACCEPT_ONE);
+        assert(r->state >= ACCEPT && r->state <= ACCEPT_ONE);
         messages_send(n, missing, 0, round_record(r), NULL);
         time += round_record(r)->value_bytes / BYTES_PER_US;
     }
@@ -2294,24 +2278,14 @@ static void round_begin(struct node *n, struct round *r)
         STAILQ_INSERT_TAIL(&r->in_flight, q, next);
     STAILQ_CONCAT(&r->queued, &all);
     round_rename(n, r);
-    round_ask(n, r, ROUND_PREPARE);
-}
-
-/* Owners are late. Who rejected will not accept any more. */
-static void round_late(struct node *n, struct round *r)
-{
-    if (r->rejected)
-        round_begin(n, r);
-    else
-        round_send(n, r);
+    round_ask(n, r, PREPARE);
 }
 
 /* A duel: wait a random while that doubles. The first live owner waits less than the others, so that
  * one of them wins soon: it carries out all that waits there, before another does. */
-static void round_rejected(struct node *n, struct round *r, uint64_t member, struct ballot promised)
+static void round_rejected(struct node *n, struct round *r, uint64_t member)
 {
-    assert(r->state != ROUND_REST);
-    clock_raise(n, promised.time, 0); /* the next ballot is above it */
+    assert(r->state != REST);
     r->rejected |= member & ~r->replied;
     if (quorum(n, r->partition, partition_owners(n, r->partition) & ~r->rejected))
         return;
@@ -2320,37 +2294,7 @@ static void round_rejected(struct node *n, struct round *r, uint64_t member, str
     uint64_t most = MS << min_u64(r->rejections++, first ? DUELS_FIRST : DUELS_OTHER);
     r->due = n->now + 1 + node_random(n) % most;
     if (round_is_keyed(r))
-        r->state = ROUND_REST;
-}
-
-/* How much of its record a reply brings: 0: what the index knows; else one more than bytes of its value. */
-static uint64_t reply_brings(const struct message *m)
-{
-    return m->flags & FLAG_WHOLE ? UINT64_C(1) + m->value_bytes : 0;
-}
-
-/* Counts a reply. Of what owners tell of their records, that of the highest ballot is kept, with as much
- * of it as came. */
-static void round_count_reply(struct round *r, uint64_t member, const struct message *m)
-{
-    r->replied |= member;
-    if (m->type == M_ACCEPTED)
-        return;
-    if (m->flags & FLAG_DAMAGED) {
-        r->damaged_at = ballot_max(r->damaged_at, m->ballot);
-        r->damaged_by |= member;
-        return;
-    }
-    const struct message *kept = round_record(r);
-    int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
-    if (order > 0)
-        r->at_highest = 0;
-    if (order >= 0)
-        r->at_highest |= member;
-    if (order > 0 || (order == 0 && reply_brings(m) > reply_brings(kept))) {
-        r->record.count = 0;
-        message_append(&r->record, m, NULL);
-    }
+        r->state = REST;
 }
 
 /* How large the whole value of a record is: M_READ_REPLY may bring a part of it. */
@@ -2373,6 +2317,29 @@ static bool value_is_here(const struct round *r)
     return !is_live(m->flags) || (m->flags & FLAG_WHOLE && m->value_bytes >= value_wanted(r));
 }
 
+/* Counts a reply. Of what owners tell of their records, that of the highest ballot is kept, with as much
+ * of it as came. */
+static void round_count_reply(struct round *r, uint64_t member, const struct message *m)
+{
+    r->replied |= member;
+    if (m->type == M_ACCEPTED)
+        return;
+    if (m->flags & FLAG_DAMAGED) {
+        r->damaged_at = ballot_max(r->damaged_at, m->ballot);
+        r->damaged_by |= member;
+        return;
+    }
+    int order = r->record.count ? ballot_compare(m->ballot, round_record(r)->ballot) : 1;
+    if (order > 0)
+        r->at_highest = 0;
+    if (order >= 0)
+        r->at_highest |= member;
+    if (order > 0 || (order == 0 && m->flags & FLAG_WHOLE && !value_is_here(r))) {
+        r->record.count = 0;
+        message_append(&r->record, m, NULL);
+    }
+}
+
 /* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
  * it comes at that very ballot (R9). If it is large, the round and its requests get time for it. */
 static void round_fetch(struct node *n, struct round *r)
@@ -2380,7 +2347,7 @@ static void round_fetch(struct node *n, struct round *r)
     uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
     uint64_t time = bytes / BYTES_PER_US;
     if (round_is_keyed(r))
-        r->state = ROUND_FETCH;
+        r->state = FETCH;
     r->due = n->now + STEP_TIME / 4;
     if (n->hooks->room && !n->hooks->room(n, bytes))
         return;                                    /* it is asked for again then */
@@ -2413,23 +2380,23 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     struct request *q;
     STAILQ_FOREACH(q, &r->in_flight, next)
         q->m->flags = (uint8_t)((q->m->flags | FLAG_REPEAT) & ~(FLAG_FRESH | FLAG_FIRST));
-    round_ask(n, r, r->state == ROUND_ACCEPT_ONE ? ROUND_ACCEPT_ONE : ROUND_ACCEPT);
+    round_ask(n, r, r->state == ACCEPT_ONE ? ACCEPT_ONE : ACCEPT);
 }
 
 /* What a client gets of a record that was read. */
 static void read_reply(struct node *n, struct request *q, const struct message *m)
 {
     bool hidden = record_is_expired(n, m) && (q->m->flags & FLAG_ONE || !RULE(22));
-    if (!is_live(m->flags) || hidden) {
-        request_reply(n, q, &(struct message){.status = 404}, NULL);
-        return;
-    }
-    struct message head = *m;
+    struct message head = {.status = 404};
     struct body body = message_body(m);
-    head.status = 200;
-    head.results_count = head.key_bytes = 0;
-    head.number = value_total(m);
-    request_reply(n, q, &head, &body);
+    if (is_live(m->flags) && !hidden) {
+        head = *m;
+        head.status = 200;
+        head.results_count = head.key_bytes = 0;
+        head.number = value_total(m);
+    }
+    bytes_clear(&n->scratch);
+    request_reply(n, q, message_append(&n->scratch, &head, &body));
 }
 
 static void write_reply(struct node *n, struct request *q)
@@ -2438,7 +2405,7 @@ static void write_reply(struct node *n, struct request *q)
     struct message head = {.status = (uint16_t)a->status, .write_id = a->write_id};
     head.modified = head.number = a->number;
     n->counters.proposals_ok += a->status < 300;
-    request_reply(n, q, &head, NULL);
+    request_reply(n, q, &head);
 }
 
 /* A quorum holds the record at one ballot: now the clients get their replies. Those of consistency=all
@@ -2450,7 +2417,7 @@ static void round_finish(struct node *n, struct round *r)
     STAILQ_CONCAT(&all, &r->in_flight);
     r->rejections = 0;
     for (struct request *q; (q = requests_pop(&all));) {
-        if (r->state == ROUND_ACCEPT && q->m->flags & FLAG_ALL && missing)
+        if (r->state == ACCEPT && q->m->flags & FLAG_ALL && missing)
             STAILQ_INSERT_TAIL(&r->in_flight, q, next);
         else if (is_write(q))
             write_reply(n, q);
@@ -2461,7 +2428,7 @@ static void round_finish(struct node *n, struct round *r)
         round_begin(n, r);
     } else {
         LIST_REMOVE(r, by_key);
-        r->state = ROUND_ACCEPT_ALL;
+        r->state = ACCEPT_ALL;
         requests_admit(n, &r->queued);
     }
 }
@@ -2469,24 +2436,23 @@ static void round_finish(struct node *n, struct round *r)
 /* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
 static void round_decide(struct node *n, struct round *r)
 {
-    assert(r->state == ROUND_PREPARE || r->state == ROUND_FETCH || r->state == ROUND_ACCEPT_ONE);
+    assert(r->state == PREPARE || r->state == FETCH || r->state == ACCEPT_ONE);
     struct draft draft, *d = &draft;
     draft_load(d, round_record(r), r->ballot);
     struct request *q;
-    bool anew = false, reads = false;
+    bool anew = false;
     STAILQ_FOREACH(q, &r->in_flight, next) {
         draft_expire(n, d);
-        if (q->m->function == DO_ADD && d->missing)
-            break; /* as others may stand before it, this is known only now */
+        if (d->missing && (q->m->function == DO_ADD || q->m->function == DO_READ))
+            break;
         if (is_write(q))
             q->result = draft_take(n, d, q->m);
-        reads |= q->m->function == DO_READ;
         anew |= q->m->function == DO_REPAIR || q->m->flags & FLAG_ALL;
     }
     draft_expire(n, d);
     bool held = quorum(n, r->partition, r->at_highest) || !RULE(9);
     bool propose = d->changed || anew || !held;
-    if (d->missing && (q || propose || reads)) {
+    if (d->missing && (q || propose)) {
         round_fetch(n, r);
         return;
     }
@@ -2516,11 +2482,11 @@ static void read_again(struct node *n, struct round *r)
  * expired, a round must say, not this clock (R22). */
 static void read_finish(struct node *n, struct round *r)
 {
-    assert(r->state == ROUND_READ || r->state == ROUND_READ_ONE);
+    assert(r->state == READ || r->state == READ_ONE);
     if (!value_is_here(r)) {
         if (r->replied & nearest_owner(n, r->partition))
             round_fetch(n, r); /* it was too large, or came at another ballot */
-    } else if (r->state == ROUND_READ && record_is_expired(n, round_record(r)) && RULE(22)) {
+    } else if (r->state == READ && record_is_expired(n, round_record(r)) && RULE(22)) {
         round_request(r)->tries = READ_TRIES - 1;
         read_again(n, r);
     } else {
@@ -2541,16 +2507,16 @@ static bool record_may_be_damaged(const struct node *n, const struct round *r)
 static bool round_has_enough(const struct node *n, const struct round *r)
 {
     switch (r->state) {
-    case ROUND_FETCH:
+    case FETCH:
         return value_is_here(r);
-    case ROUND_ACCEPT_ALL:
+    case ACCEPT_ALL:
         return !(partition_owners(n, r->partition) & ~r->replied);
-    case ROUND_ACCEPT_ONE:
-    case ROUND_READ_ONE:
+    case ACCEPT_ONE:
+    case READ_ONE:
         return r->replied;
-    case ROUND_READ:
+    case READ:
         return quorum(n, r->partition, RULE(9) ? r->at_highest : r->replied);
-    case ROUND_WATCH:
+    case WATCH:
         return ballot_compare(round_record(r)->ballot, r->ballot) > 0;
     default:
         return quorum(n, r->partition, r->replied) && !record_may_be_damaged(n, r);
@@ -2574,15 +2540,15 @@ static const struct {
     void (*next)(struct node *n, struct round *r);
     void (*due)(struct node *n, struct round *r);
 } steps[] = {
-    [ROUND_REST] = {.due = round_begin},
-    [ROUND_PREPARE] = {M_PROMISE, round_decide, round_late},
-    [ROUND_FETCH] = {M_READ_REPLY, round_decide, round_begin},
-    [ROUND_ACCEPT] = {M_ACCEPTED, round_finish, round_late},
-    [ROUND_ACCEPT_ALL] = {M_ACCEPTED, round_finish, round_late},
-    [ROUND_ACCEPT_ONE] = {M_ACCEPTED, round_finish, round_late},
-    [ROUND_READ] = {M_READ_REPLY, read_finish, read_late},
-    [ROUND_READ_ONE] = {M_READ_REPLY, read_finish, read_late},
-    [ROUND_WATCH] = {M_READ_REPLY, round_begin, round_begin},
+    [REST] = {.due = round_begin},
+    [PREPARE] = {M_PROMISE, round_decide, round_send},
+    [FETCH] = {M_READ_REPLY, round_decide, round_begin},
+    [ACCEPT] = {M_ACCEPTED, round_finish, round_send},
+    [ACCEPT_ALL] = {M_ACCEPTED, round_finish, round_send},
+    [ACCEPT_ONE] = {M_ACCEPTED, round_finish, round_send},
+    [READ] = {M_READ_REPLY, read_finish, read_late},
+    [READ_ONE] = {M_READ_REPLY, read_finish, read_late},
+    [WATCH] = {M_READ_REPLY, round_begin, round_begin},
 };
 
 static void on_reply(struct node *n, struct peer *from, const struct message *m)
@@ -2591,18 +2557,18 @@ static void on_reply(struct node *n, struct peer *from, const struct message *m)
     int index = member_index(n->view, from->id);
     if (!r || index < 0 || !(partition_owners(n, r->partition) >> index & 1))
         return;
-    if (m->type == M_REJECT && r->state != ROUND_REST)
-        round_rejected(n, r, UINT64_C(1) << index, m->ballot);
+    if (m->type == M_REJECT && r->state != REST)
+        round_rejected(n, r, UINT64_C(1) << index);
     if (m->type != steps[r->state].reply)
         return;
-    if (r->state == ROUND_FETCH && !ballot_equal(m->ballot, round_record(r)->ballot)) {
+    if (r->state == FETCH && !ballot_equal(m->ballot, round_record(r)->ballot)) {
         round_begin(n, r); /* what it tells is no part of what was promised (R9) */
         return;
     }
     round_count_reply(r, UINT64_C(1) << index, m);
     if (round_has_enough(n, r))
         steps[r->state].next(n, r);
-    else if (r->state == ROUND_READ &&
+    else if (r->state == READ &&
              !(partition_owners(n, r->partition) & live_members(n) & ~r->replied))
         read_late(n, r);
 }
@@ -2611,9 +2577,10 @@ static void round_due(struct node *n, struct round *r)
 {
     requests_expire(n, &r->queued);
     requests_expire(n, &r->in_flight);
-    if (STAILQ_EMPTY(&r->in_flight))
-        round_begin(n, r); /* the turn of those that are queued, or it is over */
-    else if (r->due <= n->now)
+    bool due = r->due <= n->now;
+    if (STAILQ_EMPTY(&r->in_flight) || (due && r->rejected))
+        round_begin(n, r); /* the turn of those that are queued, or it is over; or a duel goes on */
+    else if (due)
         steps[r->state].due(n, r);
 }
 
@@ -3237,11 +3204,11 @@ static void coordinator_tick(struct node *n)
 
 /* The register of the next view answered. Whoever wrote it, what is in it is the view: it is read, and
  * comes as mail, as to adopt it ends all rounds. */
-static void view_decided(struct node *n, const struct message *result, const struct body *body)
+static void view_decided(struct node *n, const struct message *result)
 {
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = result->value_bytes};
     if (result->status == 200 && result->flags & FLAG_WHOLE)
-        message_send(n, n->self_peer, 0, &m, &(struct body){.value = body->value});
+        message_send(n, n->self_peer, 0, &m, &(struct body){.value = message_body(result).value});
     else if (result->status == 201 || result->status == 204 || result->status == 412)
         view_request(n, NULL);
 }
@@ -3915,25 +3882,19 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
  * Where what a client asks for comes in, and where the reply goes out.
  */
 
-static void view_decided(struct node *n, const struct message *result, const struct body *body);
+static void view_decided(struct node *n, const struct message *result);
 static void listing_read(struct node *n, const struct request *q, const struct message *result);
 
-static void request_reply(struct node *n, struct request *q, const struct message *head,
-                          const struct body *body)
+static void request_reply(struct node *n, struct request *q, const struct message *reply)
 {
-    struct message result = *head;
-    result.type = M_REPLY;
-    result.round_id = q->m->round_id;
-    if (q->m->function == DO_REPAIR) {
+    if (q->m->function == DO_REPAIR)
         n->repairs--;
-    } else if (q->m->partition == VIEWS_PARTITION) {
-        view_decided(n, &result, body);
-    } else if (q->listing) {
-        listing_read(n, q, &result);
-    } else {
-        bytes_clear(&n->scratch);
-        n->hooks->reply(n, q->client, message_append(&n->scratch, &result, body));
-    }
+    else if (q->m->partition == VIEWS_PARTITION)
+        view_decided(n, reply);
+    else if (q->listing)
+        listing_read(n, q, reply);
+    else
+        n->hooks->reply(n, q->client, reply);
     n->large_bytes -= q->large_bytes;
     request_free(q);
 }
@@ -3950,16 +3911,16 @@ static void request_admit(struct node *n, struct request *q)
         request_fail(n, q, 503);
         return;
     }
-    struct round *r = round_by_key(n, m->partition, message_body(m).key, m->key_bytes);
+    struct round *r = round_by_key(n, m);
     if (m->function == DO_READ && q->tries < READ_TRIES) {
-        enum round_state state = one ? ROUND_READ_ONE : ROUND_READ;
+        enum round_state state = one ? READ_ONE : READ;
         round_ask(n, round_make(n, q, state), state);
     } else if (is_write(q) && one) {
-        round_decide(n, round_make(n, q, ROUND_ACCEPT_ONE));
+        round_decide(n, round_make(n, q, ACCEPT_ONE));
     } else if (r) {
         STAILQ_INSERT_TAIL(&r->queued, q, next);
     } else {
-        round_begin(n, round_make(n, q, ROUND_REST));
+        round_begin(n, round_make(n, q, REST));
     }
 }
 
@@ -4098,7 +4059,7 @@ static bool request_waits(struct node *n, struct request *q, const struct messag
     if (!same || q->waits_until <= n->now ||
         (n->hooks->client_gone && n->hooks->client_gone(n, q->client)))
         return false;
-    struct round *r = round_make(n, q, ROUND_WATCH);
+    struct round *r = round_make(n, q, WATCH);
     r->ballot = m->ballot;
     round_message(n, r, partition_owners(n, r->partition),
                   (struct message){.type = M_READ, .flags = FLAG_WATCH});
@@ -4535,7 +4496,7 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
     for (int i = 0; i < ROUND_BUCKETS; i++) {
         for (struct round *r = LIST_FIRST(&n->by_id[i]), *next; r; r = next) {
             next = LIST_NEXT(r, by_id);
-            n->rounds_resting += r->state == ROUND_REST;
+            n->rounds_resting += r->state == REST;
             round_due(n, r);
         }
     }

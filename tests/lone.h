@@ -33,7 +33,7 @@ static void lone_reply(struct node *n, void *client, const struct message *resul
     struct lone *l = n->context;
     l->reply_client = client;
     l->reply.count = 0;
-    bytes_append(&l->reply, result, result->bytes);
+    bytes_append(&l->reply, result, message_bytes(result));
     l->replies++;
 }
 
