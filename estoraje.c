@@ -918,8 +918,8 @@ struct round {
     uint64_t round_id;          /* = ballot.time; not of a WATCH */
     struct ballot ballot;       /* of a WATCH: that of the record that its client knows */
     uint64_t replied, rejected; /* owners, in this state */
-    uint64_t at_highest;        /* owners that told the ballot of `record` */
-    struct ballot damaged_at;   /* the highest that was told as damaged, */
+    uint64_t at_highest;        /* owners that reported the ballot of `record` */
+    struct ballot damaged_at;   /* the highest that was reported as damaged, */
     uint64_t damaged_by;        /* by these */
     struct bytes record;        /* round_record has it */
     unsigned rejections, sends; /* sends: in this state */
@@ -1821,7 +1821,7 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
  * from here or from another node, finds that it was applied (R10) or rejected (R12).
  */
 
-/* The record that a round would have accepted, while the writes are applied to it. */
+/* The record that a round will propose, while the writes are applied to it. */
 struct draft {
     struct message head; /* its ballot is the round's */
     struct body body;
@@ -1830,10 +1830,10 @@ struct draft {
     char digits[24];
     uint64_t number; /* of the result of the last write */
     bool changed;
-    bool missing; /* the value is not here: it did not come with the promise */
+    bool missing; /* the value is not here: promises come without it */
 };
 
-/* Step 2: the current record, as its owners promised it. */
+/* Step 2: the current record, as it came with the promises. */
 static void draft_load(struct draft *d, const struct message *m, struct ballot ballot)
 {
     d->head = *m;
@@ -1867,8 +1867,8 @@ static bool record_is_expired(const struct node *n, const struct message *m)
     return is_live(m->flags) && m->expiry && m->expiry <= node_latest_time(n);
 }
 
-/* What has expired is taken for deleted (R22). This is checked before each write, and once more before
- * the reads: a write may have been queued for longer than its own ttl. */
+/* What has expired is taken for deleted (R22). This is checked before each write, and once more
+ * before the reads: a write may have been queued for longer than its own ttl. */
 static void draft_expire(const struct node *n, struct draft *d)
 {
     if (record_is_expired(n, &d->head))
@@ -1949,9 +1949,9 @@ static const struct result *draft_result(const struct draft *d, uint64_t write_i
     return NULL;
 }
 
-/* Whether a write whose result is not listed may have been applied even so (R11). A fresh one was not,
- * because no try of it was sent before; and one-writes are applied each time. The minute goes by the
- * clock as the promises raised it: an owner may have forgotten a tombstone by its own. */
+/* Whether a write whose result is not listed may have been applied even so (R11). A fresh one was
+ * not, because no try of it was sent before; and one-writes are applied each time. The minute goes
+ * by the clock as the promises raised it: an owner may have forgotten a tombstone by its own. */
 static bool result_may_be_lost(const struct node *n, const struct draft *d, const struct message *m)
 {
     uint64_t lead = m->flags & FLAG_FIRST ? FIRST_TRY_LEAD : 0;
@@ -1997,8 +1997,9 @@ static struct result draft_take(struct node *n, struct draft *d, const struct me
     return a;
 }
 
-/* Lists no more the results that nobody can ask for (R35), and those that are too old or too many; how
- * late these were recorded is kept (R11). The results are in the order of the rounds that recorded them. */
+/* Lists no more the results that nobody can ask for (R35), and those that are too old or too many;
+ * how late these were recorded is kept (R11). The results are in the order of the rounds that
+ * recorded them. */
 static void draft_trim(const struct node *n, struct draft *d)
 {
     size_t first = d->results_count;
@@ -2142,8 +2143,8 @@ static struct request *round_request(const struct round *r)
     return STAILQ_FIRST(&r->in_flight);
 }
 
-/* The record of the highest ballot that owners told, then the one that they are asked to accept; ballot
- * zero if none was told, or if there is none. */
+/* The record of the highest ballot that owners reported, and later the one that they are asked to
+ * accept. Its ballot is zero if nobody has replied, or nobody has a record. */
 static const struct message *round_record(const struct round *r)
 {
     static const struct message nothing;
@@ -2169,7 +2170,7 @@ static uint64_t first_live_owner(const struct node *n, uint16_t partition)
     return 0;
 }
 
-/* The members that have told, in this epoch, that they hold all of a partition. */
+/* The members that have reported, in this epoch, that they hold all of a partition. */
 static uint64_t complete_members(const struct node *n, unsigned partition)
 {
     uint64_t members = 0;
@@ -2180,15 +2181,15 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
     return members;
 }
 
-/* The owners whose record of a key, or that they have none, may be a reply by itself: not those that
- * still pull what the others have. */
+/* The owners whose record of a key, or lack of one, may be shown by itself: not those that still
+ * pull what the others have. */
 static uint64_t complete_owners(const struct node *n, uint16_t partition)
 {
     return n->owners[C_OLD][partition] |
            (n->owners[C_NEW][partition] & complete_members(n, partition));
 }
 
-/* Whom a value is asked of: itself if it is a complete owner, else the first live one. */
+/* The owner that is asked for a value: this node if it is a complete one, else the first live one. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
 {
     uint64_t self = complete_owners(n, partition) & self_bit(n);
@@ -2205,8 +2206,8 @@ static void round_message(struct node *n, const struct round *r, uint64_t member
     messages_send(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
-/* What the round needs of a value, as M_READ says it: a fast read what its client asked for, a round of
- * Paxos all. */
+/* What the round needs of a value, as M_READ says it: a round of Paxos all, a fast read what its
+ * client asked for. */
 static struct message round_part(const struct round *r)
 {
     return round_is_keyed(r) ? (struct message){.expiry = UINT64_MAX} : *round_request(r)->m;
@@ -2260,9 +2261,9 @@ static void round_ask(struct node *n, struct round *r, enum round_state state)
     round_send(n, r);
 }
 
-/* Step 1: a new ballot; the writes that wait by now, those of a try that failed first; prepare to all
- * owners. The round is over if nothing waits, or if it was another way to carry out its requests: these
- * begin again, each write as a repeat of itself. */
+/* Step 1: a new ballot; the writes that are queued by now, those of a try that failed first;
+ * prepare to all owners. The round is over if nothing is queued, or if it is not the key's write
+ * round: its requests begin again then, each write as a repeat of itself. */
 static void round_begin(struct node *n, struct round *r)
 {
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
@@ -2281,8 +2282,9 @@ static void round_begin(struct node *n, struct round *r)
     round_ask(n, r, PREPARE);
 }
 
-/* A duel: wait a random while that doubles. The first live owner waits less than the others, so that
- * one of them wins soon: it carries out all that waits there, before another does. */
+/* Two proposers in a duel wait for a random time that doubles. The first live owner waits less
+ * than the others, so that it wins soon: then it carries out all that is queued there, before
+ * another one does. */
 static void round_rejected(struct node *n, struct round *r, uint64_t member)
 {
     assert(r->state != REST);
@@ -2317,8 +2319,8 @@ static bool value_is_here(const struct round *r)
     return !is_live(m->flags) || (m->flags & FLAG_WHOLE && m->value_bytes >= value_wanted(r));
 }
 
-/* Counts a reply. Of what owners tell of their records, that of the highest ballot is kept, with as much
- * of it as came. */
+/* Counts a reply. Of the records that owners report, that of the highest ballot is kept, and once
+ * more if a reply brings the value that was still missing. */
 static void round_count_reply(struct round *r, uint64_t member, const struct message *m)
 {
     r->replied |= member;
@@ -2340,8 +2342,9 @@ static void round_count_reply(struct round *r, uint64_t member, const struct mes
     }
 }
 
-/* The value is needed after all: it is asked of one that told the highest ballot, and counts only if
- * it comes at that very ballot (R9). If it is large, the round and its requests get time for it. */
+/* The value is needed after all: one that reported the highest ballot is asked for it, and it
+ * counts only if it comes at that very ballot (R9). If it is large, the round and its requests get
+ * time for it. */
 static void round_fetch(struct node *n, struct round *r)
 {
     uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
@@ -2361,8 +2364,8 @@ static void round_fetch(struct node *n, struct round *r)
     round_read(n, r, from & self_bit(n) ? self_bit(n) : from & -from, UINT64_MAX);
 }
 
-/* Step 4: the draft is the record that all owners are asked to accept. From here on a try of each write
- * may be under way. */
+/* Step 4: the draft is the record that all owners are asked to accept. From here on a try of each
+ * write may be under way. */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
     draft_trim(n, d);
@@ -2408,8 +2411,8 @@ static void write_reply(struct node *n, struct request *q)
     request_reply(n, q, &head);
 }
 
-/* A quorum holds the record at one ballot: now the clients get their replies. Those of consistency=all
- * wait for every owner; the key's queue goes on without them. */
+/* A quorum holds the record at one ballot: now the clients get their replies. Those of
+ * consistency=all wait for every owner; the key's queue goes on without them. */
 static void round_finish(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->replied;
@@ -2466,26 +2469,28 @@ static void round_decide(struct node *n, struct round *r)
 
 /* === 12 Reads ===================================================================================
  *
- * All owners are asked for their ballot, the nearest for the record as well. A quorum that tells one
- * and the same ballot, with the record of that very ballot, is the answer (R9): one round trip, no
- * disk write. If they do not come to agree, the read becomes a write that changes nothing.
+ * All owners are asked for their ballot, the nearest for the record as well. A quorum that reports one
+ * and the same ballot, with the record of that very ballot, ends the read (R9): one round trip, no disk
+ * write. If they do not come to agree, the read becomes a write that changes nothing.
  */
 
-/* Once more, as a key that is being written may agree then; after that as a round of Paxos. */
+/* Once more, because owners of a key that is being written may agree then; after that in a round
+ * of Paxos. */
 static void read_again(struct node *n, struct round *r)
 {
     n->counters.repairs_read += ++round_request(r)->tries == READ_TRIES;
     round_begin(n, r);
 }
 
-/* The owners agree. If the nearest's reply is still to come, the value may come with it. That the record
- * expired, a round must say, not this clock (R22). */
+/* The owners agree. If the value is not here, the nearest's reply may still bring it; if that
+ * came, it was too large, or of another ballot. That a record expired, a round must say, not this
+ * node's clock (R22). */
 static void read_finish(struct node *n, struct round *r)
 {
     assert(r->state == READ || r->state == READ_ONE);
     if (!value_is_here(r)) {
         if (r->replied & nearest_owner(n, r->partition))
-            round_fetch(n, r); /* it was too large, or came at another ballot */
+            round_fetch(n, r);
     } else if (r->state == READ && record_is_expired(n, round_record(r)) && RULE(22)) {
         round_request(r)->tries = READ_TRIES - 1;
         read_again(n, r);
@@ -2494,8 +2499,8 @@ static void read_finish(struct node *n, struct round *r)
     }
 }
 
-/* A record that is damaged where it was told, and above all others, may have been chosen; but not if
- * every owner was heard, and those where it is damaged are no majority. */
+/* A record that is damaged where it was reported, and above all others, may have been chosen; but
+ * not if every owner has replied, and those where it is damaged are no majority. */
 static bool record_may_be_damaged(const struct node *n, const struct round *r)
 {
     return ballot_compare(r->damaged_at, round_record(r)->ballot) > 0 &&
@@ -2523,7 +2528,7 @@ static bool round_has_enough(const struct node *n, const struct round *r)
     }
 }
 
-/* Who was asked for the record did not send it, or the owners do not agree, or they are late. */
+/* The value did not come, or the owners do not agree, or they are late. */
 static void read_late(struct node *n, struct round *r)
 {
     if (round_has_enough(n, r) && r->at_highest & live_members(n))
@@ -2562,7 +2567,7 @@ static void on_reply(struct node *n, struct peer *from, const struct message *m)
     if (m->type != steps[r->state].reply)
         return;
     if (r->state == FETCH && !ballot_equal(m->ballot, round_record(r)->ballot)) {
-        round_begin(n, r); /* what it tells is no part of what was promised (R9) */
+        round_begin(n, r); /* this is not the record that came with the promises (R9) */
         return;
     }
     round_count_reply(r, UINT64_C(1) << index, m);
@@ -3924,8 +3929,8 @@ static void request_admit(struct node *n, struct request *q)
     }
 }
 
-/* Lets in writes of large values while they are not too many at once: more than the links and the
- * disks take within a step's time would all be sent again, and none of them be done. */
+/* Admits writes of large values while those in flight are not too many: more than the links and
+ * the disks take within a step's time would all be sent again, and none of them would end. */
 static void larges_admit(struct node *n)
 {
     struct request *q;
@@ -3949,23 +3954,24 @@ static struct request *request_make(struct node *n, const struct message *m,
     return q;
 }
 
-/* When a write was made, for R11. `key_time`: the Unix time that its Idempotency-Key begins with, by
- * its client's clock; 0: none. What has to hold is that
+/* When a write counts as issued, for R11. `key_time`: the Unix time that its Idempotency-Key begins
+ * with, by its client's clock; 0: none. What has to hold is that
  *
- *    a try of a write counts as made no later than the answer to an earlier try counts as recorded.
+ *    a try of a write counts as issued no later than the result of an earlier try was recorded.
  *
- * For if the earlier try was applied, and its answer was let go, then `dropped` is at least the time
- * when that was recorded, so at least the time when this one was made: unknown.
+ * For if the earlier try was applied, and its result is listed no more, then results are lost until
+ * at least the time when that one was recorded, so at least the time when this try was issued:
+ * unknown.
  *
- * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as made when it
- *   comes: no clock of a client makes a new write unknown, and what is remembered goes by arrival.
- *   (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock may be a
- *   little behind. It counts until something of this try was sent.)
+ * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as issued when
+ *   it comes: no clock of a client makes a new write unknown, and how long results are kept goes by
+ *   arrival. (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock
+ *   may be a little behind. It counts until something of this try was sent.)
  * - One that comes later may have been overtaken by its repeat, and counts as one.
- * - A repeat counts as made KEY_TIME_MARGIN before its key's time: the first try did not come earlier
+ * - A repeat counts as issued KEY_TIME_MARGIN before its key's time: the first try did not come earlier
  *   than that, as long as its client's clock is not ahead by more than the margin.
- * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try was: 0,
- *   and the record must list its answer, or must never have let go of any. */
+ * - Of a repeat without a time, or of one that is further ahead, nobody knows when its first try
+ *   came: 0. Then the record must list its result, or no result may ever have been lost. */
 static void write_issued_at(struct node *n, struct message *m, uint64_t key_time)
 {
     bool repeat = m->flags & FLAG_REPEAT;
@@ -3979,9 +3985,9 @@ static void write_issued_at(struct node *n, struct message *m, uint64_t key_time
         m->issued_at = key_time - KEY_TIME_MARGIN;
 }
 
-/* A client's request. `m`: M_REQUEST, with key, function, condition, and for a write its version and
- * when it was made; copied. The reply comes by the hook, maybe before this returns. `wait`: for
- * FLAG_WATCH, microseconds. */
+/* A client's request. `m`: key, function, condition, and for a write its id and when it was
+ * issued; copied. The reply comes by the hook, maybe before this returns. `wait`: for FLAG_WATCH,
+ * microseconds. */
 static void node_request(struct node *n, void *client, const struct message *m,
                          const struct body *body, uint64_t wait)
 {
@@ -3989,14 +3995,14 @@ static void node_request(struct node *n, void *client, const struct message *m,
     q->client = client;
     q->waits_until = n->now + wait;
     n->requests++;
-    if (!is_write(q)) /* what a quorum tells is the latest: no more owners are needed */
+    if (!is_write(q)) /* what a quorum has is the latest: no more owners are needed */
         q->m->flags &= (uint8_t)~FLAG_ALL;
     uint64_t keep = m->function == DO_DELETE ? ROOM_RECORDS : ROOM_WRITES;
     if (is_write(q) && n->log.full && !log_has_room(n, q->m->bytes + keep))
         request_fail(n, q, 507);
     else if (is_write(q) && m->flags & FLAG_ALL &&
              partition_owners(n, m->partition) & ~live_members(n))
-        request_fail(n, q, 503); /* it would be done, and could not be answered */
+        request_fail(n, q, 503); /* it would be applied, and could not be acknowledged */
     else if (m->value_bytes > BULK_BYTES)
         STAILQ_INSERT_TAIL(&n->large, q, next);
     else
@@ -4024,7 +4030,8 @@ static void repair_key(struct node *n, uint16_t partition, const void *key, uint
     node_request_own(n, &m, &(struct body){.key = key});
 }
 
-/* A new view: everything begins again from prepare (R6). */
+/* A new view: everything begins again from prepare (R6), because a quorum that was counted in the
+ * view before may be none in this one. A request of that view's own register is over. */
 static void rounds_restart(struct node *n)
 {
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
@@ -4036,11 +4043,12 @@ static void rounds_restart(struct node *n)
 
 /* === 19 Waits ===================================================================================
  *
- * A read may wait until its key changes. Each owner is asked to tell of the next change, once; who
- * waits then reads again.
+ * A read may wait until its key changes. Each owner is asked to report the next change, once; the read
+ * begins again then.
  */
 
-/* An owner remembers for a while who waits for a key to change: the read is answered again then. */
+/* An owner remembers for a while who waits for a key to change: the M_READ gets another reply
+ * then. */
 struct watch {
     LIST_ENTRY(watch) next; /* of those whose keys have such a hash */
     struct peer *from;
@@ -4048,10 +4056,11 @@ struct watch {
     struct message message; /* M_READ, its key behind it */
 };
 
-/* Whether the client of a GET with wait waits on, because the record is as it knows it. Each owner is
- * asked to tell of the next change, once; its reply now shows what changed meanwhile. A quorum holds the
- * record by now, so one of each quorum that accepts another one tells of that one. If the message is
- * lost, the read that follows soon finds it. */
+/* Whether the client of a GET with wait waits on, because the record is as it knows it. Then its
+ * request is parked: each owner is asked to report the next change, and what it has now, if that
+ * changed meanwhile. A quorum holds the record by now; so an owner of each quorum that accepts
+ * another one was asked, and has not reported yet. If its report is lost, the next read, which is
+ * due soon, finds the change. */
 static bool request_waits(struct node *n, struct request *q, const struct message *m)
 {
     bool exists = is_live(m->flags);
@@ -4071,8 +4080,8 @@ static bool request_waits(struct node *n, struct request *q, const struct messag
     return true;
 }
 
-/* The entry's record is new: who waits for it is told, once. Those whose time is over are dropped; a
- * null entry: these alone. */
+/* The entry's record is new: this is reported to who waits for it, once. What is over is dropped;
+ * with a null entry, that alone is done. */
 static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
 {
     for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
