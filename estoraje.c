@@ -2342,11 +2342,41 @@ static void round_count_reply(struct round *r, uint64_t member, const struct mes
     }
 }
 
+/* A record that is damaged where it was reported, and above all others, may have been chosen; but
+ * not if every owner has replied, and those where it is damaged are no majority. */
+static bool record_may_be_damaged(const struct node *n, const struct round *r)
+{
+    return ballot_compare(r->damaged_at, round_record(r)->ballot) > 0 &&
+           (partition_owners(n, r->partition) & ~r->replied ||
+            majority(r->damaged_by, n->owners[C_OLD][r->partition]));
+}
+
+/* Whether the replies take the round on. */
+static bool round_has_enough(const struct node *n, const struct round *r)
+{
+    switch (r->state) {
+    case FETCH:
+        return value_is_here(r);
+    case ACCEPT_ALL:
+        return !(partition_owners(n, r->partition) & ~r->replied);
+    case ACCEPT_ONE:
+    case READ_ONE:
+        return r->replied;
+    case READ:
+        return quorum(n, r->partition, RULE(9) ? r->at_highest : r->replied);
+    case WATCH:
+        return ballot_compare(round_record(r)->ballot, r->ballot) > 0;
+    default:
+        return quorum(n, r->partition, r->replied) && !record_may_be_damaged(n, r);
+    }
+}
+
 /* The value is needed after all: one that reported the highest ballot is asked for it, and it
  * counts only if it comes at that very ballot (R9). If it is large, the round and its requests get
  * time for it. */
 static void round_fetch(struct node *n, struct round *r)
 {
+    assert(r->state == PREPARE || r->state == FETCH || r->state >= READ);
     uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
     uint64_t time = bytes / BYTES_PER_US;
     if (round_is_keyed(r))
@@ -2415,6 +2445,7 @@ static void write_reply(struct node *n, struct request *q)
  * consistency=all wait for every owner; the key's queue goes on without them. */
 static void round_finish(struct node *n, struct round *r)
 {
+    assert(round_has_enough(n, r));
     uint64_t missing = partition_owners(n, r->partition) & ~r->replied;
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
     STAILQ_CONCAT(&all, &r->in_flight);
@@ -2499,38 +2530,10 @@ static void read_finish(struct node *n, struct round *r)
     }
 }
 
-/* A record that is damaged where it was reported, and above all others, may have been chosen; but
- * not if every owner has replied, and those where it is damaged are no majority. */
-static bool record_may_be_damaged(const struct node *n, const struct round *r)
-{
-    return ballot_compare(r->damaged_at, round_record(r)->ballot) > 0 &&
-           (partition_owners(n, r->partition) & ~r->replied ||
-            majority(r->damaged_by, n->owners[C_OLD][r->partition]));
-}
-
-/* Whether the replies take the round on. */
-static bool round_has_enough(const struct node *n, const struct round *r)
-{
-    switch (r->state) {
-    case FETCH:
-        return value_is_here(r);
-    case ACCEPT_ALL:
-        return !(partition_owners(n, r->partition) & ~r->replied);
-    case ACCEPT_ONE:
-    case READ_ONE:
-        return r->replied;
-    case READ:
-        return quorum(n, r->partition, RULE(9) ? r->at_highest : r->replied);
-    case WATCH:
-        return ballot_compare(round_record(r)->ballot, r->ballot) > 0;
-    default:
-        return quorum(n, r->partition, r->replied) && !record_may_be_damaged(n, r);
-    }
-}
-
 /* The value did not come, or the owners do not agree, or they are late. */
 static void read_late(struct node *n, struct round *r)
 {
+    assert(r->state == READ || r->state == READ_ONE);
     if (round_has_enough(n, r) && r->at_highest & live_members(n))
         round_fetch(n, r);
     else if (quorum(n, r->partition, r->replied))
@@ -2562,6 +2565,7 @@ static void on_reply(struct node *n, struct peer *from, const struct message *m)
     int index = member_index(n->view, from->id);
     if (!r || index < 0 || !(partition_owners(n, r->partition) >> index & 1))
         return;
+    assert(round_request(r));
     if (m->type == M_REJECT && r->state != REST)
         round_rejected(n, r, UINT64_C(1) << index);
     if (m->type != steps[r->state].reply)
@@ -3974,9 +3978,8 @@ static struct request *request_make(struct node *n, const struct message *m,
  *   came: 0. Then the record must list its result, or no result may ever have been lost. */
 static void write_issued_at(struct node *n, struct message *m, uint64_t key_time)
 {
-    bool repeat = m->flags & FLAG_REPEAT;
     bool late = key_time && key_time + KEY_TIME_SLACK < n->wall;
-    m->flags |= repeat || late ? 0 : FLAG_FIRST;
+    m->flags |= late || m->flags & FLAG_REPEAT ? 0 : FLAG_FIRST;
     if (m->flags & FLAG_FIRST)
         m->issued_at = clock_tick(n);
     else if (!key_time || key_time > n->time + KEY_TIME_MARGIN)
