@@ -2181,18 +2181,11 @@ static uint64_t complete_members(const struct node *n, unsigned partition)
     return members;
 }
 
-/* The owners whose record of a key, or lack of one, may be shown by itself: not those that still
- * pull what the others have. */
-static uint64_t complete_owners(const struct node *n, uint16_t partition)
-{
-    return n->owners[C_OLD][partition] |
-           (n->owners[C_NEW][partition] & complete_members(n, partition));
-}
-
-/* The owner that is asked for a value: this node if it is a complete one, else the first live one. */
+/* The owner that is asked for a value: this node if it is one of C_old, else the first live one. The
+ * owners of C_old have all that was chosen among them; a joiner may still pull it. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
 {
-    uint64_t self = complete_owners(n, partition) & self_bit(n);
+    uint64_t self = n->owners[C_OLD][partition] & self_bit(n);
     return self ? self : first_live_owner(n, partition);
 }
 
@@ -2239,8 +2232,8 @@ static void round_send(struct node *n, struct round *r)
         round_read(n, r, missing & nearest, BULK_BYTES);
         round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
         break;
-    case READ_ONE: /* the nearest; when it is late, whoever has all */
-        missing &= r->sends ? complete_owners(n, r->partition) : nearest_owner(n, r->partition);
+    case READ_ONE: /* the nearest; when it is late, the others of C_old, too */
+        missing &= r->sends ? n->owners[C_OLD][r->partition] : nearest_owner(n, r->partition);
         round_read(n, r, missing, BULK_BYTES);
         break;
     default:
@@ -3920,13 +3913,13 @@ static void request_admit(struct node *n, struct request *q)
         request_fail(n, q, 503);
         return;
     }
-    struct round *r = round_by_key(n, m);
+    struct round *r;
     if (m->function == DO_READ && q->tries < READ_TRIES) {
-        enum round_state state = one ? READ_ONE : READ;
-        round_ask(n, round_make(n, q, state), state);
+        r = round_make(n, q, one ? READ_ONE : READ);
+        round_ask(n, r, r->state);
     } else if (is_write(q) && one) {
         round_decide(n, round_make(n, q, ACCEPT_ONE));
-    } else if (r) {
+    } else if ((r = round_by_key(n, m))) {
         STAILQ_INSERT_TAIL(&r->queued, q, next);
     } else {
         round_begin(n, round_make(n, q, REST));
