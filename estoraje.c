@@ -4935,7 +4935,7 @@ struct options {
     const char *tls_cert, *tls_key, *tls_ca;
     bool force_new_cluster, bootstrap, insecure;
     uint64_t sync, log_level; /* places among their choices, from 1 on */
-    uint64_t bootstrap_expect, replicas, weight, lease, evict_after, max_value, memory;
+    uint64_t expected, replicas, weight, lease, evict_after, max_value, memory;
 };
 
 struct server {
@@ -5418,7 +5418,7 @@ enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
 /* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
  * was ever used: it writes zeros to all that it may have. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
-#define HOLD_TIME   MS             /* mail and the log's batch wait so long for more */
+#define HOLD_TIME   MS             /* messages and the log's batch wait so long for more */
 #define UPLOAD_TIME (600 * SECOND) /* the longest */
 /* Seconds that a client may stand still, and while others need its memory. */
 enum { STALL_SECONDS_MAX = 75, STALL_SECONDS_FULL = 3 };
@@ -5444,7 +5444,7 @@ struct query {
     bool lost;
 };
 
-/* How a listing is told. */
+/* The forms of a listing. */
 enum { LIST_TEXT, LIST_JSON, LIST_RESTIC };
 static const struct {
     const char *type, *start, *end, *next; /* the end with a next page, and without */
@@ -5478,7 +5478,7 @@ struct call {
     struct query query;
     struct message m;                        /* the request as the core takes it */
     char retry_key[RETRY_KEY_BYTES_MAX + 1]; /* Idempotency-Key: the client's, or one made here */
-    uint64_t key_time; /* microseconds since 1970, by the client's clock; 0: not told */
+    uint64_t key_time; /* microseconds since 1970, by the client's clock; 0: unknown */
     int status;
     struct MHD_Response *response;
 };
@@ -5486,9 +5486,9 @@ struct call {
 /* Answers with what stands in c->body. */
 static void call_respond(struct call *c, int status, const char *type)
 {
-    static uint8_t none[1];
-    c->response = MHD_create_response_from_buffer(
-        c->body.count + c->unsent, c->body.count ? c->body.data : none, MHD_RESPMEM_PERSISTENT);
+    void *body = c->body.count ? c->body.data : (void *)""; /* for HEAD there is none */
+    c->response =
+        MHD_create_response_from_buffer(c->body.count + c->unsent, body, MHD_RESPMEM_PERSISTENT);
     if (!c->response)
         die("out of memory");
     c->status = status;
@@ -5508,7 +5508,7 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
 }
 
 /* Answers with one line of text, mostly what is wrong and what to do. Of a write it says what came of
- * it: a repeat is never told that nothing was changed, as its first try may have been applied. Returns
+ * it: for a repeat never that nothing was changed, as its first try may have been applied. Returns
  * false. */
 __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int status,
                                                             const char *format, ...)
@@ -5646,18 +5646,19 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
     }
 }
 
-/* One entity tag, "modified-version" in hex; {0} if it is nobody's, or weak and that counts. Returns
- * what follows it, null if it is malformed. */
+/* One entity tag of a list, "modified-write_id" in hex; {0} if it is nobody's, or weak and that counts.
+ * Returns what follows it, null if it is malformed. */
 static const char *parse_etag(const char *text, bool weak, struct ballot *etag)
 {
-    static const char digits[] = "0123456789abcdef";
+    static const char digits[] = "0123456789abcdef", blanks[] = " \t";
+    text += strspn(text, blanks);
     const char *tag = text + (strncmp(text, "W/", 2) == 0 ? 2 : 0),
                *end = *tag == '"' ? strchr(tag + 1, '"') : NULL;
     *etag = (struct ballot){0};
     if (end == tag + 34 && strspn(tag + 1, digits) == 16 && tag[17] == '-' &&
         strspn(tag + 18, digits) == 16 && (weak || tag == text))
         *etag = (struct ballot){0, strtoull(tag + 1, NULL, 16), strtoull(tag + 18, NULL, 16)};
-    return end ? end + 1 : NULL;
+    return end ? end + 1 + strspn(end + 1, blanks) : NULL;
 }
 
 /* The Unix time that an Idempotency-Key begins with: ten digits, maybe a fraction, then `after`; in
@@ -5795,9 +5796,7 @@ static bool call_query(struct call *c, char *query)
     }
     c->m.flags = consistencies[q->consistency] | (q->wait ? FLAG_WATCH : 0);
     if (q->op ? c->m.flags & FLAG_ONE || q->ttl : seen >> PARAMETER_BY & 1)
-        return call_text(c, 400,
-                         "by= goes with op=add, and that with neither ttl= nor "
-                         "consistency=one");
+        return call_text(c, 400, "by= needs op=add, which takes neither ttl= nor consistency=one");
     c->m.number = q->op ? q->by : 0;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
@@ -5807,29 +5806,28 @@ static bool call_query(struct call *c, char *query)
  * several of ours, and asks whether there is anything else; a wait looks out for a change of one. */
 static bool call_condition(struct call *c, const char *text, bool none)
 {
-    const char *end = text;
-    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0, more = true;
+    bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0;
     struct ballot tag, mine = {0};
     int ours = 0;
+    const char *end = text;
     if (!text)
         return true;
-    while (!any && end && more) {
-        end = parse_etag(end, none, &tag);
+    while (!any && (end = parse_etag(end, none, &tag))) {
         ours += tag.time && !ballot_equal(tag, mine);
         mine = tag.time ? tag : mine;
-        more = end && *(end += strspn(end, " \t")) == ',';
-        if (more)
-            end += 1 + strspn(end + 1, " \t");
+        if (*end != ',')
+            break;
+        end++;
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))) ||
         (ours > 1 && (!reads || (none && c->m.flags & FLAG_WATCH))))
         return call_text(c, 400,
-                         "send If-Match with * or one ETag in quotes, or If-None-Match with "
-                         "* (on GET also with ETags, on a wait with one)");
+                         "If-Match takes * or one ETag in quotes, If-None-Match *, or on GET ETags "
+                         "(one with wait=)");
     if (c->m.flags & FLAG_ONE && !reads)
         return call_text(c, 400, "consistency=one takes no condition: nothing orders it");
     if (reads && !none)
-        return true; /* reply_matches looks at it */
+        return true; /* http_reply compares it */
     c->m.ballot = mine;
     c->m.condition = !any ? IF_MATCH : none && !reads ? IF_ABSENT : IF_EXISTS;
     return true;
@@ -5875,8 +5873,8 @@ static bool call_write(struct call *c)
         c->key_time = time ? time : tried;
         if (c->key_time && c->key_time + REPEAT_TIME < wall)
             return call_text(c, 503,
-                             "the time that the Idempotency-Key begins with is %" PRIu64
-                             " s behind this node's clock, more than 60 s",
+                             "the Idempotency-Key's time is %" PRIu64
+                             " s behind this node's clock, over 60",
                              (wall - c->key_time) / SECOND);
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
@@ -5886,8 +5884,8 @@ static bool call_write(struct call *c)
     return call_reserve(c, bytes);
 }
 
-/* A write's version and when it was made: of its Idempotency-Key, so that a repeat has the same (R11);
- * of one made here if it has none. Called when the body is there: what came before it may have waited
+/* A write's id and when it was issued: from its Idempotency-Key, so that a repeat has the same (R11); from
+ * one made here if it has none. Called when the body is there: what came before it may have waited
  * long for the rest. */
 static void call_write_id(struct call *c)
 {
@@ -6088,11 +6086,11 @@ static void calls_answer(struct server *s)
         c->state = SUSPENDED;
         MHD_suspend_connection(c->connection);
         const struct route *r = &routes[c->route];
+        if (r->print)
+            r->print(&c->body, c->server);
         if (r->answer)
             r->answer(c);
-        else if (r->print)
-            r->print(&c->body, c->server);
-        if (!r->answer)
+        else
             call_respond(c, 200, r->type);
         if (c->route > ROUTE_LIST) /* else the core replies */
             call_resume(c);
@@ -6115,25 +6113,25 @@ static bool call_route(struct call *c, char *path, bool queried)
         while (c->route < ROUTES && fnmatch(routes[c->route].path, path, 0) != 0)
             c->route++;
     }
-    if (c->route == ROUTES)
-        return call_text(c, 404, "there are _health, _ready, _status, _nodes, _ring and _metrics");
-    if (bytes > KEY_BYTES_MAX + reserved * (int)strlen("_nodes/"))
-        return call_text(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
-    const char *possible = routes[c->route].methods;
-    if (!strstr(possible, methods[c->method])) {
-        call_text(c, 405, "this method is not possible here; possible: %s", possible);
-        call_header(c, "Allow", "%s", possible);
-        return false;
-    }
+    const char *possible = c->route < ROUTES ? routes[c->route].methods : every;
     const char *site = c->header.site, *type = c->header.type;
-    if (c->method > HEAD && site && strcmp(site, "cross-site") == 0)
-        return call_text(c, 403, "a page of another site may not change anything here");
-    if (reserved && c->method > HEAD && !certificate_is_ours(c))
-        return call_text(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
-    if (c->route == ROUTE_MESSAGES && (!type || strcmp(type, FRAME_TYPE) != 0))
+    bool changes = c->method > HEAD;
+    if (c->route == ROUTES)
+        call_text(c, 404, "there are _health, _ready, _status, _nodes, _ring and _metrics");
+    else if (bytes > KEY_BYTES_MAX + reserved * (int)strlen("_nodes/"))
+        call_text(c, 414, "a key has at most %d bytes", KEY_BYTES_MAX);
+    else if (!strstr(possible, methods[c->method]))
+        call_text(c, 405, "this method is not possible here; possible: %s", possible);
+    else if (changes && site && strcmp(site, "cross-site") == 0)
+        call_text(c, 403, "a page of another site may not change anything here");
+    else if (changes && reserved && !certificate_is_ours(c))
+        call_text(c, 401, "a certificate of the cluster's CA is needed, not an expired one");
+    else if (c->route == ROUTE_MESSAGES && (!type || strcmp(type, FRAME_TYPE) != 0))
         answer_messages(c);
-    if (reserved && c->method == DELETE && !secret_matches(c))
-        return call_text(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
+    else if (reserved && c->method == DELETE && !secret_matches(c))
+        call_text(c, 401, "the cluster's secret is needed: Authorization: Bearer SECRET");
+    if (c->status == 405)
+        call_header(c, "Allow", "%s", possible);
     return !c->response;
 }
 
@@ -6156,8 +6154,6 @@ static void call_begin(struct call *c, const char *method, const char *version)
                 (c->route != ROUTE_KEY || c->m.function == DO_READ || call_write(c));
     if (c->method != GET)
         c->header.range = NULL; /* RFC 9110, 14.2 */
-    if (c->route == ROUTE_LIST)
-        c->header.match = NULL; /* a listing has no ETag */
     c->format = c->header.accept ? LIST_RESTIC : LIST_TEXT;
     while (c->format && !strstr(c->header.accept, formats[c->format].type))
         c->format--;
@@ -6218,8 +6214,7 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     call_date(c, "Last-Modified", m->modified);
     MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
     MHD_add_response_header(c->response, "X-Content-Type-Options", "nosniff");
-    MHD_add_response_header(c->response, "Content-Security-Policy",
-                            "sandbox"); /* no page of ours */
+    MHD_add_response_header(c->response, "Content-Security-Policy", "sandbox");
     if (m->expiry)
         call_date(c, "Estoraje-Expires", m->expiry);
 }
@@ -6269,14 +6264,6 @@ static void reply_list(struct call *c, const struct message *m)
         call_header(c, "Link", "<%s>; rel=\"next\"", next);
 }
 
-static void reply_write(struct call *c, const struct message *m)
-{
-    bool counter = c->m.function == DO_ADD, plain = c->method == POST || c->m.flags & FLAG_ONE;
-    if (counter)
-        bytes_print(&c->body, "%" PRId64, (int64_t)m->number);
-    call_respond(c, plain ? 200 : m->status, counter ? "text/plain" : NULL);
-}
-
 /* The core's hook: `client` is the call that waits. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
@@ -6294,20 +6281,24 @@ static void http_reply(struct node *n, void *client, const struct message *m)
     if (c->route != ROUTE_LIST || m->status == 503)
         c->body.count = 0;
     snprintf(etag, sizeof etag, "\"%016" PRIx64 "-%016" PRIx64 "\"", m->modified, m->write_id);
-    bool found = m->status == 200, compared = c->m.function == DO_READ && c->header.match;
+    /* If-Match of a write is for the core; a listing has no ETag. */
+    const char *match = c->route == ROUTE_KEY && c->m.function == DO_READ ? c->header.match : NULL;
     uint16_t status = m->status;
-    if (compared && (found ? !etag_is_listed(c->header.match, etag, false) : status == 404))
+    if (match && (status == 404 || (status == 200 && !etag_is_listed(match, etag, false))))
         status = 412;
+    if (c->m.function == DO_ADD)
+        bytes_print(&c->body, "%" PRId64, (int64_t)m->number);
     if (rejections[status])
         call_text(c, status, "%s", rejections[status]);
     else if (status == 404)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST)
         reply_list(c, m);
-    else if (c->m.function != DO_READ)
-        reply_write(c, m);
-    else
+    else if (c->m.function == DO_READ)
         reply_value(c, m, etag);
+    else
+        call_respond(c, c->method == POST || c->m.flags & FLAG_ONE ? 200 : status,
+                     c->m.function == DO_ADD ? "text/plain" : NULL);
     if (m->modified && c->status != 503 &&
         (status == 412 || (c->method != DELETE && c->m.function != DO_ADD)))
         MHD_add_response_header(c->response, "ETag", etag);
@@ -6396,7 +6387,7 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
         c->is_peer = true;
         at += f->bytes;
     }
-    if (at) { /* seldom, or a parcel would be moved with each piece of it */
+    if (at) { /* seldom, or a large frame would be moved with each piece of it */
         memmove(c->body.data, c->body.data + at, c->body.count - at);
         c->body.count -= at;
         if (!c->body.count)
