@@ -6546,29 +6546,25 @@ static void disk_events(struct server *s)
     node_durable(s->node, done.room, full);
 }
 
-static uint64_t random_u64(void)
-{
-    uint64_t random;
-    arc4random_buf(&random, sizeof random);
-    return random | 1; /* 0 is nobody's id */
-}
-
 static struct node *server_node(struct server *s)
 {
     const struct options *o = &s->options;
-    struct node *n = node_new(random_u64(), random_u64(), o->advertise, &server_hooks, s);
+    uint64_t random[2];
+    arc4random_buf(random, sizeof random);
+    struct node *n =
+        node_new(random[0] | 1, random[1], o->advertise, &server_hooks, s); /* 0: no id */
     node_time(n, clock_us(CLOCK_BOOTTIME), clock_us(CLOCK_REALTIME));
     n->lease = o->lease;
     n->evict_after = o->evict_after;
     n->self_peer->weight = (uint32_t)o->weight;
     n->replicas = (uint32_t)o->replicas;
-    n->expected = o->bootstrap_expect;
+    n->expected = o->expected;
     snprintf(n->self_peer->zone, sizeof n->self_peer->zone, "%s", o->zone);
     return n;
 }
 
-/* Begins anew with a new id, keeping only the views (R17). It takes one batch of the log, which nothing
- * below is needed for; then the program starts again. Behind damage it has files of its own. */
+/* Rejoins under a new id, keeping only the views (R17). It takes one batch of the log, which nothing below
+ * is needed for; then the program starts again. Behind damage it has files of its own. */
 __attribute__((noreturn)) static void server_rejoin(struct server *s, bool damaged)
 {
     struct node *n = server_node(s);
@@ -6655,7 +6651,7 @@ static void server_open(struct server *s)
         server_rejoin(s, true);
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
-    if (!n->view && !o->bootstrap == !o->join && !o->bootstrap_expect)
+    if (!n->view && !o->bootstrap == !o->join && !o->expected)
         error(2, 0,
               "an empty data directory needs --bootstrap (a new cluster) or --join, not both");
     disk_start(&s->disk, log_end(n));
@@ -6820,13 +6816,9 @@ static void server_stop(struct server *s)
     notify("STOPPING=1");
     s->draining = true;
     uint64_t until = s->node->now + STOP_TIME;
-    while (s->calls_count && s->node->now < until)
+    const struct log *log = &s->node->log;
+    while (s->node->now < until && (s->calls_count || log->writing || log->pending.count))
         server_turn(s);
-    while (s->node->log.writing || s->node->log.pending.count) {
-        disk_events(s);
-        log_submit(s);
-        usleep(1000);
-    }
     struct call *c;
     TAILQ_FOREACH(c, &s->calls, place) {
         if (c->state != SUSPENDED)
@@ -6846,7 +6838,7 @@ static const struct setting option_rows[] = {
     {.name = "data", TEXT, "DIR", "data", "the data directory", AT(data)},
     {.name = "bootstrap", FLAG, NULL, NULL, "begin a new cluster", AT(bootstrap)},
     {.name = "join", TEXT, "LIST", NULL, "enter the cluster of these", AT(join)},
-    {.name = "bootstrap-expect", COUNT, "N", NULL, "so many --join", AT(bootstrap_expect), 1, 64},
+    {.name = "bootstrap-expect", COUNT, "1 to 64", NULL, "once so many join", AT(expected), 1, 64},
     {.name = "force-new-cluster", FLAG, NULL, NULL, "of this data alone", AT(force_new_cluster)},
     {.name = "replicas", COUNT, "1 to 7", "3", "copies; the first node says", AT(replicas), 1, 7},
     {.name = "zone", TEXT, "NAME", "", "what fails together", AT(zone)},
@@ -6878,22 +6870,18 @@ static const char help[] =
     "Store: curl -T file http://127.0.0.1:8001/key\nRead: curl http://127.0.0.1:8001/key\n"
     "Status: /_status /_ring /_metrics";
 
-/* `name`: where the value is from. */
-static void option_set(struct options *o, const struct setting *s, const char *name, char *value)
+static void option_set(struct options *o, const struct setting *s, char *value)
 {
     if (!setting_parse(s, o, value, strlen(value)))
-        error(2, 0, "%s needs %s (%s), not '%s'", name, s->argument ? s->argument : "1 or 0",
-              s->help, value);
+        error(2, 0, "--%s, or its variable ESTORAJE_..., needs %s (%s), not '%s'", s->name,
+              s->argument ? s->argument : "1 or 0", s->help, value);
 }
 
 static error_t option_parse(int key, char *value, struct argp_state *state)
 {
     if (key < OPTION_KEY || key >= OPTION_KEY + OPTIONS)
         return ARGP_ERR_UNKNOWN;
-    const struct setting *s = &option_rows[key - OPTION_KEY];
-    char name[64];
-    snprintf(name, sizeof name, "--%s", s->name);
-    option_set(state->input, s, name, value ? value : (char[]){"1"});
+    option_set(state->input, &option_rows[key - OPTION_KEY], value ? value : (char[]){"1"});
     return 0;
 }
 
@@ -6919,8 +6907,8 @@ static void options_check(struct options *o)
             error(2, 0, "--join needs HOST:PORT, or more of them with commas between, not '%s'",
                   one);
     /* Or more nodes than these could make two clusters of them. The list may leave this node out. */
-    bool exact = places == o->bootstrap_expect || places + 1 == o->bootstrap_expect;
-    if (o->bootstrap_expect && (o->bootstrap || !exact))
+    bool exact = places == o->expected || places + 1 == o->expected;
+    if (o->expected && (o->bootstrap || !exact))
         error(2, 0, "--bootstrap-expect N needs all N nodes in --join, and no --bootstrap");
     if (strlen(o->zone) >= ZONE_BYTES || !text_is_plain(o->zone, strlen(o->zone), false))
         error(2, 0, "--zone has at most 15 bytes, without quotes");
@@ -6937,8 +6925,8 @@ static void options_read(struct options *o, int count, char **arguments)
     for (int i = 0; i < OPTIONS; i++) {
         const struct setting *s = &option_rows[i];
         char *value, *standard = (char *)(uintptr_t)s->standard;
-        bool told = standard && *standard;
-        snprintf(docs[i], sizeof docs[i], told ? "%s; default: %s" : "%s", s->help, standard);
+        bool shown = standard && *standard;
+        snprintf(docs[i], sizeof docs[i], shown ? "%s; default: %s" : "%s", s->help, standard);
         longs[i] = (struct argp_option){s->name, OPTION_KEY + i, s->argument, 0, docs[i], 0};
         snprintf(name, sizeof name, "ESTORAJE_%s", s->name);
         for (char *at = name; *at; at++)
@@ -6946,7 +6934,7 @@ static void options_read(struct options *o, int count, char **arguments)
         value = getenv(name);
         value = value && *value ? value : standard;
         if (value)
-            option_set(o, s, name, value);
+            option_set(o, s, value);
     }
     argp_program_version = "estoraje " VERSION;
     argp_err_exit_status = 2;
