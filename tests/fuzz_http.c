@@ -24,8 +24,8 @@ static int fields_each(struct MHD_Connection *connection, enum MHD_ValueKind kin
     ((void)(connection), (kind) == MHD_CONNECTION_INFO_SOCKET_CONTEXT ? &its_client : &header_size)
 #define MHD_suspend_connection(connection)
 #define MHD_resume_connection(connection)
-#define MHD_set_connection_option(connection, option, value)
-#define MHD_queue_response(connection, status, response) (answered_status = (int)(status), MHD_YES)
+#define MHD_set_connection_option(connection, option, value) ((void)(connection), (void)(value))
+#define MHD_queue_response(connection, status, response)     (answered_status = (int)(status), MHD_YES)
 #undef stderr
 #define stderr silence
 #include "lone.h"
