@@ -922,6 +922,7 @@ struct round {
     struct ballot damaged_at;   /* the highest that was reported as damaged, */
     uint64_t damaged_by;        /* by these */
     struct bytes record;        /* round_record has it */
+    bool fetching;              /* its value was asked for, in this state */
     unsigned rejections, sends; /* sends: in this state */
     uint64_t due;
     uint16_t key_bytes;
@@ -2251,6 +2252,7 @@ static void round_ask(struct node *n, struct round *r, enum round_state state)
     r->damaged_at = (struct ballot){0};
     r->replied = r->at_highest = r->rejected = r->damaged_by = 0;
     r->sends = 0;
+    r->fetching = false;
     round_send(n, r);
 }
 
@@ -2378,6 +2380,7 @@ static void round_fetch(struct node *n, struct round *r)
     if (n->hooks->room && !n->hooks->room(n, bytes))
         return;                                    /* it is asked for again then */
     bytes_reserve(&r->record, bytes + BULK_BYTES); /* and what stands before it */
+    r->fetching = true;
     struct request *q;
     STAILQ_FOREACH(q, &r->in_flight, next) { /* once, however often it is asked for */
         q->deadline += 4 * (max_u64(q->allowed, time) - q->allowed);
@@ -2513,7 +2516,7 @@ static void read_finish(struct node *n, struct round *r)
 {
     assert(r->state == READ || r->state == READ_ONE);
     if (!value_is_here(r)) {
-        if (r->replied & nearest_owner(n, r->partition))
+        if (!r->fetching && r->replied & nearest_owner(n, r->partition))
             round_fetch(n, r);
     } else if (r->state == READ && record_is_expired(n, round_record(r)) && RULE(22)) {
         round_request(r)->tries = READ_TRIES - 1;

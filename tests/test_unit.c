@@ -2697,6 +2697,33 @@ START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
 }
 END_TEST
 
+/* The nearest owner says that it is too large to come at once; each further reply agrees. */
+START_TEST(test_a_large_value_is_asked_for_once)
+{
+    char key[32] = "";
+    peers_begin(4, 3);
+    for (int i = 0; !*key || partition_owners(l.node, key_partition(key, strlen(key))) & 1; i++)
+        snprintf(key, sizeof key, "%d", i);
+    struct message m = request_for(DO_READ, key, 0), read;
+    request(&m, key);
+    ck_assert_uint_eq(told(M_READ, 0, &read), 3);
+    struct message reply = {.type = M_READ_REPLY, .round_id = read.round_id};
+    reply.partition = read.partition;
+    reply.ballot = ballot_at(l.node->wall - 100 * SECOND);
+    uint64_t owners = partition_owners(l.node, reply.partition),
+             nearest = nearest_owner(l.node, reply.partition);
+    reply.number = 20 << 20;
+    reply.flags = FLAG_RECORD | FLAG_WHOLE;
+    for (uint64_t left = owners, next = nearest; left; next = left & -left) {
+        peer_says(LONE_ID + (uint64_t)__builtin_ctzll(next), l.node->clock, &reply, NULL);
+        left &= ~next;
+        reply.flags = FLAG_RECORD;
+        reply.value_bytes = 20 << 20;
+    }
+    ck_assert_uint_eq(told(M_READ, FLAG_WHOLE, NULL), 1);
+}
+END_TEST
+
 START_TEST(test_a_damaged_record_is_told_as_such_and_a_repair_begins)
 {
     peers_begin(2, 3);
@@ -3550,6 +3577,7 @@ int main(void)
         {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
         {"peers", test_who_lost_its_disk_is_told_once, 1},
         {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
+        {"peers", test_a_large_value_is_asked_for_once, 1},
         {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
         {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
