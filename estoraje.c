@@ -1855,10 +1855,8 @@ static void draft_write(struct draft *d, uint64_t write_id, const void *value, u
     d->head.modified = d->number = max_u64(d->head.ballot.time, d->head.modified + 1);
     d->head.value_bytes = value_bytes;
     d->body.value = value;
-    if (!value) {
-        d->head.expiry = 0;
-        d->head.type_bytes = 0;
-    }
+    d->head.expiry = value ? d->head.expiry : 0;
+    d->head.type_bytes = value ? d->head.type_bytes : 0;
     d->changed = true;
     d->missing = false;
 }
@@ -2021,8 +2019,8 @@ static void draft_trim(const struct node *n, struct draft *d)
 /* === 11 Rounds ==================================================================================
  *
  * The writes of one key wait in a queue, and one round of Paxos carries all that wait. A read that
- * finds no agreement is one of them, a write that changes nothing. How a round goes on is drawn at
- * struct round; `steps`, at the end of chapter 12, has its replies.
+ * finds no agreement is one of them, a write that changes nothing. The states are drawn at struct
+ * round; the table `steps`, at the end of chapter 12, makes the transitions.
  */
 
 static void request_reply(struct node *n, struct request *q, const struct message *reply);
@@ -2059,8 +2057,7 @@ static bool is_write(const struct request *q)
 static void request_fail(struct node *n, struct request *q, uint16_t status)
 {
     bool open = is_write(q) && q->m->flags & FLAG_REPEAT;
-    if (open)
-        n->counters.proposals_unknown++;
+    n->counters.proposals_unknown += open;
     request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status});
 }
 
@@ -2223,18 +2220,17 @@ static void round_read(struct node *n, const struct round *r, uint64_t members, 
 static void round_send(struct node *n, struct round *r)
 {
     uint64_t missing = partition_owners(n, r->partition) & ~r->replied, time = STEP_TIME;
-    uint64_t nearest;
+    uint64_t nearest = nearest_owner(n, r->partition);
     switch (r->state) {
     case PREPARE:
         round_message(n, r, missing, (struct message){.type = M_PREPARE});
         break;
     case READ:
-        nearest = nearest_owner(n, r->partition);
         round_read(n, r, missing & nearest, BULK_BYTES);
         round_message(n, r, missing & ~nearest, (struct message){.type = M_READ});
         break;
     case READ_ONE: /* the nearest; when it is late, the others of C_old, too */
-        missing &= r->sends ? n->owners[C_OLD][r->partition] : nearest_owner(n, r->partition);
+        missing &= r->sends ? n->owners[C_OLD][r->partition] : nearest;
         round_read(n, r, missing, BULK_BYTES);
         break;
     default:
@@ -2430,10 +2426,9 @@ static void read_reply(struct node *n, struct request *q, const struct message *
 
 static void write_reply(struct node *n, struct request *q)
 {
-    const struct result *a = &q->result;
-    struct message head = {.status = (uint16_t)a->status, .write_id = a->write_id};
-    head.modified = head.number = a->number;
-    n->counters.proposals_ok += a->status < 300;
+    struct message head = {.status = (uint16_t)q->result.status, .write_id = q->result.write_id};
+    head.modified = head.number = q->result.number;
+    n->counters.proposals_ok += head.status < 300;
     request_reply(n, q, &head);
 }
 
