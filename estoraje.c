@@ -667,8 +667,6 @@ enum message_type {
     M_DROP,
     M_LOST,
     M_LOG_TYPES,
-    M_REQUEST, /* these stay inside a node: what a client asks, and is told */
-    M_REPLY,
 };
 
 enum {
@@ -867,7 +865,7 @@ struct peer {
 /* A client's request, or one of the node itself. */
 struct request {
     STAILQ_ENTRY(request) next;
-    struct message *m; /* M_REQUEST; stands in `copy` */
+    struct message *m; /* in `copy`; it stays inside the node, and has no type */
     struct bytes copy;
     void *client;            /* of this node; null if `listing` is set, or nobody gets a reply */
     uint64_t deadline;       /* this node's monotonic clock */
@@ -972,7 +970,7 @@ enum { C_OLD, C_NEW };
 struct node;
 /* What a node asks of the world. `world` is the caller's. */
 struct hooks {
-    /* `result`: M_REPLY or a record; valid during the call. */
+    /* `result`: a status, and what was read; valid during the call. */
     void (*reply)(struct node *n, void *client, const struct message *result);
     /* Copies log bytes that are no longer in a buffer. False: they are not in memory, `wait` is not
      * set; they were sent for. */
@@ -3943,7 +3941,6 @@ static struct request *request_make(struct node *n, const struct message *m,
 {
     struct request *q = allocate(sizeof *q);
     q->m = message_append(&q->copy, m, body);
-    q->m->type = M_REQUEST;
     q->allowed = m->value_bytes / BYTES_PER_US;
     q->deadline = n->now + REQUEST_TIME + 4 * q->allowed;
     return q;
@@ -4080,12 +4077,11 @@ static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
 {
     for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
         next = LIST_NEXT(w, next);
-        const struct message *m = &w->message;
-        bool over = w->until <= n->now, same = e && message_entry(n, m) == e;
-        if (!over && !same)
+        bool over = w->until <= n->now;
+        if (!over && (!e || message_entry(n, &w->message) != e))
             continue;
         if (!over)
-            index_reply(n, w->from, m, e, M_READ_REPLY);
+            index_reply(n, w->from, &w->message, e, M_READ_REPLY);
         LIST_REMOVE(w, next);
         free(w);
     }
@@ -4158,7 +4154,7 @@ static void listing_send(struct node *n, struct listing *l, uint16_t status)
     for (size_t i = 0; i < l->keys.count / sizeof *keys; i++)
         if (is_live(keys[i]->flags))
             listed_append(&page, keys[i], keys[i]->key);
-    struct message m = {.type = M_REPLY, .status = status, .flags = FLAG_WHOLE};
+    struct message m = {.status = status, .flags = FLAG_WHOLE};
     m.flags |= l->more ? FLAG_WATCH : 0;
     m.value_bytes = (uint32_t)page.count;
     bytes_clear(&n->scratch);
@@ -6142,7 +6138,6 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->started = c->server->node->now;
     while (c->method < OTHER && strcmp(methods[c->method], method) != 0)
         c->method++;
-    c->m.type = M_REQUEST;
     c->m.function = functions[c->method];
     if (*query)
         *query++ = 0;

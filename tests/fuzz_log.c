@@ -106,7 +106,7 @@ static void go_on(struct lone *l)
 {
     lone_tick(l, SECOND, true);
     for (char key = 'a'; key < 'a' + 16; key++) {
-        struct message m = {.type = M_REQUEST, .function = DO_READ, .key_bytes = 1};
+        struct message m = {.function = DO_READ, .key_bytes = 1};
         m.expiry = UINT64_MAX;
         m.partition = key_partition(&key, 1);
         node_request(l->node, l, &m, &(struct body){.key = &key}, 0);

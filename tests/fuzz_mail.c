@@ -46,7 +46,7 @@ static void request(struct lone *l, uint8_t function, uint8_t flags, const char 
                     const void *value, size_t bytes)
 {
     struct node *n = l->node;
-    struct message m = {.type = M_REQUEST, .flags = flags | FLAG_WHOLE | FLAG_FRESH};
+    struct message m = {.flags = flags | FLAG_WHOLE | FLAG_FRESH};
     m.function = function;
     m.key_bytes = (uint16_t)strlen(key);
     m.value_bytes = (uint32_t)bytes;

@@ -1801,7 +1801,6 @@ static void client_begins(struct client *c)
         op->key = &w.keys[0];
     op->told.start = w.now;
     op->told.client = c->name;
-    op->m.type = M_REQUEST;
     if (op->key->kind == LISTED && chance(400)) {
         op->listing = true;
         op->m.type = M_LIST;
@@ -3616,7 +3615,6 @@ static bool hand_cleaning_keeps(struct node *n, struct ballot floor)
 static bool hand_asks(struct node *n, const struct message *head, struct bytes *prepare)
 {
     struct message m = *head;
-    m.type = M_REQUEST;
     m.partition = key_partition("k", 1);
     m.key_bytes = 1;
     hand_status = 0;

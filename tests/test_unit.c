@@ -2068,7 +2068,7 @@ static unsigned rounds(void)
 
 static struct message request_for(uint8_t function, const char *key, uint64_t made)
 {
-    struct message m = {.type = M_REQUEST, .function = function, .flags = FLAG_WHOLE};
+    struct message m = {.function = function, .flags = FLAG_WHOLE};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
     m.write_id = 1;
@@ -2340,7 +2340,6 @@ START_TEST(test_no_key_pushes_the_clock)
     lone_begin();
     uint64_t clock = l.node->clock;
     struct message m = keyed(key_at(l.node->wall + 3600 * SECOND), 0).m;
-    m.type = M_REQUEST;
     m.function = DO_PUT;
     m.flags |= FLAG_WHOLE;
     m.key_bytes = 1;
