@@ -4642,10 +4642,9 @@ struct disk {
     uint64_t allocated, zeroed; /* LSNs up to which there is space, and zeros or data */
     struct segment {
         uint64_t number;
-        int file; /* 0: none */
-    } written;    /* what was written to last, kept open */
-    struct segment hot
-        [HOT_SEGMENTS]; /* the loop's: those that were read last, by number modulo HOT_SEGMENTS */
+        int file;                     /* 0: none */
+    } written;                        /* what was written to last, kept open */
+    struct segment hot[HOT_SEGMENTS]; /* the loop's: read last, by number modulo HOT_SEGMENTS */
 };
 
 struct disk_job {
@@ -5308,11 +5307,11 @@ static void process_measure(double *memory, double *files)
     unsigned long pages = 0;
     glob_t found = {0};
     FILE *statm = fopen("/proc/self/statm", "r");
-    if (statm && fscanf(statm, "%*u %lu", &pages) != 1)
-        pages = 0;
+    *memory = 0;
+    if (statm && fscanf(statm, "%*u %lu", &pages) == 1)
+        *memory = (double)pages * (double)sysconf(_SC_PAGESIZE);
     if (statm)
         fclose(statm);
-    *memory = (double)pages * (double)sysconf(_SC_PAGESIZE);
     glob("/proc/self/fd/[0-9]*", GLOB_NOSORT, NULL, &found);
     *files = (double)found.gl_pathc;
     globfree(&found);
@@ -5379,12 +5378,14 @@ static const char *unhealthy(const struct server *s)
 }
 
 /* Why no other node should be stopped or replaced yet (R30): this one lacks data. Null: it has all. */
-static const char *unready(const struct server *s, char text[128])
+static const char *unready(const struct server *s)
 {
+    static char text[128];
     const struct node *n = s->node;
     const char *reason = unhealthy(s);
     unsigned behind = partitions_behind(n);
-    snprintf(text, 128, "data of %u partitions is still to be brought in or compared", behind);
+    snprintf(text, sizeof text, "data of %u partitions is still to be brought in or compared",
+             behind);
     if (!reason && n->view->members[n->self].state != MEMBER_UP)
         reason = "this node is about to join or to leave: see /_status";
     return reason || !behind ? reason : text;
@@ -5984,9 +5985,8 @@ static void answer_list(struct call *c)
 
 static void answer_health(struct call *c)
 {
-    char text[128];
     bool ready = c->key.count == strlen("_ready");
-    const char *reason = ready ? unready(c->server, text) : unhealthy(c->server);
+    const char *reason = ready ? unready(c->server) : unhealthy(c->server);
     call_text(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
     call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
@@ -6780,7 +6780,7 @@ static void server_turn(struct server *s)
         channels_check(s);
         if (s->swept_at + 100 * MS <= s->node->now)
             calls_sweep(s);
-        if (!s->ready_notified && !unready(s, (char[128]){""}))
+        if (!s->ready_notified && !unready(s))
             s->ready_notified = notify("READY=1");
     }
     node_run(s->node);

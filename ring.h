@@ -42,7 +42,6 @@ struct member {
 _Static_assert(sizeof(struct member) == 80, "the format of views");
 _Static_assert(offsetof(struct member, zone) == 16, "the format of views");
 _Static_assert(offsetof(struct member, address) == 32, "the format of views");
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "formats are written as they lie here");
 
 struct ring {
     unsigned owners_count; /* of each partition: min(replicas, members that take part) */
