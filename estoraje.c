@@ -5393,33 +5393,32 @@ static const char *unready(const struct server *s)
 
 /* === 25 HTTP ====================================================================================
  *
- * A call is one request of a client. It is checked when its headers are there, collected while its
- * body comes, then suspended, and answered, at once or when the core replies:
+ * A call is what a connection serves: one request after the other. A request is checked when its headers
+ * are there; then its body is collected; then the connection is suspended, until the core replies:
  *
  *    http_handle (headers) -> http_handle (pieces of the body) -> calls_answer -> routes[].answer
  *       `-> call_begin                      call_resume <- call_respond <- http_reply <- core <-'
  *
- * There is one call for each connection, which serves its requests one after the other:
- *
  *    IDLE --http_uri--> HEADERS --call_begin--> BODY --http_handle--> WHOLE --calls_answer--> SUSPENDED
  *      `<------------------ http_done -------------------- OVER <-------------------- call_resume --'
  *
- * What is wrong with a request is answered when its body was read, unless that is not worth reading.
+ * A request that is refused by its headers is answered only after its body was read: a client that is still
+ * sending would not see the answer. Where that is not worth it, the connection is closed behind the answer.
  */
 
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
-/* libmicrohttpd itself refuses twice that, as HTML. More would be more memory for every connection that
- * was ever used: it writes zeros to all that it may have. */
+/* libmicrohttpd refuses headers of twice that size itself, with a page of HTML. A larger limit would cost
+ * memory for each connection: libmicrohttpd writes zeros to all of the memory that a connection may use. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
-#define HOLD_TIME   MS             /* messages and the log's batch wait so long for more */
-#define UPLOAD_TIME (600 * SECOND) /* the longest */
-/* Seconds that a client may stand still, and while others need its memory. */
+#define HOLD_TIME   MS             /* frames and the log's batch are held so long, for more */
+#define UPLOAD_TIME (600 * SECOND) /* of a request's body */
+/* How many seconds a client may neither send nor take a byte; and while memory is refused to others. */
 enum { STALL_SECONDS_MAX = 75, STALL_SECONDS_FULL = 3 };
 
-/* The headers that count, by name. Of two of one kind two readers could each take another one, so a second
- * is refused; of `accept` the last counts. */
+/* The headers that the program reads. If one is sent twice, a proxy may have read the first and we the
+ * second: so that is refused. Only Accept may be repeated; the last one counts. */
 struct headers {
     const char *length, *coding, *host, *match, *none_match, *range, *if_range, *content_range;
     const char *type, *key, *retry, *forget, *site, *secret, *accept, *other;
@@ -5454,7 +5453,7 @@ struct call {
     LIST_ENTRY(call) whole;  /* in server->whole, in this state */
     enum { IDLE, HEADERS, BODY, WHOLE, SUSPENDED, OVER } state;
     size_t uri_bytes;        /* as it came */
-    const char *headers_end; /* as far as they are accounted for: the last value's end */
+    const char *headers_end; /* the end of the last value that each_header has seen */
     union {
         struct headers header; /* null: not sent */
         const char *headers[HEADER_NAMES + 1];
@@ -5465,10 +5464,10 @@ struct call {
     bool close, is_peer; /* is_peer: it sent a frame that is signed */
     uint64_t started;    /* when its headers were there; 0: they are not */
     struct bytes body;   /* of the request, later of the answer */
-    uint64_t unsent;     /* what an answer to HEAD does without */
+    uint64_t unsent;     /* bytes that Content-Length counts, and HEAD does not send */
     bool under_way;      /* it is in server->calls_count */
-    bool forgets;        /* a write that its client does not repeat once it was answered */
-    uint64_t answered;   /* id of such a write, when it was; 0: none */
+    bool forgets;        /* a write that nobody repeats once it was answered */
+    uint64_t answered;   /* the id of such a write, answered before; 0: none */
     struct bytes key;
     struct query query;
     struct message m;                        /* the request as the core takes it */
@@ -5502,9 +5501,9 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
     MHD_add_response_header(c->response, name, value);
 }
 
-/* Answers with one line of text, mostly what is wrong and what to do. Of a write it says what came of
- * it: for a repeat never that nothing was changed, as its first try may have been applied. Returns
- * false. */
+/* Answers with one line of text: mostly what is wrong, and what to do. If a write failed, the line says
+ * whether it may have been applied. A repeat is never told that nothing was changed, because its first try
+ * may have been applied. Returns false. */
 __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int status,
                                                             const char *format, ...)
 {
@@ -5551,7 +5550,7 @@ static enum MHD_Result call_send(struct call *c)
 
 /* --- parsing: each says by its result whether the text was well-formed --- */
 
-/* In place. Returns how many bytes that makes, -1 if it is malformed; a NUL is put behind them. */
+/* Decodes in place, and puts a NUL behind. Returns the number of bytes, -1 if the text is malformed. */
 static int percent_decode(char *text)
 {
     char *to = text;
@@ -5698,8 +5697,9 @@ static const char gap[] = "a NUL, a folded line or a bare line feed is ambiguous
 static const char controls[] =
     " \t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
 
-/* All that was read must be accounted for, byte by byte: where libmicrohttpd stopped at a NUL, or took
- * a folded line or a bare line feed, there is a gap. Blanks behind a value are cut off. */
+/* Each byte of the headers must belong to a name, a value or what separates them. Where libmicrohttpd
+ * stopped at a NUL, or accepted a folded line or a bare line feed, there is a gap between one value and the
+ * next name: another reader could see other headers there. Blanks behind a value are cut off. */
 static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
                                    size_t name_bytes, const char *value, size_t value_bytes)
 {
@@ -5797,8 +5797,8 @@ static bool call_query(struct call *c, char *query)
     return true;
 }
 
-/* If-Match, or (none) If-None-Match: a list of tags, of which others' match nothing. A read may list
- * several of ours, and asks whether there is anything else; a wait looks out for a change of one. */
+/* If-Match, or (none) If-None-Match: a list of entity tags. Those that are not of our form match nothing.
+ * A read may list several of ours; a write, and a read that waits for a change, one. */
 static bool call_condition(struct call *c, const char *text, bool none)
 {
     bool reads = c->m.function == DO_READ, any = text && strcmp(text, "*") == 0;
@@ -5832,7 +5832,7 @@ static bool call_condition(struct call *c, const char *text, bool none)
 static bool call_reserve(struct call *c, uint64_t bytes)
 {
     struct server *s = c->server;
-    uint64_t small = bytes > BULK_BYTES ? 0 : bytes_limit / 8; /* these may have more */
+    uint64_t small = bytes > BULK_BYTES ? 0 : bytes_limit / 8; /* these pass when others wait */
     if (c->body.count + bytes > s->options.max_value)
         return call_text(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
     if (c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small) {
@@ -5843,7 +5843,7 @@ static bool call_reserve(struct call *c, uint64_t bytes)
     return true;
 }
 
-/* What can be said of a write before its body comes. */
+/* Checks a write as far as its headers tell, and makes room for its body. */
 static bool call_write(struct call *c)
 {
     const char *length = c->header.length, *type = c->header.type, *retry = c->header.retry,
@@ -5861,7 +5861,8 @@ static bool call_write(struct call *c)
         if (!*key || strlen(key) > RETRY_KEY_BYTES_MAX)
             return call_text(c, 400, "Idempotency-Key has 1 to %d bytes", RETRY_KEY_BYTES_MAX);
         memcpy(c->retry_key, key, strlen(key) + 1);
-        /* 0: it will be 1 with a repeat of this, as in nginx.conf, so that need not be prepared for. */
+        /* Who sends the header at all will mark a repeat with it: a repeat without a mark need not be
+         * prepared for. */
         c->m.flags |= retry ? 0 : FLAG_KEYED;
         c->forgets = retry && !repeat && c->header.forget;
         uint64_t time = parse_unix_time(key, '-');
@@ -5880,8 +5881,7 @@ static bool call_write(struct call *c)
 }
 
 /* A write's id and when it was issued: from its Idempotency-Key, so that a repeat has the same (R11); from
- * one made here if it has none. Called when the body is there: what came before it may have waited
- * long for the rest. */
+ * one made here if it has none. Called when the body is there: the headers may have come long before. */
 static void call_write_id(struct call *c)
 {
     const char *type = c->header.type;
@@ -5911,7 +5911,7 @@ static bool certificate_is_ours(const struct call *c)
     return gnutls_certificate_verify_peers2(info->tls_session, &faults) == 0 && faults == 0;
 }
 
-/* Takes as long, whatever is wrong with it. */
+/* In constant time, so that the secret cannot be found out byte by byte. */
 static bool secret_matches(const struct call *c)
 {
     const char *secret = c->server->secret, *got = c->header.secret;
@@ -5934,8 +5934,8 @@ static void call_resume(struct call *c)
     MHD_resume_connection(c->connection);
 }
 
-/* What a read asks for: the version that the client has need not be sent again, and of a range, its
- * part alone. (If-Range may turn out to ask for all.) */
+/* What the core is asked for: of a range its part alone, and no value if the client has it already. With
+ * If-Range all of the value is asked for, as it may turn out to be wanted. */
 static void call_part(struct call *c)
 {
     c->m.expiry = c->method == HEAD ? 0 : UINT64_MAX;
@@ -5958,7 +5958,7 @@ static void answer_key(struct call *c)
         call_part(c);
     if (c->query.ttl) /* it runs from when the body is there */
         c->m.expiry = node_latest_time(c->server->node) + c->query.ttl;
-    if (c->m.function == DO_PUT) { /* the others have neither value nor type, whatever came */
+    if (c->m.function == DO_PUT) { /* the others have neither value nor type */
         c->m.flags |= FLAG_WHOLE;
         c->m.type_bytes = type ? (uint16_t)strlen(type) : 0;
         c->m.value_bytes = (uint32_t)c->body.count;
@@ -6069,9 +6069,9 @@ static const struct route {
 };
 enum { ROUTES = sizeof routes / sizeof *routes };
 
-/* What came as a whole is suspended, then answered: outside of the handler, when libmicrohttpd waits
- * for no more bytes of it. Else it would read once more when it is resumed, and a client that had
- * closed its sending side would get no answer. */
+/* Suspends and answers the requests that are there as a whole. This is done outside of the handler, when
+ * libmicrohttpd waits for no more bytes of them: else it would read once more when it is resumed, and a
+ * client that had closed its sending side would get no answer. */
 static void calls_answer(struct server *s)
 {
     for (struct call *c; (c = LIST_FIRST(&s->whole));) {
@@ -6091,7 +6091,7 @@ static void calls_answer(struct server *s)
     }
 }
 
-/* Which key or page the path names, and whether it is for this client. */
+/* Finds the route and the key that the path names, and whether this client may use them. */
 static bool call_route(struct call *c, char *path, bool queried)
 {
     bool all = c->method == OTHER && strcmp(path, "*") == 0; /* OPTIONS *: it is 405 */
@@ -6129,7 +6129,7 @@ static bool call_route(struct call *c, char *path, bool queried)
     return !c->response;
 }
 
-/* The call as far as its headers tell. */
+/* Begins a request when its headers are there. */
 static void call_begin(struct call *c, const char *method, const char *version)
 {
     static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
@@ -6157,7 +6157,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
         call_text(c, 503, "%s", unhealthy(c->server));
     else if (fine && c->server->clients_count + CLIENTS_SPARE / 2 > c->server->clients_max &&
-             !routes[c->route].path) /* what is left is for peers, and for who looks after it */
+             !routes[c->route].path) /* the rest is for peers and operators */
         c->close = !call_text(c, 503, "overloaded: too many connections");
 }
 
@@ -6173,7 +6173,7 @@ static void call_date(struct call *c, const char *name, uint64_t us)
     MHD_add_response_header(c->response, name, text);
 }
 
-/* Whether a list of entity tags has this one, or is for any; `weak`: a weak one is the same. */
+/* Whether a list of entity tags is "*" or has this one; `weak`: also as a weak tag. */
 static bool etag_is_listed(const char *list, const char *etag, bool weak)
 {
     const char *same = strstr(list, etag);
@@ -6246,7 +6246,7 @@ static void reply_list(struct call *c, const struct message *m)
         percent_encode(after, last->key, last->key_bytes);
     percent_encode(path, c->key.data, c->key.count);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
-    bool slash = *path == '/'; /* after two, the name of a host would be read */
+    bool slash = *path == '/'; /* what follows two slashes would be read as a host */
     if (m->flags & FLAG_WATCH)
         snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s%s", slash ? "%2F" : "",
                  path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix,
@@ -6299,7 +6299,8 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         call_resume(c);
 }
 
-/* The core's hook. Large values are read in turns of their own, or the loop would do nothing else. */
+/* The core's hook: whether a value of this size may be read now. In one turn of the loop only so many bytes
+ * are, or nothing else would be done. */
 static bool http_room(struct node *n, uint64_t bytes)
 {
     struct server *s = n->context;
@@ -6321,9 +6322,9 @@ static bool call_ended(const struct call *c)
     return recv(connection_file(c->connection), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
-/* The core's hook, asked now and then: a suspended connection does not notice that its client left. One
- * that sends no more may still listen. It is sent an interim response, which means nothing: where
- * nobody listens, that is an error the next time. */
+/* The core's hook, asked now and then: libmicrohttpd does not watch a suspended connection. A client that
+ * closed its sending side may have left, or may still listen. It is sent an interim response, which clients
+ * ignore: if it left, the next attempt to send fails. */
 static bool http_client_gone(struct node *n, void *client)
 {
     static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -6333,9 +6334,9 @@ static bool http_client_gone(struct node *n, void *client)
     return c->server->draining || (asks && send(file, interim, strlen(interim), flags) < 0);
 }
 
-/* Of a client that left while its request came, libmicrohttpd may not notice it: it waits for an edge, and
- * that came together with the last bytes. Who stands still while others are refused memory is let go sooner
- * than else; peers hold what they hold for all. */
+/* Closes connections that libmicrohttpd would keep. Of a client that left while its request came, the end
+ * may have come together with the last bytes, and epoll reports no other edge. And while memory is refused
+ * to others, a client that stands still is given less time; but peers are not. */
 static void calls_sweep(struct server *s)
 {
     struct call *c;
@@ -6352,7 +6353,7 @@ static void calls_sweep(struct server *s)
 
 /* --- libmicrohttpd's side --- */
 
-/* Pieces of a peer's endless POST; each whole batch in it goes to the core. */
+/* A piece of a peer's endless POST. Each frame that is complete goes to the core. */
 static enum MHD_Result frame_piece(struct call *c, const char *data, size_t bytes)
 {
     size_t at = 0;
@@ -6380,7 +6381,7 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
         c->is_peer = true;
         at += f->bytes;
     }
-    if (at) { /* seldom, or a large frame would be moved with each piece of it */
+    if (at) { /* not for each piece, or a large frame would be moved many times */
         memmove(c->body.data, c->body.data + at, c->body.count - at);
         c->body.count -= at;
         if (!c->body.count)
@@ -6393,13 +6394,13 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
 {
     if (c->started + UPLOAD_TIME < c->server->node->now)
         return MHD_NO;
-    /* Else it is read, not kept. */
+    /* What is refused already is read, and not kept. */
     if (!c->response && c->route == ROUTE_KEY && call_reserve(c, bytes))
         bytes_append(&c->body, data, bytes);
     return MHD_YES;
 }
 
-/* A connection begins, or ends. When places get scarce, the one that has been without a request longest goes. */
+/* A connection begins, or ends. When places get scarce, the one that was idle longest is closed. */
 static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
                             enum MHD_ConnectionNotificationCode what)
 {
@@ -6448,9 +6449,9 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
     return MHD_YES;
 }
 
-/* A request begins. Who sends the next one on a connection has had the answer before it, as it promised
- * to send no second one earlier (R35). The URI before libmicrohttpd takes it apart: it would cut it at
- * %00, and let anything follow a %. */
+/* A request begins. A client whose write `forgets` promised not to pipeline: so it has had the answer, and
+ * the result need not be kept any more (R35). The URI is taken here, before libmicrohttpd decodes it: it
+ * would cut it at %00, and accept a % without digits. */
 static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connection)
 {
     struct server *s = cls;
