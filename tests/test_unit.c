@@ -1957,7 +1957,7 @@ START_TEST(test_a_counter_adds_to_an_integer_and_to_nothing_else)
 }
 END_TEST
 
-START_TEST(test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it)
+START_TEST(test_results_too_many_or_too_old_are_lost_and_the_record_says_until_when)
 {
     static struct draft d;
     lone_begin();
@@ -1972,11 +1972,11 @@ START_TEST(test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it)
     d.head.ballot.time = 200 * SECOND;
     draft_trim(l.node, &d);
     ck_assert_uint_eq(d.results_count, 0);
-    uint64_t dropped = d.head.results_lost_until;
-    ck_assert_uint_eq(dropped, 90 * SECOND + RESULTS_MAX + 9);
+    uint64_t lost_until = d.head.results_lost_until;
+    ck_assert_uint_eq(lost_until, 90 * SECOND + RESULTS_MAX + 9);
     d.results[d.results_count++] = (struct result){.recorded = 10 * SECOND};
     draft_trim(l.node, &d);
-    ck_assert_uint_eq(d.head.results_lost_until, dropped); /* it never falls */
+    ck_assert_uint_eq(d.head.results_lost_until, lost_until); /* it never falls */
 }
 END_TEST
 
@@ -2066,13 +2066,13 @@ static unsigned rounds(void)
     return count;
 }
 
-static struct message request_for(uint8_t function, const char *key, uint64_t made)
+static struct message request_for(uint8_t function, const char *key, uint64_t issued_at)
 {
     struct message m = {.function = function, .flags = FLAG_WHOLE};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
     m.write_id = 1;
-    m.issued_at = made;
+    m.issued_at = issued_at;
     m.expiry = function == DO_READ ? UINT64_MAX : 0;
     return m;
 }
@@ -2294,7 +2294,7 @@ static char *key_at(uint64_t time)
     return text;
 }
 
-START_TEST(test_no_repeat_counts_as_made_later_than_its_first_try)
+START_TEST(test_no_repeat_counts_as_issued_later_than_its_first_try)
 {
     static const int64_t aheads[] = {-59000, -7000, -1001, -1000, -100, 0, 999, 1000, 3000, 5000};
     lone_begin();
@@ -2320,7 +2320,7 @@ START_TEST(test_no_repeat_counts_as_made_later_than_its_first_try)
 }
 END_TEST
 
-START_TEST(test_a_keyless_write_and_its_repeat_with_the_key_that_was_told_are_one)
+START_TEST(test_a_keyless_write_and_its_repeat_with_the_key_of_the_reply_are_one)
 {
     lone_begin();
     l.node->clock += 3 * SECOND + 123; /* raised by others */
@@ -2349,42 +2349,42 @@ START_TEST(test_no_key_pushes_the_clock)
 }
 END_TEST
 
-/* The record was written when `dropped` says, and this is what a try of another write of it is told. */
-static uint16_t told_after(uint64_t dropped, struct message m)
+/* What a try of a write is told whose record says that results are lost until then. */
+static uint16_t status_after(uint64_t lost_until, struct message m)
 {
     static struct draft d;
-    d = (struct draft){.head = {.results_lost_until = dropped}};
+    d = (struct draft){.head = {.results_lost_until = lost_until}};
     d.head.ballot = (struct ballot){1, clock_tick(l.node), LONE_ID};
     m.function = DO_PUT;
     return (uint16_t)draft_take(l.node, &d, &m).status;
 }
 
-START_TEST(test_unknown_is_only_what_could_have_been_let_go)
+START_TEST(test_unknown_is_only_what_could_have_been_lost)
 {
     lone_begin();
     struct node *n = l.node;
     uint64_t wall = n->wall;
     struct message first = keyed(key_at(wall), 0).m, repeat = keyed(key_at(wall), FLAG_REPEAT).m,
                    uuid = keyed("uuid", FLAG_REPEAT).m, keyless = keyed("", 0).m;
-    ck_assert_uint_eq(told_after(0, uuid), 201);
-    ck_assert_uint_eq(told_after(1, uuid), STATUS_UNKNOWN);
-    ck_assert_uint_eq(told_after(wall - 6 * SECOND, repeat), 201);
-    ck_assert_uint_eq(told_after(wall - 4 * SECOND, repeat), STATUS_UNKNOWN);
-    ck_assert_uint_eq(told_after(first.issued_at - 1, first), 201);
-    ck_assert_uint_eq(told_after(first.issued_at + 50 * MS, first), 201); /* of a clock ahead */
-    ck_assert_uint_eq(told_after(first.issued_at + 200 * MS, first), STATUS_UNKNOWN);
-    ck_assert_uint_eq(told_after(wall + 2 * SECOND, keyless), 201);
+    ck_assert_uint_eq(status_after(0, uuid), 201);
+    ck_assert_uint_eq(status_after(1, uuid), STATUS_UNKNOWN);
+    ck_assert_uint_eq(status_after(wall - 6 * SECOND, repeat), 201);
+    ck_assert_uint_eq(status_after(wall - 4 * SECOND, repeat), STATUS_UNKNOWN);
+    ck_assert_uint_eq(status_after(first.issued_at - 1, first), 201);
+    ck_assert_uint_eq(status_after(first.issued_at + 50 * MS, first), 201); /* of a clock ahead */
+    ck_assert_uint_eq(status_after(first.issued_at + 200 * MS, first), STATUS_UNKNOWN);
+    ck_assert_uint_eq(status_after(wall + 2 * SECOND, keyless), 201);
     struct request sent[] = {{.m = &first}, {.m = &keyless}};
     for (int i = 0; i < 2; i++) {
         sent[i].m->flags &= (uint8_t) ~(FLAG_FRESH | FLAG_FIRST);
-        ck_assert_uint_eq(told_after(sent[i].m->issued_at - 1, *sent[i].m), 201);
-        ck_assert_uint_eq(told_after(sent[i].m->issued_at, *sent[i].m), STATUS_UNKNOWN);
+        ck_assert_uint_eq(status_after(sent[i].m->issued_at - 1, *sent[i].m), 201);
+        ck_assert_uint_eq(status_after(sent[i].m->issued_at, *sent[i].m), STATUS_UNKNOWN);
     }
 }
 END_TEST
 
-/* A tombstone that was forgotten took with it what it had let go; the floor is above it. */
-START_TEST(test_a_promise_for_no_record_tells_the_floor_as_dropped)
+/* What a forgotten tombstone said of lost results went with it; the floor is above it. */
+START_TEST(test_a_promise_without_a_record_says_that_results_are_lost_until_the_floor)
 {
     peers_begin(2, 3);
     struct message promise, m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
@@ -3049,7 +3049,7 @@ END_TEST
 
 /* What the key's round took waits for promises until the ttl of its first write is over. The second:
  * a read, a write that wants it absent. */
-START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it)
+START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_was_queued_behind_it)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
@@ -3553,16 +3553,16 @@ int main(void)
         {"conditions", test_conditions_are_read_as_rfc_9110_has_them, 1},
         {"conditions", test_conditions_hold_for_the_record_that_is_there, 1},
         {"conditions", test_a_counter_adds_to_an_integer_and_to_nothing_else, 1},
-        {"conditions", test_too_many_or_too_old_answers_are_let_go_and_dropped_tells_it, 1},
+        {"conditions", test_results_too_many_or_too_old_are_lost_and_the_record_says_until_when, 1},
         {"conditions", test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it, 1},
         {"peers", test_a_tombstone_is_forgotten_while_other_keys_change, 1},
         {"peers", test_what_is_stored_below_the_floor_undoes_an_agreement, 1},
         {"peers", test_promises_are_folded_rarely_but_where_the_owners_agree, 1},
-        {"peers", test_no_repeat_counts_as_made_later_than_its_first_try, 1},
-        {"peers", test_a_keyless_write_and_its_repeat_with_the_key_that_was_told_are_one, 1},
+        {"peers", test_no_repeat_counts_as_issued_later_than_its_first_try, 1},
+        {"peers", test_a_keyless_write_and_its_repeat_with_the_key_of_the_reply_are_one, 1},
         {"peers", test_no_key_pushes_the_clock, 1},
-        {"peers", test_unknown_is_only_what_could_have_been_let_go, 1},
-        {"peers", test_a_promise_for_no_record_tells_the_floor_as_dropped, 1},
+        {"peers", test_unknown_is_only_what_could_have_been_lost, 1},
+        {"peers", test_a_promise_without_a_record_says_that_results_are_lost_until_the_floor, 1},
         {"peers", test_a_repeat_is_never_told_that_nothing_was_changed, 1},
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
@@ -3595,7 +3595,7 @@ int main(void)
         {"peers", test_after_a_restart_what_was_not_owned_is_pulled_at_once, 1},
         {"peers", test_an_idle_node_seldom_writes_its_log, 1},
         {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
-        {"peers", test_what_expired_in_the_queue_is_not_there_for_what_waited_behind_it, 2},
+        {"peers", test_what_expired_in_the_queue_is_not_there_for_what_was_queued_behind_it, 2},
         {"peers", test_a_read_of_consistency_all_needs_a_quorum_alone, 1},
         {"peers", test_a_wait_on_a_key_that_is_written_all_the_time_is_answered, 2},
         {"peers", test_a_joiner_that_is_not_complete_does_not_answer_consistency_one, 1},
