@@ -2645,7 +2645,7 @@ static void ring_members(struct node *n, int which, uint64_t members)
 /* Makes all that follows from n->view. */
 static void view_apply(struct node *n)
 {
-    const struct view *v = n->view, *last = v->epoch > 1 ? n->views[v->epoch - 2] : NULL;
+    const struct view *v = n->view;
     n->cluster = v->cluster;
     n->up = view_members(v, 1u << MEMBER_UP);
     n->joining = view_members(v, 1u << MEMBER_JOINING);
@@ -2660,10 +2660,8 @@ static void view_apply(struct node *n)
     ring_members(n, C_NEW, n->up | n->joining);
     for (uint32_t i = 0; i < v->members_count; i++) {
         struct peer *p = n->member_peer[i] = peer_make(n, v->members[i].id, v->members[i].address);
-        assert(p); /* there are four times as many places as members */
-        int place = member_index(last, p->id);
-        bool moved = place >= 0 && strcmp(last->members[place].address, v->members[i].address) != 0;
-        if (moved && !peer_is_live(n, p)) /* else it tells its address itself */
+        assert(p);               /* there are four times as many places as members */
+        if (!peer_is_live(n, p)) /* else its heartbeats say where it is */
             snprintf(p->address, sizeof p->address, "%s", v->members[i].address);
     }
     unsigned without_copy = 0;
