@@ -2589,9 +2589,10 @@ static void round_due(struct node *n, struct round *r)
 
 /* === 13 Views ===================================================================================
  *
- * (V1) a view is written once, in the register view/<epoch>, whose acceptors are the voters of the
- * view before it; (V2) views are adopted in order, none skipped, and the chain is kept (R16); (V3) a
- * node answers for its newest view only (R6). While members join or leave there are two rings.
+ * (V1) A view is written once, in the register view/<epoch>, whose acceptors are the voters of the
+ * view before it. (V2) Views are adopted in order, none is skipped, and the chain is kept (R16).
+ * (V3) A node replies for its newest view only (R6). In a transition, while members are JOINING,
+ * LEAVING or LOST, there are two rings, C_OLD and C_NEW (R13).
  */
 
 static void rounds_restart(struct node *n);
@@ -2642,7 +2643,7 @@ static void ring_members(struct node *n, int which, uint64_t members)
     n->owners[which][VIEWS_PARTITION] = n->voters;
 }
 
-/* Makes all that follows from n->view. */
+/* Derives from n->view what the node keeps of it. */
 static void view_apply(struct node *n)
 {
     const struct view *v = n->view;
@@ -2682,9 +2683,9 @@ static void view_apply(struct node *n)
 static void sync_reset(struct node *n);
 static uint64_t live_members(const struct node *n);
 
-/* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30): it
- * was at a majority of the owners, so at one of any majority whose records are seen to be here since.
- * Each live owner is waited for, too: a write of consistency=one may be at that one alone. */
+/* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30). It was
+ * at a majority of the owners; so it is here if this node was compared with any majority since. Each
+ * live owner counts, too: a write of consistency=one may be at that owner alone. */
 static bool partition_is_caught_up(const struct node *n, unsigned partition)
 {
     uint64_t owners = n->owners[C_OLD][partition];
@@ -2702,7 +2703,7 @@ static unsigned partitions_behind(const struct node *n)
     return behind;
 }
 
-/* Drops what the settled view does not give to this node. */
+/* Drops what a stable view gives to others only (R17). */
 static void view_drop(struct node *n)
 {
     for (uint16_t p = 0; p < PARTITIONS; p++) {
@@ -2714,8 +2715,8 @@ static void view_drop(struct node *n)
     }
 }
 
-/* Adds a view to the chain, which may have gaps while the log is read: there a later one of the same
- * epoch counts, as node_fork may have renamed them all. */
+/* Adds a view to the chain. While the log is read the chain may have gaps, and a later view of the
+ * same epoch counts: node_bootstrap may have renamed them all. */
 static void views_keep(struct node *n, const struct view *v)
 {
     while (n->views_count < v->epoch) {
@@ -2734,7 +2735,7 @@ static void views_keep(struct node *n, const struct view *v)
     n->views[v->epoch - 1] = memcpy(allocate(view_bytes(v)), v, view_bytes(v));
 }
 
-/* Tells the views after `epoch`, some at a time, to a peer that is behind. */
+/* Sends the views after `epoch`, a few at a time, to a peer that is behind. */
 static void views_send(struct node *n, struct peer *to, uint64_t epoch)
 {
     uint64_t last = min_u64(node_epoch(n), epoch + VIEWS_TOLD_MAX);
@@ -2751,7 +2752,7 @@ static void view_log(struct node *n, const struct view *v)
     log_append(n, &m, &(struct body){.value = v});
 }
 
-/* Appends all views again. Not one at a time, or copies that a crash left would be copied for ever. */
+/* Appends all views again, at once: one by one, copies that a crash left would be copied for ever. */
 static void views_log(struct node *n)
 {
     n->views_lsn = log_end(n);
@@ -2759,24 +2760,25 @@ static void views_log(struct node *n)
         view_log(n, n->views[e]);
 }
 
-/* The next view becomes ours: it and the drops are in one batch of the log, as nothing is flushed in
- * the middle of an event. */
+/* Adopts the next view. It and the drops are in one batch of the log, as nothing is flushed in the
+ * middle of an event: so after a crash a node has both or neither. */
 static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* V2 */
+    assert(!n->view || v->cluster == n->view->cluster);
     bool was_member = n->self >= 0;
     bool ends = !view_members(v, ~(1u << MEMBER_UP)), called_off = false;
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         bool stays = member_index(v, n->view->members[i].id) >= 0;
         called_off |= ends && (stays ? n->leaving : n->joining) >> i & 1;
-        /* Who was LEAVING and stays does so unless asked to leave again. Who was a member does not ask to
-         * join any more: what it told before must not bring it back when it has left. */
+        /* A drain that ended, or was called off, is requested no more. Nor does a member ask to join:
+         * what it sent before must not bring it back when it has left. */
         n->member_peer[i]->leave &= !(n->leaving >> i & 1);
         n->member_peer[i]->joins_at = 0;
     }
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
-    if (called_off) { /* nothing but a drain begins: it would be called off again (R25) */
+    if (called_off) { /* R25: what began now would be called off again */
         n->begin_after = n->now + n->evict_after;
         log_line(LEVEL_WARN, "change of members called off: no data moved, or who takes it is dead",
                  "epoch=%" PRIu64, v->epoch);
@@ -2794,7 +2796,7 @@ static void view_adopt(struct node *n, const struct view *v)
     n->gone = was_member && n->self < 0;
     n->leaves &= !(n->stable && n->self >= 0);
     n->next_heartbeat = 0;
-    log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u settled=%d", v->epoch,
+    log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u stable=%d", v->epoch,
              v->members_count, n->stable);
     for (uint32_t i = 0; i < v->members_count; i++)
         if ((int)i != n->self)
@@ -2802,17 +2804,16 @@ static void view_adopt(struct node *n, const struct view *v)
     rounds_restart(n);
 }
 
-/* A view and its drops need room, as all else does: without it none is adopted, nor asked for. */
+/* A view and its drops need room in the log; without it none is adopted, nor asked for. */
 static bool view_has_room(const struct node *n)
 {
     return log_has_room(n, ROOM_CLEANING + MEMBERS_MAX * sizeof(struct member) +
                                PARTITIONS * sizeof(struct message));
 }
 
-/* Whether this node would be no member any more, or LOST, though a majority of the voters that it knows
- * was live a moment ago. Its log is given up then, so one peer's word is not enough: voters that have
- * such a view send no heartbeats to this node. Hence if it is true, the leases end, and the view is told
- * again. Until then it is a message that is late. */
+/* Whether this node would be no member any more, or LOST, though a majority of the voters was live a
+ * moment ago. It gives up its log then, so one peer's word is not enough. Voters that have such a view
+ * send it no heartbeats: if the view is real the lease ends, and the view is sent again. */
 static bool view_is_doubtful(const struct node *n, const struct view *v)
 {
     uint64_t lately = 0;
@@ -2830,7 +2831,7 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
     if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
         v->epoch != node_epoch(n) + 1 || !view_has_room(n))
         return;
-    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own: a majority decided it */
+    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own was read at a majority */
         n->doubts_until = n->now + n->lease / 4;
     else
         view_adopt(n, v);
@@ -2838,28 +2839,28 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
 
 /* === 14 The coordinator =========================================================================
  *
- * Every node sends every member a heartbeat each quarter of a lease; that of a node that is none is
- * its wish to join. The coordinator is a role: of the live voters with a lease the one with the
- * smallest id. It alone proposes views, so that proposals rarely duel; that two nodes think they have
- * the role does no harm, as a view's register is written once.
+ * Every node sends every member a heartbeat each quarter of a lease. A heartbeat of a node that is no
+ * member asks to join. The coordinator is a role: of the live voters with a lease, the one with the
+ * smallest id has it. It alone proposes views, so that proposals rarely duel. Two nodes that believe
+ * to have the role do no harm, as a view's register is written once.
  */
 
-/* While data moves: whether all that the old owners have is here, as a majority of them listed it
- * (R14; its own list counts). */
+/* Whether all that the old owners have is here, as a majority of them listed it in this epoch (R14). Its
+ * own list counts. */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
     return n->stable || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
 }
 
-/* Whether it was heard, as no member of our view, within a lease. */
+/* Whether it sent a heartbeat, as no member of this node's view, within a lease. */
 static bool peer_asks_to_join(const struct node *n, const struct peer *p)
 {
     return p->joins_at && p->joins_at + n->lease > n->now && p->epoch == node_epoch(n) &&
            member_index(n->view, p->id) < 0;
 }
 
-/* To the members, and to who asks to join; a node that is no member, or misses one, tells whoever is at
- * the addresses of --join, or where a member was, too: it asks to become one, or says where it is. */
+/* To the members, and to those that ask to join. A node that is no member, or that misses one, sends it
+ * also to whoever is at the addresses of --join, or where a member was: to join, or to be found. */
 static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .zero = 0};
@@ -2916,12 +2917,12 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
         from->hears_us |= beat->heard[i] == n->id;
-    if (!from->hears_us && member) /* let it */
+    if (!from->hears_us && member) /* it should, soon */
         n->next_heartbeat = min_u64(n->next_heartbeat, n->now + n->lease / 20);
     if (beat->moved > moved)
         n->progress_at = n->now;
     if (from->epoch != node_epoch(n))
-        return; /* it is told the views first: it may have been a member (R17) */
+        return; /* it may have been a member: it gets the views first (R17) */
     if (!member)
         from->joins_at = from->live_at = n->now;
     n->leaves |= member && beat->leave & self_bit(n);
@@ -2936,8 +2937,8 @@ static bool member_may_leave(const struct node *n, int index)
     return n->up & bit && n->up & live_members(n) & ~bit;
 }
 
-/* Asks the coordinator, by way of all members' heartbeats, to drain a member: until it is gone, so
- * that it knows why. False: it is the last. */
+/* Requests the drain of a member, by way of all members' heartbeats, until it is gone: so the member
+ * knows why. False: it is the last. */
 static bool node_drain(struct node *n, int index)
 {
     if (!member_may_leave(n, index))
@@ -2983,8 +2984,8 @@ static bool majority_everywhere(const struct node *n, int which, uint64_t member
     return true;
 }
 
-/* Whether the transition would never end: those that are to take data are dead (R21), or nobody pulled a
- * record or finished a list for the eviction time (R25). LOST members are never called back. */
+/* Whether the transition would never end: who is to take data is dead (R21), or nobody pulled a record
+ * or finished a list for the eviction time (R25). LOST members alone are not called back. */
 static bool transition_is_stuck(const struct node *n)
 {
     uint64_t dead = dead_members(n);
@@ -2999,24 +3000,24 @@ static bool transition_grows(const struct node *n)
     return __builtin_popcountll(n->joining) > __builtin_popcountll(n->leaving | n->lost);
 }
 
-/* A joiner whose disk cannot take its share: it is to stop, as all other changes wait for it (R25). So is
- * one that is no member yet: it might not even find room for the views. */
+/* Whether this node joins, and its disk cannot take its share, or not even the views: it is to stop, as
+ * all other changes wait for it (R25). */
 static bool node_is_too_small(const struct node *n)
 {
     bool joins = n->self >= 0 ? n->view->members[n->self].state == MEMBER_JOINING : !n->gone;
     return joins && n->log.full && (n->log.starved || !log_has_room(n, ROOM_RECORDS + BULK_BYTES));
 }
 
-/* The next view begins as a copy of this one. Each of these functions makes one change to it, if there is a
- * reason. In a transition the voters stay what they are: so whatever was chosen is held by majorities of
- * the old ring, and the new ring may be changed as often as need be, one view at a time.
+/* The next view begins as a copy of this one. Each function below makes one change to it, if there is
+ * a reason. In a transition the voters stay what they are. So whatever was chosen is held by majorities
+ * of the old ring, and the new ring may change as often as need be, one view at a time.
  *
  *   this view is    in the next one
- *   any             members have new addresses; members are LOST that an operator gave up (node_lose)
- *   stable          a joiner is added, alone or in exchange for a dead member; a member is LEAVING that
- *                   is to be drained, or that is dead and not needed for all copies
- *   in transition   a joiner is exchanged; a dead member is exchanged for a joiner, that comes now or
- *                   is under way; the transition ends, or is called off
+ *   any             members have new addresses, or are LOST as an operator says (node_lose)
+ *   stable          a joiner comes, alone or in exchange for a dead member; or a member is LEAVING that
+ *                   is drained, or that is dead and not needed to hold all copies
+ *   in transition   a joiner comes in exchange for a dead one, or for a dead member; a dead member is
+ *                   LEAVING in exchange for a joiner under way; the transition ends, or is called off
  */
 static bool view_set(struct view *next, uint64_t members, enum member_state state)
 {
@@ -3026,8 +3027,8 @@ static bool view_set(struct view *next, uint64_t members, enum member_state stat
     return members;
 }
 
-/* The address that a live member tells is in the view, so that everybody hears of it, also who comes back
- * later. */
+/* The addresses that live members send from are in the view, so that every node hears of them, also one
+ * that comes back later. */
 static bool view_move(const struct node *n, struct view *next)
 {
     bool moved = false;
@@ -3043,8 +3044,8 @@ static bool view_move(const struct node *n, struct view *next)
     return moved;
 }
 
-/* Whom a joiner comes in exchange for: who was JOINING, or UP, at its address, or in a stable view anybody
- * who is dead. 0: nobody. */
+/* The member that a joiner is exchanged for, as a bit: one that was JOINING, or UP, at its address; in a
+ * stable view also any that is dead. 0: none. */
 static uint64_t joiner_exchange(const struct node *n, uint64_t here)
 {
     uint64_t others = here & n->joining ? here & n->joining : here & n->up;
@@ -3052,9 +3053,9 @@ static uint64_t joiner_exchange(const struct node *n, uint64_t here)
     return RULE(23) ? others & -others : 0;
 }
 
-/* A node asks to join, from an address where it hears us: so it was told, there, that it is no member.
- * While a voter is dead, it comes in exchange or not at all: it would be one more whose loss stops the
- * cluster (R23). Nor does it while a member at its address is live: two cannot live there. */
+/* A node that asks to join is JOINING. It hears this node: so the views reached it, at that address, and
+ * it is no member of them. While a voter is not live it comes in exchange or not at all: it would be one
+ * more whose loss stops the cluster (R23). Nor does it while a member at its address is live. */
 static bool view_join(const struct node *n, struct view *next)
 {
     uint64_t live = live_members(n);
@@ -3080,8 +3081,8 @@ static bool view_join(const struct node *n, struct view *next)
     return false;
 }
 
-/* A member is drained while all other voters are live (R24), or is dead, and enough live nodes remain to
- * hold all copies, or a joiner is under way that comes in exchange for it. */
+/* A member leaves that is drained, while all other voters are live (R24); or that is dead, if enough live
+ * members remain to hold all copies, or a joiner under way takes its place. */
 static bool view_leave(const struct node *n, struct view *next)
 {
     uint64_t live = live_members(n), leaves = 0;
@@ -3096,9 +3097,9 @@ static bool view_leave(const struct node *n, struct view *next)
     return view_set(next, leaves & -leaves, MEMBER_LEAVING);
 }
 
-/* The end of a transition: JOINING become UP, and LEAVING and LOST are gone; or, if it is called off,
- * JOINING are gone and LEAVING become UP. It does not end with more voters than before while one that
- * would stay is dead (R23). */
+/* The transition ends: JOINING become UP, LEAVING and LOST are gone. Or it is called off: JOINING are
+ * gone, LEAVING become UP. It does not end with more voters than before while a member that would stay
+ * is not live (R23). */
 static bool view_stabilize(const struct node *n, struct view *next)
 {
     unsigned complete, changing;
@@ -3117,8 +3118,8 @@ static bool view_stabilize(const struct node *n, struct view *next)
     return true;
 }
 
-/* Nothing begins while some partition has no live majority of its owners: it might never end. Nor, but for
- * a drain, for a while after a change was called off (R25). */
+/* Nothing begins while a partition has no live majority of its owners, as it might never end; and after a
+ * change was called off nothing but a drain does, for the eviction time (R25). */
 static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
@@ -3134,9 +3135,9 @@ static bool view_next(const struct node *n, struct view *next)
 
 static void node_bootstrap(struct node *n, uint32_t replicas);
 
-/* Nodes without data tell one another that they have none. When as many as are expected have, each since
- * it heard this one, and none has a smaller id, this one alone makes the first view (R27). No other can:
- * it would have to count this machine, too, under a larger id; but it heard of the smaller. */
+/* Nodes without data send heartbeats to one another. When this one has heard as many as are expected,
+ * which hear it, and none has a smaller id, it makes the first view (R27). No other node does: it would
+ * have to count this machine, too, under a larger id; but it has heard the smaller. */
 static void expect_tick(struct node *n)
 {
     uint64_t count = 1;
@@ -3145,7 +3146,7 @@ static void expect_tick(struct node *n)
         bool counts = p->hears_us && peer_asks_to_join(n, p) &&
                       strcmp(p->address, n->self_peer->address) != 0;
         for (size_t j = 0; counts && j < i;
-             j++) /* a machine once, though its disk was lost since */
+             j++) /* a machine counts once, though its disk was lost since */
             counts =
                 !peer_asks_to_join(n, n->peers[j]) || strcmp(n->peers[j]->address, p->address) != 0;
         if (counts && p->id < n->id && RULE(27))
@@ -3170,9 +3171,9 @@ static void view_request(struct node *n, const struct view *next)
     node_request_own(n, &m, &(struct body){.key = key, .value = next});
 }
 
-/* Proposes that members are LOST: an operator gave them up, as their disks are gone for good. No other node
- * knows it, so this one proposes it, coordinator or not. Who was LEAVING stays, as it may be the last that
- * holds something. False: one of them is live, or they are all that there are. */
+/* Proposes that members are LOST: an operator says that their disks are gone for good. No other node knows
+ * it, so this one proposes it, coordinator or not. LEAVING members stay: one may be the last that holds a
+ * record. False: one of them is live, or no other voter is left. */
 static bool node_lose(struct node *n, uint64_t lost)
 {
     struct view_draft next;
@@ -3198,8 +3199,8 @@ static void coordinator_tick(struct node *n)
         view_request(n, &next.view);
 }
 
-/* The register of the next view answered. Whoever wrote it, what is in it is the view: it is read, and
- * comes as mail, as to adopt it ends all rounds. */
+/* The register of the next view replied. Whoever wrote it, what it holds is the view. So it is read, and
+ * comes as a message to this node: to adopt it restarts all rounds, also the one that read it. */
 static void view_decided(struct node *n, const struct message *result)
 {
     struct message m = {.type = M_VIEW, .flags = FLAG_WHOLE, .value_bytes = result->value_bytes};
@@ -3221,7 +3222,7 @@ static void lease_tick(struct node *n)
     n->lease_at = n->now;
     if (n->has_lease) {
         n->lease_clock = clock_tick(n);
-        sync_reset(n); /* what was listed before is older */
+        sync_reset(n); /* its lists are of before */
         for (unsigned p = 0; p < PARTITIONS; p++)
             n->partitions[p].compared = n->partitions[p].caught_up = false;
         log_line(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
@@ -3235,9 +3236,9 @@ static void lease_tick(struct node *n)
 /* === 15 Sync ====================================================================================
  *
  * Rebalancing, hand-off and repair are one act. A node gets a list of (key, ballot) of a partition
- * from another owner, and pulls what is newer than its own: the other sends its accept again, and
- * the acceptor's rule decides (R18). While data moves, the lists of a majority of the old owners make
- * a partition complete (R14). In a settled view, owners whose digests differ do it now and then.
+ * from another owner, and pulls what is newer than its own: the other owner sends its accept again,
+ * and the acceptor's rule decides (R18). In a transition the lists of a majority of the old owners
+ * make a partition complete (R14). In a stable view owners sync whose digests differ.
  */
 
 /* One entry of a list; the key follows, padded to a multiple of 8. */
@@ -3278,8 +3279,8 @@ static struct listed *list_next(const struct bytes *list, size_t *at)
     return l;
 }
 
-/* Lists a partition's keys with a record that M_LIST asks for, up to `bound` if there is one. If they
- * are more than its number, the last of so many is returned; a null `to` only asks for that. */
+/* Lists the keys of a partition that have a record and that M_LIST asks for, up to `bound` if there is
+ * one. If they are more than its number, the last of so many is returned. `to`: null to list nothing. */
 static const struct entry *partition_list(const struct partition *p, const struct message *m,
                                           const struct entry *bound, struct bytes *to)
 {
@@ -3357,19 +3358,19 @@ static void sync_ask(struct node *n, struct sync *s)
                  &(struct body){.key = last ? last->key : NULL});
 }
 
-/* Whether this node needs the record that the list tells of. */
+/* Whether this node needs a record that is listed. */
 static bool sync_wants(const struct node *n, const struct sync *s, const struct listed *l)
 {
     const struct partition *p = &n->partitions[s->partition];
     const struct entry *e = entry_find(p, l->key, l->key_bytes);
     if (e && e->flags & FLAG_RECORD)
         return ballot_compare(l->ballot, e->accepted) > 0 || e->flags & FLAG_DAMAGED;
-    /* Or forgotten tombstones would go round for ever (R19). */
+    /* Else owners would pull forgotten tombstones from one another for ever (R19). */
     return !(n->stable && l->flags & FLAG_TOMBSTONE &&
              ballot_compare(l->ballot, p->promise_floor) <= 0);
 }
 
-/* All that this member has of the partition, at this moment, is here. */
+/* All that the member has of the partition at this moment is here. */
 static void partition_compared(struct node *n, unsigned partition, uint64_t member)
 {
     struct partition *p = &n->partitions[partition];
@@ -3378,8 +3379,8 @@ static void partition_compared(struct node *n, unsigned partition, uint64_t memb
     p->caught_up = partition_is_caught_up(n, partition);
 }
 
-/* Pulls what is wanted of the page, some at a time, then goes on to the next page. What is refused
- * here, or not to be had there, ends the sync when it is due; it begins again when its turn comes. */
+/* Pulls what is wanted of the page, PULL_BYTES_MAX at a time, then asks for the next page. A record that
+ * does not come, or is rejected here, ends the sync when it is due; it begins again in its turn. */
 static void sync_pull(struct node *n, struct sync *s)
 {
     const struct listed *l;
@@ -3407,7 +3408,7 @@ static void sync_pull(struct node *n, struct sync *s)
     }
 }
 
-/* Each sync has partitions of its own, and takes them in turn. */
+/* Ends the syncs that are due, and begins others: each has partitions of its own, and takes them in turn. */
 static void sync_tick(struct node *n)
 {
     uint64_t live = live_members(n);
@@ -3449,8 +3450,8 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
     sync_tick(n);
 }
 
-/* A record failed its checksum: until another owner sends it, this node tells of the key only, in a
- * promise, that it is damaged. */
+/* A record failed its checksum. Until another owner sends it, this node replies of the key only that it is
+ * damaged, in a promise. */
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 {
     char text[KEY_TEXT_BYTES];
@@ -3463,11 +3464,11 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
     struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
     messages_send(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
                   &(struct body){.key = e->key});
-    repair_key(n, partition, e->key, e->key_bytes); /* what they have may be older, or nothing */
+    repair_key(n, partition, e->key, e->key_bytes); /* theirs may be older, or none */
 }
 
-/* Tells a partition's digest and floor to some of its owners. Until it has caught up, it asks for
- * theirs; `answers`: what one of them asked by, or 0. */
+/* Sends a partition's digest and promise floor to some of its owners. Until it has caught up, it asks for
+ * theirs by the lease's clock; `answers`: that of an owner that asked, or 0. */
 static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_t answers)
 {
     const struct partition *p = &n->partitions[partition];
@@ -3490,12 +3491,12 @@ static void digests_send(struct node *n)
     n->digest_next++;
 }
 
-/* Forgetting tombstones: an owner whose digest is ours, at a floor not below ours, has no live record
- * of any key that is not live here at this moment, and takes none up to the floor any more. That no
- * later change undoes: what is stored above the floor, here or there, is above these tombstones; and a
- * tombstone that comes here later, at or below the floor, lets the agreement begin again (entry_store).
- * So owners may say it one after the other, while keys change all the time. When every owner has said
- * it at one floor, nobody needs the tombstones up to it (R19, R20). */
+/* How tombstones are forgotten. An owner whose digest is ours, at a promise floor not below ours, has no
+ * value of a key that has none here, and accepts none up to the floor any more. No later change undoes
+ * that: what is stored above the floor, here or there, is above these tombstones; and a tombstone that
+ * comes later, at or below the floor, starts the agreement over (entry_store). So owners may agree one
+ * after the other, while keys change. When all have, nobody needs the tombstones up to the floor (R19,
+ * R20). */
 static void on_digest(struct node *n, struct peer *from, const struct message *m)
 {
     int index = member_index(n->view, from->id);
@@ -3508,19 +3509,19 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
         digest_send(n, m->partition, bit, m->round_id);
     if (m->number == p->digest) {
         p->differs &= ~bit;
-        if (m->write_id == n->lease_clock) /* else it may be of before this node was away */
+        if (m->write_id == n->lease_clock) /* else it may have been sent before the lease */
             partition_compared(n, m->partition, bit);
         if (ballot_compare(m->ballot, p->promise_floor) >= 0 || !RULE(19))
             p->agreed |= bit;
         return;
     }
     if (p->changed_at + 2 * SECOND < n->now || !p->caught_up || node_random(n) % 8 == 0)
-        p->differs |= bit; /* a partition that is being written always differs: not each time */
+        p->differs |= bit; /* one that is being written differs each time: now and then will do */
 }
 
-/* Looks after a partition's entries: deletes what expired, folds old promises and the ballots of old
- * tombstones into the floor. As the owners have to agree anew on each floor, it rises when they did;
- * but where one is away, promises alone may not use up the memory. */
+/* Sweeps a partition's entries: mends what is damaged, deletes what expired, and folds old promises and
+ * the ballots of old tombstones into the promise floor. The owners have to agree anew on each floor, so
+ * it rises when they have. While one is away it rises late, for promises alone: these take memory. */
 static void partition_sweep(struct node *n, uint16_t partition)
 {
     struct partition *p = &n->partitions[partition];
@@ -3552,16 +3553,15 @@ static void partition_sweep(struct node *n, uint16_t partition)
 
 /* === 16 Cleaning ================================================================================
  *
- * The log is circular: its oldest part is cleaned first. What is live there is appended again, then
- * `first` moves past it, once the copies are durable; the disk removes files below `first`. The index
- * knows what is live and where, so it is walked, and not the log: damage hides nothing. Whatever
- * stands in the log, nothing older of its key is left when it goes: that is when a tombstone may be
- * forgotten, and a drop.
+ * The log is circular: its oldest part is cleaned first. What is live there is appended again; once the
+ * copies are durable, `first` moves past it, and the disk removes the files below. The index knows what
+ * is live and where, so cleaning reads the index and not the log: damage hides nothing. When an entry of
+ * the log is cleaned, nothing older of its key is left: then a tombstone may be forgotten, and a drop.
  */
 
-/* Appends an entry's record again, or forgets a tombstone that nobody needs. What is damaged leaves a
- * mark, so that it still counts as damaged at its ballot, until another owner sends it: if none ever
- * does, cleaning goes on. False: it must wait, for its bytes, or for room. */
+/* Appends an entry's record again, or forgets a tombstone that nobody needs (R20). A damaged record leaves
+ * a mark: it counts as damaged at its ballot until another owner sends it, and if none ever does, cleaning
+ * goes on. False: its bytes, or room, are not there yet. */
 static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
 {
     struct partition *p = &n->partitions[partition];
@@ -3632,7 +3632,7 @@ static void clean_tick(struct node *n)
     if (log->cleaned_until && log->durable >= log->cleaned_until) {
         log->first = log->cleaned;
         log->cleaned = log->cleaned_until = 0;
-        clock_bound_log(n); /* a batch tells it, which makes room: there may be none for another */
+        clock_bound_log(n); /* its batch says so, and makes room: there may be none for another */
     }
     if (!log->cleaned_until && (!log->cleaned || log->full))
         clean_begin(n);
@@ -3656,8 +3656,8 @@ static void clean_tick(struct node *n)
 
 /* === 17 Recovery ================================================================================
  *
- * A node that starts reads its log. What is damaged there is told apart from what was never durable
- * (chapter 5); where the log cannot be trusted, the node joins again under a new id.
+ * A node that starts reads its log. Damage is told apart from what was never durable (chapter 5). Where
+ * the log cannot be trusted, the node rejoins under a new id.
  */
 
 /* An entry of the log, at start. */
@@ -3732,8 +3732,8 @@ static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
     return true;
 }
 
-/* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where the
- * log begins, or began anew, it cannot be told whose it is. `bytes`: that are there. */
+/* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where a log
+ * begins it cannot be told whose it is. `bytes`: so many are there. */
 static bool batch_was_durable(const struct node *n, const struct log_header *h, size_t bytes)
 {
     if (h->magic != LOG_MAGIC || h->bytes < sizeof *h || h->bytes % 8 ||
@@ -3819,8 +3819,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
     return whole && n->log.first <= first;
 }
 
-/* The log of a node that begins anew, at `lsn`: of another it keeps only the views (R17), up to what
- * was lost; the others tell the rest. */
+/* The log of a node that rejoins under a new id, at `lsn`. Of the old one it keeps only the views (R17),
+ * up to the first that is not there; the others send the rest. */
 static const struct bytes *node_rejoin(struct node *n, const struct node *before, uint64_t lsn)
 {
     n->log.first = n->log.durable = lsn;
