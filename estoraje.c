@@ -56,7 +56,6 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -388,7 +387,6 @@
  * Times are in microseconds, sizes in bytes, unless the name says otherwise. */
 
 #ifndef LIMITS /* the simulator has its own */
-#define LIMITS
 enum {
     KEY_BYTES_MAX = 1024,
     TYPE_BYTES_MAX = 255,         /* a Content-Type */
@@ -592,24 +590,28 @@ static bool text_is_plain(const char *text, size_t bytes, bool address)
 
 /* === 3 Ballots and messages =====================================================================
  *
- * One format serves four ends: a message on the wire, an entry of the log, a request that waits, and
- * the answer to a client. A record is an accept message; the log holds accepts as they came, and to
+ * One format serves four ends: a message on the wire, an entry of the log, a request in its queue, and
+ * the reply to a client. A record is an accept message; the log holds accepts as they came, and to
  * send a record again is to copy it. Little-endian, as the machine is.
  *
  *    0 check        halves of XXH3 of bytes 16 to the value, and of the rest; in the log only
- *    8 op           the proposer's name for its operation, echoed in answers; 0: a pull's accept
+ *    8 round_id     the proposer's name for its round, echoed in replies; 0: a pull's accept
  *   16 bytes        of the whole message, a multiple of 8
  *   20 type, flags, partition (u8, u8, u16)
- *   24 ballot       epoch, time, node (request: of its If-Match, time = modified, node = version)
- *   48 version      64 bits that identify one client's write
- *   56 modified     microseconds; with version the ETag
- *   64 expiry       microseconds, 0: none
- *   72 dropped      newest `recorded` among the answers let go (request: when it was made)
- *   80 number       of a counter; other types say at their handler what it is
+ *   24 ballot       epoch, time, node (request: the ETag of its If-Match: modified, then write id)
+ *   48 write_id     64 bits that identify one client's write (M_DIGEST: of which it is the reply)
+ *   56 modified     microseconds; with the write id the ETag. In M_READ both are what is known already
+ *   64 expiry       microseconds, 0: none. M_READ, and a request for it: bytes wanted at most
+ *   72 results_lost_until   newest `recorded` of the results that the record lists no more
+ *      issued_at    of a request. M_READ: bytes_max, of a part that is larger nothing is sent
+ *   80 number       of a reply: a counter's, else modified. By type: amount to add; part_start of the
+ *                   part wanted; total_bytes of the value; has_lease; keys_max of a list; digest;
+ *                   clock_bound
  *   88 value_bytes  told even where the value itself is not there (FLAG_WHOLE not set)
- *   92 key_bytes, type_bytes, answers, status (u16 each)
+ *   92 key_bytes, type_bytes, results_count, status (u16 each). In M_HEARTBEAT key and type are its
+ *      sender's address and zone, and status is its weight
  *  100 function, condition (u8 each), 2 bytes zero
- *  104 answers (32 bytes each), key, content type, value if FLAG_WHOLE, zeros up to a multiple of 8
+ *  104 results (32 bytes each), key, content type, value if FLAG_WHOLE, zeros up to a multiple of 8
  */
 
 struct ballot {
@@ -626,7 +628,9 @@ struct message {
     union {
         uint64_t results_lost_until, issued_at, bytes_max;
     };
-    uint64_t number;
+    union {
+        uint64_t number, amount, part_start, total_bytes, has_lease, keys_max, digest, clock_bound;
+    };
     uint32_t value_bytes;
     uint16_t key_bytes, type_bytes, results_count, status;
     uint8_t function, condition, zero[2];
@@ -670,17 +674,20 @@ enum message_type {
 };
 
 enum {
+    /* Of records, and of messages about them: */
     FLAG_RECORD = 1,    /* there is a record */
     FLAG_TOMBSTONE = 2, /* and it is a tombstone */
     FLAG_WHOLE = 4,     /* nothing is left out: the value is here (asked for, in M_READ) */
-    FLAG_REPEAT = 8,    /* an earlier try of this write may be under way */
-    FLAG_ALL = 16,      /* consistency=all */
-    FLAG_ONE = 32,      /* consistency=one */
-    FLAG_WATCH = 64,    /* answer again when the record changes; in M_LISTED: more to come */
+    FLAG_WATCH = 64,    /* reply again when the record changes */
+    FLAG_MORE = 64,     /* of a list: there are keys behind its last */
     FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
-    FLAG_FRESH = 128,   /* request only: this node made its version, no try of it was ever sent */
-    FLAG_KEYED = 1,     /* request only: its client may repeat it; rejections are remembered, too */
-    FLAG_FIRST = 2,     /* request only: its first try, and nothing of it was sent */
+    /* Of requests, beside FLAG_WHOLE and FLAG_WATCH: */
+    FLAG_KEYED = 1,   /* its client may repeat it by a key of its own: rejections are remembered */
+    FLAG_FIRST = 2,   /* its first try, of which nothing was sent */
+    FLAG_REPEAT = 8,  /* an earlier try of this write may be under way */
+    FLAG_ALL = 16,    /* consistency=all */
+    FLAG_ONE = 32,    /* consistency=one */
+    FLAG_FRESH = 128, /* this node made its write id, and nothing of it was ever sent */
 };
 
 /* A write is a function of the current record. */
@@ -1236,7 +1243,7 @@ static uint64_t clock_tick(struct node *n)
 
 static void clock_bound_log(struct node *n)
 {
-    log_append(n, &(struct message){.type = M_CLOCK_BOUND, .number = n->clock_bound}, NULL);
+    log_append(n, &(struct message){.type = M_CLOCK_BOUND, .clock_bound = n->clock_bound}, NULL);
 }
 
 /* Moves the reserve ahead before the clock reaches it, though a batch be in flight, and this one behind
@@ -1516,10 +1523,9 @@ static void messages_send(struct node *n, uint64_t members, uint64_t gate,
 static void messages_release(struct node *n)
 {
     bytes_swap(&n->awaiting_durable, &n->handled);
-    for (const struct queued *w = NULL; (w = queue_next(&n->handled, w));) {
+    for (const struct queued *w = NULL; (w = queue_next(&n->handled, w));)
         if (w->peer->id == w->id)
             message_send(n, w->peer, w->gate, &w->message, NULL);
-    }
     bytes_clear(&n->handled);
 }
 
@@ -1607,9 +1613,8 @@ static bool quorum(const struct node *n, uint16_t partition, uint64_t members)
 static struct ballot register_promised(const struct node *n, uint16_t partition,
                                        const struct entry *e)
 {
-    struct ballot promised = {0};
-    if (e)
-        promised = RULE(1) ? e->promised : e->accepted;
+    struct ballot none = {0}, held = e ? e->accepted : none;
+    struct ballot promised = e && RULE(1) ? e->promised : held;
     if (RULE(19) && (!e || !is_live(e->flags)))
         promised = ballot_max(promised, n->partitions[partition].promise_floor);
     return promised;
@@ -1666,7 +1671,8 @@ static uint64_t read_part(const struct message *read, uint64_t modified, uint64_
                           uint64_t total, uint64_t *from)
 {
     uint64_t most = read->modified == modified && read->write_id == version ? 0 : read->expiry;
-    *from = min_u64(read->number > UINT32_MAX ? total - min_u64(total, most) : read->number, total);
+    *from = min_u64(read->part_start > UINT32_MAX ? total - min_u64(total, most) : read->part_start,
+                    total);
     return min_u64(most, total - *from);
 }
 
@@ -1716,7 +1722,7 @@ static void log_reply(struct node *n, struct peer *to, const struct message *m, 
         record->flags &= (uint8_t)~FLAG_WHOLE;
     if (type == M_READ_REPLY) {
         body.value = (const uint8_t *)body.value + start;
-        record->number = record->value_bytes;
+        record->total_bytes = record->value_bytes;
         record->value_bytes = (uint32_t)part;
     }
     message_send(n, to, e->lsn + e->record_bytes, record, &body);
@@ -1792,13 +1798,12 @@ static void watch_add(struct node *n, struct peer *from, const struct message *m
 static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
-    uint64_t start, part;
     if (m->flags & FLAG_WATCH)
         watch_add(n, from, m);
     if (e && e->flags & FLAG_DAMAGED)
         return;
     if (m->flags & FLAG_WHOLE && e && is_live(e->flags)) {
-        part = read_part(m, e->modified, e->write_id, e->value_bytes, &start);
+        uint64_t start, part = read_part(m, e->modified, e->write_id, e->value_bytes, &start);
         part = part > m->bytes_max ? 0 : part; /* who reads it has no room for it yet */
         log_reply(n, from, m, e, M_READ_REPLY, start, part);
     } else {
@@ -1837,7 +1842,7 @@ static void draft_load(struct draft *d, const struct message *m, struct ballot b
 {
     d->head = *m;
     d->head.ballot = ballot;
-    d->head.number = 0; /* M_READ_REPLY has a size there */
+    d->head.number = 0; /* M_READ_REPLY has total_bytes there */
     d->body = message_body(m);
     d->results_count = m->results_count;
     memcpy(d->results, d->body.results, m->results_count * sizeof *d->results);
@@ -1892,7 +1897,7 @@ static bool draft_add(struct draft *d, const struct message *m)
     errno = 0;
     int64_t sum, old = strtoll(text, &end, 10);
     if (errno || end == text || (size_t)(end - text) != bytes || isspace((unsigned char)*text) ||
-        __builtin_add_overflow(old, (int64_t)m->number, &sum))
+        __builtin_add_overflow(old, (int64_t)m->amount, &sum))
         return false;
     int count = snprintf(d->digits, sizeof d->digits, "%" PRId64, sum);
     draft_write(d, m->write_id, d->digits, (uint32_t)count);
@@ -2291,7 +2296,7 @@ static void round_rejected(struct node *n, struct round *r, uint64_t member)
 /* How large the whole value of a record is: M_READ_REPLY may bring a part of it. */
 static uint64_t value_total(const struct message *m)
 {
-    return m->type == M_READ_REPLY && m->flags & FLAG_WHOLE ? m->number : m->value_bytes;
+    return m->type == M_READ_REPLY && m->flags & FLAG_WHOLE ? m->total_bytes : m->value_bytes;
 }
 
 /* How many bytes of the record's value the round needs. */
@@ -2416,7 +2421,7 @@ static void read_reply(struct node *n, struct request *q, const struct message *
         head = *m;
         head.status = 200;
         head.results_count = head.key_bytes = 0;
-        head.number = value_total(m);
+        head.total_bytes = value_total(m);
     }
     bytes_clear(&n->scratch);
     request_reply(n, q, message_append(&n->scratch, &head, &body));
@@ -2882,7 +2887,7 @@ static void heartbeat_send(struct node *n)
     head.key_bytes = (uint16_t)strlen(n->self_peer->address);
     head.type_bytes = (uint16_t)strlen(n->self_peer->zone);
     head.status = (uint16_t)n->self_peer->weight;
-    head.number = n->has_lease;
+    head.has_lease = n->has_lease;
     struct body body = {.key = n->self_peer->address, .type = n->self_peer->zone, .value = &beat};
     uint64_t all = n->voters | n->joining | n->lost;
     bool misses = !n->has_lease || all & ~live_members(n);
@@ -2913,7 +2918,7 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->beat_epoch = from->epoch;
     from->beat_clock = from->clock;
     from->heard_at = n->now;
-    from->has_lease = m->number;
+    from->has_lease = m->has_lease;
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
         from->hears_us |= beat->heard[i] == n->id;
@@ -3297,7 +3302,7 @@ static const struct entry *partition_list(const struct partition *p, const struc
         bool skip = !(e->flags & FLAG_RECORD) || (!RULE(14) && !is_live(e->flags));
         if (skip || key_compare(e->key, e->key_bytes, body.key, m->key_bytes) <= 0)
             continue;
-        if (told++ == m->number)
+        if (told++ == m->keys_max)
             return last;
         last = e;
         struct listed l = {e->accepted,    e->write_id,  e->modified, e->expiry,
@@ -3326,7 +3331,7 @@ static void on_list(struct node *n, struct peer *from, const struct message *m)
             (end = partition_list(&n->partitions[p], m, bound, to)))
             bound = end;
     }
-    head.flags = bound ? FLAG_WHOLE | FLAG_WATCH : FLAG_WHOLE;
+    head.flags = bound ? FLAG_WHOLE | FLAG_MORE : FLAG_WHOLE;
     head.value_bytes = (uint32_t)n->scratch.count;
     message_send(n, from, log_end(n), &head, &(struct body){.value = n->scratch.data});
 }
@@ -3351,7 +3356,7 @@ static void sync_ask(struct node *n, struct sync *s)
         last = l;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = s->partition};
     m.round_id = s->page_id = clock_tick(n);
-    m.number = LIST_PAGE_KEYS;
+    m.keys_max = LIST_PAGE_KEYS;
     m.key_bytes = last ? last->key_bytes : 0;
     s->due = n->now + 5 * STEP_TIME;
     message_send(n, n->member_peer[s->source], 0, &m,
@@ -3444,7 +3449,7 @@ static void on_listed(struct node *n, struct peer *from, const struct message *m
     }
     struct bytes list = message_value(m);
     bytes_set(&s->page, list.data, list.count);
-    s->more = list.count && m->flags & FLAG_WATCH;
+    s->more = list.count && m->flags & FLAG_MORE;
     s->page_id = s->pulled_to = s->asked_to = 0;
     s->due = n->now + 5 * STEP_TIME;
     sync_tick(n);
@@ -3473,7 +3478,7 @@ static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_
 {
     const struct partition *p = &n->partitions[partition];
     struct message m = {.type = M_DIGEST, .partition = partition, .ballot = p->promise_floor};
-    m.number = p->digest;
+    m.digest = p->digest;
     m.write_id = answers;
     m.round_id = answers || p->caught_up ? 0 : n->lease_clock;
     to &= partition_owners(n, partition) & ~self_bit(n);
@@ -3507,7 +3512,7 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
     promise_floor_raise(n, m->partition, m->ballot);
     if (m->round_id)
         digest_send(n, m->partition, bit, m->round_id);
-    if (m->number == p->digest) {
+    if (m->digest == p->digest) {
         p->differs &= ~bit;
         if (m->write_id == n->lease_clock) /* else it may have been sent before the lease */
             partition_compared(n, m->partition, bit);
@@ -3667,7 +3672,7 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
     struct body body = message_body(m);
     switch (m->type) {
     case M_CLOCK_BOUND:
-        n->clock_bound = max_u64(n->clock_bound, m->number);
+        n->clock_bound = max_u64(n->clock_bound, m->clock_bound);
         break;
     case M_PROMISE_FLOOR:
         if (ballot_compare(m->ballot, p->promise_floor) >= 0) {
@@ -4137,7 +4142,7 @@ static void listing_ask(struct node *n, struct listing *l)
     l->due = n->now + 5 * STEP_TIME;
     struct message m = {.type = M_LIST, .flags = FLAG_WHOLE, .partition = VIEWS_PARTITION};
     m.round_id = l->page_id = clock_tick(n);
-    m.number = LISTING_PAGE_KEYS;
+    m.keys_max = LISTING_PAGE_KEYS;
     m.key_bytes = (uint16_t)l->after.count;
     m.value_bytes = (uint32_t)l->prefix.count;
     messages_send(n, ~UINT64_C(0), 0, &m,
@@ -4218,7 +4223,7 @@ static void listing_read(struct node *n, const struct request *q, const struct m
     e->write_id = result->write_id;
     e->modified = result->modified;
     e->expiry = result->expiry;
-    e->value_bytes = (uint32_t)result->number;
+    e->value_bytes = (uint32_t)result->total_bytes;
     l->failed |= !found && result->status != 404;
     l->left += !found;
     l->reads--;
@@ -4258,7 +4263,7 @@ static void listing_merge(struct node *n, struct listing *l)
         e = all[keys++] = all[i];
         for (; i < count && listed_compare(all[i], e) == 0; i++) {
             same |= (uint64_t)ballot_equal(all[i]->ballot, e->ballot) << all[i]->member;
-            ends |= all[i]->flags & FLAG_WATCH;
+            ends |= all[i]->flags & FLAG_MORE;
         }
         listing_add(n, l, e, same);
     }
@@ -4270,7 +4275,7 @@ static void listing_merge(struct node *n, struct listing *l)
     listing_go_on(n, l);
 }
 
-/* A member's list came. If there is more behind it, its last entry is marked with FLAG_WATCH. */
+/* A member's list came. If there is more behind it, its last entry is marked with FLAG_MORE. */
 static void listing_listed(struct node *n, const struct peer *from, const struct message *m)
 {
     struct listing *l = STAILQ_FIRST(&n->listings);
@@ -4290,7 +4295,7 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
     }
     l->lists.count = at; /* it is a peer's: part of an entry may stand behind the last one */
     if (last)
-        last->flags |= m->flags & FLAG_WATCH;
+        last->flags |= m->flags & FLAG_MORE;
     l->due = n->now + 5 * STEP_TIME;
     l->listed_by |= UINT64_C(1) << index;
     for (uint16_t p = 0; p < PARTITIONS; p++)
@@ -4324,7 +4329,7 @@ static void listings_tick(struct node *n)
 
 /* Lists the keys above `after` that begin with `prefix`, at most `limit`, in byte order. The reply comes
  * in parts, by the hook: each one's value is a list of struct listed, and all but the last have status
- * 100. FLAG_WATCH in the last one: there are more keys than were asked for. */
+ * 100. FLAG_MORE in the last one: there are more keys than were asked for. */
 static void node_list(struct node *n, void *client, struct bytes prefix, struct bytes after,
                       uint64_t limit, bool one)
 {
@@ -5790,7 +5795,7 @@ static bool call_query(struct call *c, char *query)
     c->m.flags = consistencies[q->consistency] | (q->wait ? FLAG_WATCH : 0);
     if (q->op ? c->m.flags & FLAG_ONE || q->ttl : seen >> PARAMETER_BY & 1)
         return call_text(c, 400, "by= needs op=add, which takes neither ttl= nor consistency=one");
-    c->m.number = q->op ? q->by : 0;
+    c->m.amount = q->op ? q->by : 0;
     c->m.function = q->op ? DO_ADD : c->m.function;
     return true;
 }
@@ -5938,7 +5943,7 @@ static void call_part(struct call *c)
 {
     c->m.expiry = c->method == HEAD ? 0 : UINT64_MAX;
     if (!c->header.if_range)
-        parse_range(c->header.range, UINT64_MAX, &c->m.number, &c->m.expiry);
+        parse_range(c->header.range, UINT64_MAX, &c->m.part_start, &c->m.expiry);
     if (c->header.none_match) {
         c->m.modified = c->m.ballot.time;
         c->m.write_id = c->m.ballot.node;
@@ -6182,25 +6187,25 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
 {
     struct body body = message_body(m);
     const char *if_range = c->header.if_range, *none = c->header.none_match;
-    uint64_t from = 0, count = m->number;
+    uint64_t from = 0, count = m->total_bytes;
     char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)
         snprintf(type, sizeof type, "%.*s", m->type_bytes, (const char *)body.type);
     bool part = (!if_range || strcmp(if_range, etag) == 0) &&
-                parse_range(c->header.range, m->number, &from, &count);
-    bool whole = m->value_bytes == m->number; /* else it is the part that was asked for */
+                parse_range(c->header.range, m->total_bytes, &from, &count);
+    bool whole = m->value_bytes == m->total_bytes; /* else it is the part that was asked for */
     if (none && etag_is_listed(none, etag, true)) {
         call_respond(c, 304, NULL);
     } else if (part && !count) {
-        call_text(c, 416, "the value has %" PRIu64 " bytes", m->number);
-        call_header(c, "Content-Range", "bytes */%" PRIu64, m->number);
+        call_text(c, 416, "the value has %" PRIu64 " bytes", m->total_bytes);
+        call_header(c, "Content-Range", "bytes */%" PRIu64, m->total_bytes);
     } else {
         c->unsent = c->method == HEAD ? count : 0;
         bytes_append(&c->body, (const uint8_t *)body.value + (whole ? from : 0), count - c->unsent);
         call_respond(c, part ? 206 : 200, type);
         if (part)
             call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64, from,
-                        from + count - 1, m->number);
+                        from + count - 1, m->total_bytes);
     }
     call_date(c, "Last-Modified", m->modified);
     MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
@@ -6245,7 +6250,7 @@ static void reply_list(struct call *c, const struct message *m)
     percent_encode(path, c->key.data, c->key.count);
     percent_encode(prefix, c->query.prefix.data, c->query.prefix.count);
     bool slash = *path == '/'; /* what follows two slashes would be read as a host */
-    if (m->flags & FLAG_WATCH)
+    if (m->flags & FLAG_MORE)
         snprintf(next, sizeof next, "/%s%s?limit=%" PRIu64 "&after=%s%s%s%s", slash ? "%2F" : "",
                  path + slash, c->query.limit, after, *prefix ? "&prefix=" : "", prefix,
                  c->m.flags & FLAG_ONE ? "&consistency=one" : "");

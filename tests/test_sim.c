@@ -1868,7 +1868,7 @@ static void listing_answered(struct op *op, const struct message *m)
     listing_heard(op, m);
     const struct told_key *found = (const struct told_key *)op->found.data;
     size_t count = op->found.count / sizeof *found;
-    bool more = m->flags & FLAG_WATCH;
+    bool more = m->flags & FLAG_MORE;
     if (more && !count)
         violation("a listing's page was empty, and not the last");
     for (unsigned i = 0; i < w.keys_count; i++) {
