@@ -23,7 +23,9 @@
 #include <strings.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -197,16 +199,33 @@ static int socket_on(int port, bool listening)
     return failed ? -1 : fd;
 }
 
-/* Below the range of outgoing connections, so that a node finds its port free again when it is
- * restarted. */
+/* Ports lie below the range of outgoing connections, so that a node finds its port free again when it
+ * is restarted. A block of them is of this process alone, by a name that is bound as long as it lives:
+ * or another test that runs meanwhile is given the port of a node that is down here, and its node
+ * hears what was meant for that one. */
+enum { PORTS_FIRST = 10000, PORTS_EACH = 200, PORT_BLOCKS = 100 };
+
+static int port_block(void)
+{
+    for (int tries = 0; tries < PORT_BLOCKS; tries++) {
+        int block = (getpid() + tries) % PORT_BLOCKS;
+        struct sockaddr_un name = {.sun_family = AF_UNIX};
+        snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "estoraje-test-ports-%d", block);
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (bind(fd, (struct sockaddr *)&name, sizeof name) == 0)
+            return PORTS_FIRST + block * PORTS_EACH;
+        close(fd);
+    }
+    ck_abort_msg("too many tests run at once");
+}
+
 int free_port(void)
 {
-    enum { FIRST = 10000, COUNT = 20000 };
-    static int next;
-    if (!next)
-        next = getpid() * 61 % COUNT;
-    for (int tries = 0; tries < COUNT; tries++) {
-        int port = FIRST + next++ % COUNT;
+    static int first, next;
+    if (!first)
+        first = port_block();
+    for (int tries = 0; tries < PORTS_EACH; tries++) {
+        int port = first + next++ % PORTS_EACH;
         int fd = socket_on(port, true);
         if (fd >= 0) {
             close(fd);
