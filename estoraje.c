@@ -111,6 +111,7 @@
  *    gc floor           a ballot of a partition up to which no owner needs a tombstone any more
  *    digest             of a partition: the XOR of hashes of (key, ballot) over its keys with a
  *                       value
+ *    boot               a random name of a process; with each start a node has a new one
  *    live               a peer whose heartbeat came within the lease, and says that ours reach it
  *    lease              what a node has while a majority of the voters is live
  *
@@ -305,6 +306,23 @@
  * With --sync none a hole before a whole batch may be a torn tail too, which clients were told of:
  * such a node takes its data from the others, or ends its log at the hole if none has a lease.
  *
+ * --- A log that was put back, and twins ---
+ *
+ * A node whose disk is an older copy has forgotten promises and records, and does not know it. Of
+ * twins, two processes with copies of one disk, each knows nothing of what the other promised. But
+ * others were told. All that a frame shows is in the log below the end that the frame names, `durable`
+ * (R3), and an honest restart finds all of that. So whoever follows a process of some id follows
+ * another one of that id only if that found a log, `start`, which reaches as far as the highest
+ * `durable` ever heard (R32). An older copy does not, unless nothing was told since it was made; then
+ * nothing is forgotten. Any other process counts as a stranger: its frames are ignored, it gets no
+ * lease, and it is told why. It does nothing any more when a voter with a lease says so; when a
+ * majority does, these live without it, and it rejoins under a new id.
+ *
+ * It rests on the memory of processes. Who was started since the newer log was last heard follows
+ * whoever comes first: if that is all of a record's other owners, what they hold no copy of is lost.
+ * And the log of a copy that hears others, which do not hear it, grows: after another start it may
+ * reach far enough. Who is told hears no clock any more, so that it stays short.
+ *
  * --- The rules, and what breaks without each ---
  *
  *     R1  promises are kept                                 two proposers both win: a lost
@@ -366,6 +384,8 @@
  *         while it was away is there                        the next one too early
  *    R31  a node's own time is led by the wall clock,       one jump stops the cluster, or
  *         never set                                         ends keys early
+ *    R32  of the processes with one id only one is          a restored disk, or a twin, votes
+ *         followed: that whose log has all that was told    against its own promises
  *    R35  a result is forgotten early only when nobody can  a repeat is applied again; without
  *         ask for it                                        it records grow with each write
  *    R40  a listing shows a key as a quorum has it          a key is shown that was never
@@ -847,8 +867,10 @@ struct heartbeat {
     uint64_t zero;  /* kept for the layout */
     uint64_t leave; /* members of which it was told that they are to be drained */
     uint8_t complete[PARTITIONS / 8]; /* partitions of which all is there, in this epoch */
-    uint64_t heard[MEMBERS_MAX];      /* ids of those whose heartbeats it hears; 0: none */
+    uint64_t heard[MEMBERS_MAX];      /* those whose heartbeats it hears, id ^ boot; 0: none */
 };
+
+#define STRANGER UINT64_MAX
 
 /* Another node, or this one. The members have places of their own in n->member_peer. */
 struct peer {
@@ -856,10 +878,12 @@ struct peer {
     char address[ADDRESS_BYTES], zone[ZONE_BYTES];
     uint32_t weight;
     struct bytes outbox[2];          /* frames to come, on the link and on the bulk channel */
-    uint64_t epoch, clock;           /* of its last frame */
+    uint64_t epoch, clock;           /* of its last frame; epoch: or STRANGER (R32) */
+    uint64_t boot, durable;          /* of the process that is followed (R32), the highest */
     uint64_t beat_epoch, beat_clock; /* of that with its last heartbeat */
     struct heartbeat beat;           /* the last */
     bool hears_us, has_lease;        /* by that */
+    bool refuses_us;                 /* it follows another process of our id (R32) */
     bool leave;           /* a drain was requested, here or at another member, or is under way */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
     uint64_t live_at;     /* when it was last live */
@@ -994,6 +1018,7 @@ struct node {
     void *context;
     uint64_t lease, evict_after; /* microseconds */
     uint64_t random;
+    uint64_t boot, start; /* this process's name; where it found the log's end (R32) */
 
     uint64_t now, wall;   /* microseconds: monotonic; since 1970. Set by every event */
     uint64_t time;        /* its own, since 1970: chapter 6 */
@@ -1022,6 +1047,7 @@ struct node {
     size_t peers_count;
     struct peer *self_peer;
     bool has_lease;
+    bool refused;         /* by a voter that has a lease: it takes no part (R32) */
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
@@ -1402,22 +1428,25 @@ static void promise_floor_raise(struct node *n, uint16_t partition, struct ballo
  * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
  * before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl5"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
+ *    0 magic "eMl6"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
  *   16 mac: of the same bytes, by the cluster's secret (chapter 23); zeros without one
- *   32 cluster       40 from: id   48 to: id, or 0 to whoever has this address
+ *   32 cluster       40 from: id
+ *   48 to: id, or 0 to whoever has this address, or id ^ boot to a process that is not followed (R32)
  *   56 clock         64 date       72 epoch        80 wall: the sender's wall clock
- *   88 messages
+ *   88 boot: a random name of the sender's process
+ *   96 start: where that process found the end of its log   104 durable: its log is on disk up to there
+ *  112 messages
  */
 
-#define FRAME_MAGIC 0x356c4d65u
+#define FRAME_MAGIC 0x366c4d65u
 
 struct frame {
     uint32_t magic, bytes;
     uint64_t check;
     uint8_t mac[16];
-    uint64_t cluster, from, to, clock, date, epoch, wall;
+    uint64_t cluster, from, to, clock, date, epoch, wall, boot, start, durable;
 };
-_Static_assert(sizeof(struct frame) == 88 && offsetof(struct frame, cluster) == 32, "layout");
+_Static_assert(sizeof(struct frame) == 112 && offsetof(struct frame, cluster) == 32, "layout");
 
 static uint64_t frame_check(const struct frame *b)
 {
@@ -1548,8 +1577,10 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, time = time_is_unsure(n) ? 0 : node_latest_time(n);
     struct frame *f = (struct frame *)out->data;
-    *f = (struct frame){FRAME_MAGIC, out->count, 0,    {0},           n->cluster, n->id,
-                        to,          n->clock,   time, node_epoch(n), n->wall};
+    assert(n->log.durable >= n->start || !RULE(3)); /* it shows all that it found (R32) */
+    *f = (struct frame){FRAME_MAGIC, out->count, 0,        {0},           n->cluster,
+                        n->id,       to,         n->clock, time,          node_epoch(n),
+                        n->wall,     n->boot,    n->start, n->log.durable};
     f->check = frame_check(f);
     return true;
 }
@@ -2876,13 +2907,13 @@ static void heartbeat_send(struct node *n)
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         const struct peer *p = n->member_peer[i];
         bool heard = p->heard_at && p->heard_at + n->lease > n->now;
-        beat.heard[i] = heard ? p->id : 0;
+        beat.heard[i] = heard ? p->id ^ p->boot : 0;
         beat.leave |= (uint64_t)p->leave << i;
         if (!n->has_lease && strcmp(p->address, n->self_peer->address) != 0)
             peer_make(n, 0, p->address);
     }
     for (size_t i = 0; !n->view && i < MEMBERS_MAX && i < n->peers_count; i++)
-        beat.heard[i] = peer_asks_to_join(n, n->peers[i]) ? n->peers[i]->id : 0;
+        beat.heard[i] = peer_asks_to_join(n, n->peers[i]) ? n->peers[i]->id ^ n->peers[i]->boot : 0;
     struct message head = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     head.key_bytes = (uint16_t)strlen(n->self_peer->address);
     head.type_bytes = (uint16_t)strlen(n->self_peer->zone);
@@ -2921,11 +2952,13 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     from->has_lease = m->has_lease;
     from->hears_us = false;
     for (int i = 0; i < MEMBERS_MAX; i++)
-        from->hears_us |= beat->heard[i] == n->id;
+        from->hears_us |= beat->heard[i] == (n->id ^ n->boot);
     if (!from->hears_us && member) /* it should, soon */
         n->next_heartbeat = min_u64(n->next_heartbeat, n->now + n->lease / 20);
     if (beat->moved > moved)
         n->progress_at = n->now;
+    if (from->epoch == STRANGER) /* it learns by the id that it is one (R32) */
+        message_send(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     if (from->epoch != node_epoch(n))
         return; /* it may have been a member: it gets the views first (R17) */
     if (!member)
@@ -3217,11 +3250,15 @@ static void view_decided(struct node *n, const struct message *result)
 
 static void lease_tick(struct node *n)
 {
-    uint64_t live = live_members(n);
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (live >> i & 1)
-            n->member_peer[i]->live_at = n->now;
-    if (n->has_lease == majority(live, n->voters))
+    uint64_t live = live_members(n), refuse = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++) {
+        struct peer *p = n->member_peer[i];
+        p->live_at = live >> i & 1 ? n->now : p->live_at;
+        refuse |= (uint64_t)(p->refuses_us && p->has_lease) << i;
+    }
+    n->refused = refuse & n->voters;
+    n->gone |= majority(refuse, n->voters); /* they live without what its disk has (R32) */
+    if (n->has_lease == (majority(live, n->voters) && !n->refused))
         return;
     n->has_lease = !n->has_lease;
     n->lease_at = n->now;
@@ -3793,7 +3830,7 @@ static void node_begin(struct node *n)
     }
     if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
         n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
-    n->view_lsn = log_end(n);
+    n->view_lsn = n->start = log_end(n);
 }
 
 /* Reads the log, whose files hold the bytes from `start` to `end`. False: it is damaged below what was
@@ -3842,6 +3879,7 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
     struct node *n = allocate(sizeof *n);
     n->id = id;
     n->random = random | 1;
+    n->boot = XXH3_64bits(&random, sizeof random) | 1;
     n->hooks = hooks;
     n->context = context;
     n->self = -1;
@@ -4386,7 +4424,7 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
     const struct handler *h = &handlers[m->type];
     bool ours = !h->owned || partition_is_ours(n, m->partition);
     bool same_view = epoch == node_epoch(n) || !RULE(6);
-    same_view &= member_index(n->view, from->id) >= 0;
+    same_view &= member_index(n->view, from->id) >= 0 && !n->refused && !from->refuses_us;
     if (ours && (same_view || h->any_epoch))
         h->handle(n, from, m);
 }
@@ -4409,26 +4447,46 @@ static void node_run(struct node *n)
 
 /* The peer that sent a frame, whose clock and time are taken over; null: the frame is ignored. A frame to
  * nobody by name is for whoever has this address: its sender was away for so long that others may live
- * at the addresses it knows. */
+ * at the addresses it knows.
+ *
+ * Of the processes with one id one is followed (R32): the first that is heard, then one that found a log
+ * with all that was ever told of that id's. Any other counts as a stranger, a peer that is named by its
+ * process: no member, and it cannot join. That name, in what it is sent, tells it so. Its log should not
+ * grow then, or it would seem to reach far enough after another start: so it hears no clock. */
 static struct peer *frame_sender(struct node *n, const struct frame *f)
 {
-    bool to_us = f->to == n->id || f->to == 0 || !RULE(6);
+    bool refuses = f->to == (n->id ^ n->boot);
+    bool to_us = f->to == n->id || f->to == 0 || refuses || !RULE(6);
     bool foreign = f->cluster && n->cluster && f->cluster != n->cluster;
     if (!to_us || foreign || f->from == 0 || f->from == n->id)
         return NULL;
-    if (!clock_raise(n, f->clock, f->date)) {
-        if (n->next_fault <= n->now) {
-            n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
-            log_line(LEVEL_WARN, "clock fault: messages from a clock that is ahead are ignored",
-                     "node=%016" PRIx64 " ahead_seconds=%.3f", f->from,
-                     (double)(f->clock - n->time) / 1e6);
-        }
+    struct peer *from = peer_make(n, f->from, "");
+    bool lacks = from && f->boot != from->boot && f->start < from->durable && RULE(32);
+    if (lacks)
+        from = peer_make(n, f->from ^ f->boot, "");
+    if (!from)
         return NULL;
+    from->refuses_us |= refuses;
+    bool late = from->live_at + n->lease > n->now; /* it was sent before a restart, maybe */
+    bool copy = (lacks && !late) || refuses;
+    bool faulty = !lacks && !from->refuses_us && !clock_raise(n, f->clock, f->date);
+    if ((copy || faulty) && n->next_fault <= n->now) {
+        n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
+        log_line(LEVEL_WARN,
+                 faulty ? "clock fault: messages from a clock that is ahead are ignored"
+                        : "a copy of a node's data directory runs, or an old one: it is ignored",
+                 "node=%016" PRIx64 " address=%s ahead_seconds=%.3f", refuses ? n->id : f->from,
+                 refuses ? n->self_peer->address : from->address,
+                 (double)(f->clock - n->time) / 1e6);
     }
+    if (faulty)
+        return NULL;
+    from->boot = f->boot;
+    from->durable = max_u64(from->durable, f->durable);
     if (f->date)
         time_adopt(n, f->date);
     n->latest_time = max_u64(n->latest_time, min_u64(f->date, f->clock));
-    return peer_make(n, f->from, "");
+    return from;
 }
 
 /* A frame came, aligned to 8. False: it is damaged, and the link is not worth keeping. */
@@ -4442,7 +4500,7 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
     struct peer *from = frame_sender(n, f);
     if (!from)
         return true;
-    from->epoch = f->epoch;
+    from->epoch = from->id == f->from ? f->epoch : STRANGER;
     from->clock = f->clock;
     from->clock_offset = (int64_t)(f->wall - n->wall);
     for (size_t at = sizeof *f; at < bytes;) {

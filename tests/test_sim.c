@@ -202,13 +202,16 @@ struct host {
     uint64_t disk_taken; /* LSN up to which there is space */
     uint64_t disk_size;  /* all that there is, while it is full */
     bool disk_full, disk_flipped;
-    unsigned moves;               /* it got so many new addresses */
-    bool small;                   /* its disk is full for good, until it is an UP member */
-    bool damaged;                 /* it lost its disk since the cluster was whole */
-    struct host *aside;           /* its disk's place, while that is out of the machine */
-    struct try *tries;            /* requests that it has not answered */
-    struct memory kept;           /* what its disk held for sure when it went down */
-    uint64_t lease_clock;         /* of the lease for which `must` was taken */
+    unsigned moves;       /* it got so many new addresses */
+    bool small;           /* its disk is full for good, until it is an UP member */
+    bool damaged;         /* it lost its disk since the cluster was whole */
+    struct host *aside;   /* its disk's place, while that is out of the machine */
+    struct host *copy;    /* the same of a copy of its disk, which was made while it ran */
+    uint64_t copy_id;     /* of the node that it was copied from */
+    bool copied;          /* its disk is such a copy, so it must not take part; then id is 0 */
+    struct try *tries;    /* requests that it has not answered */
+    struct memory kept;   /* what its disk held for sure when it went down */
+    uint64_t lease_clock; /* of the lease for which `must` was taken */
     struct ballot must[KEYS_MAX]; /* what a majority of a key's owners had when its lease began */
     bool ready;
 };
@@ -228,12 +231,14 @@ enum fault {
     FLIP,
     BLACKOUT, /* all at once */
     SLOW,
-    FULL, /* no room on the disk */
-    MOVE, /* hosts get new addresses: one, or all at once */
-    LOSS, /* any disks at once, for good; somebody says so */
-    SWAP, /* the disk is put aside, the machine has an empty one; or it is put back */
-    HANG, /* the disk stalls, and then the host dies */
-    JUMP, /* one wall clock, or all, are an hour ahead for a while; or all go back, or drift */
+    FULL,    /* no room on the disk */
+    MOVE,    /* hosts get new addresses: one, or all at once */
+    LOSS,    /* any disks at once, for good; somebody says so */
+    SWAP,    /* the disk is put aside, the machine has an empty one; or it is put back */
+    HANG,    /* the disk stalls, and then the host dies */
+    RESTORE, /* a host's disk is copied, or is the copy again */
+    TWIN,    /* another host is started with the copy, and stopped after a while */
+    JUMP,    /* one wall clock, or all, are an hour ahead for a while; or all go back, or drift */
     FAULT_KINDS
 };
 
@@ -308,6 +313,7 @@ struct world {
     uint64_t deciding;        /* the newest view with a transition that may be at its end */
     uint64_t whole;           /* the newest view in which the cluster was seen to be whole */
     unsigned wiped;           /* the host that lost its disk last */
+    uint64_t copies_until;    /* frames of a twin that was stopped may come until then */
     int64_t wall_error;       /* of all wall clocks */
     unsigned wrong_starts;    /* nodes that were started with a wall clock that is far ahead */
     struct view **views;
@@ -705,6 +711,7 @@ static void host_begin(struct host *h, const struct node *before)
 {
     drive_clear(h);
     h->id = !RULE(17) && h->id ? h->id : chance_u64();
+    h->copied = false;
     h->used = true;
     host_node(h);
     struct node *n = h->node;
@@ -735,6 +742,7 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
     h->disk_taken = max_u64(h->disk_taken, lsn);
     h->full_until = damaged ? 0 : h->full_until; /* it would stop */
     h->id = chance_u64();
+    h->copied = false;
     h->node = node_new(h->id, chance_u64(), h->address, &hooks, h);
     host_time(h);
     const struct bytes *batch = node_rejoin(h->node, before, lsn);
@@ -801,7 +809,7 @@ static void host_remembers(const struct host *h)
 static void host_start(struct host *h)
 {
     ck_assert(!h->node && !h->off);
-    if (!h->id) {
+    if (!h->id && !h->copied) {
         host_begin(h, NULL);
         host_settle(h);
         return;
@@ -1059,6 +1067,17 @@ static void host_settle(struct host *h)
     bytes_free(&batch);
 }
 
+/* Of the nodes with copies of a disk none gets a lease, and no other is taken for one of them. */
+static void judge_copy(const struct host *h)
+{
+    const struct node *n = h->node;
+    for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
+        if (n->member_peer[i]->refuses_us && !h->copied)
+            violation("h%d counts as a copy", h->index);
+    if (h->copied && n->has_lease && RULE(32))
+        violation("h%d has an old copy of a disk, and a lease", h->index);
+}
+
 static void mail_deliver(struct host *h, const struct event *e)
 {
     if (is_cut(e->from, h->index) || !h->serves)
@@ -1067,6 +1086,7 @@ static void mail_deliver(struct host *h, const struct event *e)
     trace_batch(h, e->from, e->data, e->bytes);
     if (!node_receive(h->node, e->data, e->bytes))
         violation("h%d got mail from h%d that it could not read", h->index, e->from);
+    judge_copy(h);
     host_settle(h);
 }
 
@@ -1442,7 +1462,8 @@ static void judge_all(const struct host *h, const struct try *t, const struct me
 static bool owners_changed(void)
 {
     const unsigned *weight = w.plan.weight;
-    return w.views_count > 1 || weight[WIPE] || weight[LOSS] || weight[FLIP] || weight[FAR_CLOCK];
+    return w.views_count > 1 || weight[WIPE] || weight[RESTORE] || weight[LOSS] || weight[FLIP] ||
+           weight[FAR_CLOCK];
 }
 
 /* One of consistency=one: some owner has it on disk, or a later one. It may be down by now. */
@@ -2112,6 +2133,92 @@ static void fault_swap(struct host *h)
     event_at(w.now + below(2 * w.plan.lease), UP, h, NULL, 0);
 }
 
+/* `to` has the disk of `from`, as that is on disk now. */
+static void drive_copy(struct host *to, const struct host *from)
+{
+    drive_clear(to);
+    to->disk = memcpy(allocate(from->disk_bytes), from->disk, from->disk_bytes);
+    to->disk_bytes = from->disk_bytes, to->disk_start = from->disk_start;
+    to->disk_first = from->disk_first, to->disk_synced = from->disk_synced;
+    to->disk_last = from->disk_last, to->disk_taken = from->disk_taken;
+}
+
+/* Whether all others can tell the copy from what was written since: they are members, all run, and each
+ * was told by this process that its log reaches further. */
+static bool copy_is_known(const struct host *h)
+{
+    for (unsigned i = 0; i < w.hosts_count; i++) {
+        const struct host *o = &w.hosts[i];
+        if (o->off || o == h)
+            continue;
+        if (o->copied || !o->node || !o->serves || o->node->self < 0 || !o->node->stable ||
+            node_epoch(o->node) != newest_view()->epoch)
+            return false;
+        int index = member_index(o->node->view, h->id);
+        const struct peer *p = index < 0 ? NULL : o->node->member_peer[index];
+        if (!p || p->boot != h->node->boot || p->durable <= h->copy->disk_synced)
+            return false;
+    }
+    return true;
+}
+
+static struct host *copied_host(void)
+{
+    for (unsigned i = 0; i < w.hosts_count; i++)
+        if (w.hosts[i].copied && !w.hosts[i].off)
+            return &w.hosts[i];
+    return NULL;
+}
+
+static bool copies_run(void)
+{
+    return copied_host() || w.now < w.copies_until;
+}
+
+/* A copy is made; later, once at a time, the disk is that copy again. */
+static void fault_restore(struct host *h)
+{
+    if (copies_run())
+        return;
+    if (!h->copy || h->copy_id != h->id || !copy_is_known(h)) {
+        h->copy = h->copy ? h->copy : allocate(sizeof *h->copy);
+        drive_copy(h->copy, h);
+        h->copy_id = h->id;
+        trace(h, "its disk is copied, up to %" PRIu64, h->disk_synced);
+    } else if (may_lose_a_disk(h)) {
+        host_crash(h);
+        trace(h, "its disk is the copy again, up to %" PRIu64, h->copy->disk_synced);
+        drive_copy(h, h->copy);
+        h->copied = RULE(32); /* without it nobody notices */
+        h->id = h->copied ? 0 : h->id;
+        event_at(w.now + below(2 * w.plan.lease), UP, h, NULL, 0);
+    }
+}
+
+static void host_stop_twin(struct host *twin)
+{
+    host_crash(twin);
+    drive_clear(twin);
+    twin->copied = false;
+    twin->off = true;
+    w.copies_until = w.now + w.plan.delay_far + SECOND;
+}
+
+static void fault_twin(const struct host *h)
+{
+    struct host *twin = copied_host();
+    if (twin && twin->index >= (int)w.plan.hosts) {
+        host_stop_twin(twin);
+    } else if (!copies_run() && h->copy && h->copy_id == h->id && copy_is_known(h) &&
+               w.hosts_count < HOSTS_MAX) {
+        twin = &w.hosts[w.hosts_count++];
+        drive_copy(twin, h->copy);
+        twin->copied = twin->used = true;
+        trace(twin, "begins with a copy of the disk of h%d", h->index);
+        host_start(twin);
+    }
+}
+
 static void fault_drain(struct host *by)
 {
     const struct view *v = by->node->view;
@@ -2263,6 +2370,8 @@ static void fault_happens(enum fault fault)
     struct host *h = host_with(true);
     if (!h || !h->serves)
         return;
+    if (fault == CRASH && copies_run())
+        return; /* it would forget whom it follows; a copy that nobody could tell would seem newer */
     uint64_t lease = w.plan.lease;
     switch (fault) {
     case CRASH:
@@ -2361,6 +2470,12 @@ static void fault_happens(enum fault fault)
         event_at(h->stalled_until - 1, DIE, h, NULL, 0);
         trace(h, "its disk hangs");
         break;
+    case RESTORE:
+        fault_restore(h);
+        break;
+    case TWIN:
+        fault_twin(h);
+        break;
     case SLOW:
         h->slow_until = w.now + below(4 * lease);
         trace(h, "its network is slow");
@@ -2406,6 +2521,8 @@ static void heal(void)
             w.plan.deaf_for_good = false;
             trace(h, "is deaf for good");
         }
+        if (h->copied && h->index >= (int)w.plan.hosts)
+            host_stop_twin(h);
         if (h->far)
             h->clock_error = 0;
         h->far = false;
@@ -2801,6 +2918,20 @@ static void shape_again(struct plan *p)
     p->large = chance(500) ? 500 : 0;
 }
 
+/* Old copies of disks come back, or are at two hosts; nobody is evicted who would then forget. */
+static void shape_copies(struct plan *p)
+{
+    p->hosts = (unsigned)between(3, 4);
+    p->replicas = 3;
+    p->keys = (unsigned)between(2, 4);
+    p->lease = between(200, 500) * MS;
+    p->evict_after = 60 * SECOND;
+    p->fault_pause = between(50, 300) * MS;
+    p->fault_time = between(5, 12) * SECOND;
+    p->loss = (unsigned)below(200);
+    p->built_by_joins = false;
+}
+
 static const struct mix mixes[] = {
     {mix_calm, {0}, NULL},
     {"crashes", {[CRASH] = 5, [PAUSE] = 2, [STALL] = 2, [BLACKOUT] = 2, [SLOW] = 1}, NULL},
@@ -2832,6 +2963,9 @@ static const struct mix mixes[] = {
     {"again",
      {[WIPE] = 12, [SWAP] = 1, [CRASH] = 2, [CUT] = 1, [PAUSE] = 1, [JOIN] = 1, [DRAIN] = 1},
      shape_again},
+    {"copies",
+     {[RESTORE] = 8, [TWIN] = 2, [CUT] = 4, [DEAF] = 1, [PAUSE] = 2, [CRASH] = 3, [STALL] = 1},
+     shape_copies},
     {"coordinators",
      {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3},
      shape_coordinators},
@@ -3140,6 +3274,9 @@ static void world_free(void)
         if (w.hosts[i].aside)
             free(w.hosts[i].aside->disk);
         free(w.hosts[i].aside);
+        if (w.hosts[i].copy)
+            free(w.hosts[i].copy->disk);
+        free(w.hosts[i].copy);
     }
     for (unsigned i = 0; i < w.keys_count; i++)
         free(w.keys[i].ops);
@@ -3455,7 +3592,7 @@ static bool hand_old_epoch_comes_below(struct node *n)
 
 static void hand_beat(struct node *n, uint64_t id, const char *address)
 {
-    struct heartbeat beat = {.heard = {10, 20, 30}};
+    struct heartbeat beat = {.heard = {10 ^ n->boot}};
     struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     m.key_bytes = (uint16_t)strlen(address);
     m.status = 1;
@@ -3568,7 +3705,7 @@ static void hand_ticks(struct node *n, uint64_t time)
 
 static void hand_beat(struct node *n, uint64_t from, bool complete)
 {
-    struct heartbeat beat = {.heard = {10, 20, 30, 40}};
+    struct heartbeat beat = {.heard = {10 ^ n->boot}};
     struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     memset(beat.complete, complete ? 0xff : 0, sizeof beat.complete);
     m.key_bytes = from == 40 ? 2 : 1; /* as in the view */
@@ -3904,6 +4041,7 @@ static const struct mutant mutants[] = {
     {25, NULL, hand_nothing_begins_that_cannot_end},
     {26, "lost5", NULL},
     {27, "first", NULL},
+    {32, "copies", NULL},
     {35, "crashes", NULL},
     {31, "jumps", NULL},
 };
