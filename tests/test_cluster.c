@@ -1649,6 +1649,80 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
 }
 END_TEST
 
+static bool log_has(const struct node *n, const char *words)
+{
+    char *log = file_read(n->log, NULL);
+    bool has = log && strstr(log, words);
+    free(log);
+    return has;
+}
+
+static const char a_copy_runs[] = "a copy of a node's data directory runs, or an old one";
+
+/* What the old copy has forgotten, others were told: it must not take part. */
+START_TEST(test_a_directory_restored_from_an_older_copy_joins_under_a_new_id)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    char *id = node_id(&c->nodes[1]);
+    const char *data = in_folder(c->nodes[1].folder, "data");
+    keys_on("PUT", 100, c->nginx_url);
+    ck_assert_int_eq(run(20, "cp -a %s %s.old", data, data).status, 0);
+    struct load *l = load_through(c->nginx_url, "/load", 3);
+    load_goes_on(l, 300);
+    keys_on("PUT", 300, c->nginx_url);
+    node_kill(c, 1);
+    ck_assert_int_eq(run(20, "rm -r %s && mv %s.old %s", data, data, data).status, 0);
+    node_start(c, 1);
+    AWAIT(node_healthy(&c->nodes[1]) && strcmp(node_id(&c->nodes[1]), id), 60);
+    cluster_await(c, 3, 60);
+    load_goes_on(l, 300);
+    load_end_without_failure(l, "a directory restored from a copy");
+    ck_assert(log_has(&c->nodes[1], a_copy_runs));
+    load_is_there(l, c);
+    keys_are_everywhere(300, c);
+    node_kill(c, 0); /* what the other has is needed now */
+    keys_on("GET", 300, c->nodes[1].url);
+    node_start(c, 0);
+    cluster_await(c, 3, 60);
+    cluster_stop(c);
+}
+END_TEST
+
+/* A twin is ignored while the first lives, after it, and after a start of its own. */
+START_TEST(test_a_twin_serves_nothing_and_says_why)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    int twin = cluster_add(c);
+    struct node *t = &c->nodes[twin], *of = &c->nodes[1];
+    char *id = node_id(of);
+    keys_on("PUT", 100, c->nginx_url);
+    ck_assert_int_eq(
+        run(20, "mkdir -p %s && cp -a %s/data %s", t->folder, of->folder, t->folder).status, 0);
+    struct load *l = load_through(c->nginx_url, "/load", 3);
+    load_goes_on(l, 300);
+    node_start(c, twin);
+    AWAIT(log_has(t, a_copy_runs) && log_has(&c->nodes[0], a_copy_runs), 30);
+    load_goes_on(l, 300);
+    ck_assert_int_eq(get(t->url, "/k1").status, 503);
+    ck_assert(node_ready(of));
+    ck_assert_str_eq(node_id(of), id);
+    node_kill(c, 1);
+    for (int i = 0; i < 2; i++) {
+        for (double end = now() + 5; now() < end; pause_ms(100))
+            ck_assert_int_eq(get(t->url, "/k1").status, 503);
+        ck_assert_int_eq(node_stop(c, twin), 0);
+        if (i == 0)
+            node_start(c, twin), pause_ms(500);
+    }
+    node_start(c, 1);
+    cluster_await(c, 3, 60);
+    ck_assert_str_eq(node_id(of), id);
+    load_end_without_failure(l, "a twin");
+    load_is_there(l, c);
+    cluster_stop(c);
+}
+END_TEST
+
 START_TEST(test_a_lone_node_with_a_damaged_log_says_so_and_stops)
 {
     struct cluster *c = cluster_start(1, NULL);
@@ -2506,6 +2580,8 @@ int main(void)
         {"disks", test_bits_flipped_on_two_nodes_cost_a_rolling_restart_no_request},
         {"disks", test_values_damaged_at_every_node_are_all_there_after_a_restart},
         {"disks", test_damage_found_at_start_makes_a_node_join_anew},
+        {"disks", test_a_directory_restored_from_an_older_copy_joins_under_a_new_id},
+        {"disks", test_a_twin_serves_nothing_and_says_why},
         {"disks", test_a_lone_node_with_a_damaged_log_says_so_and_stops},
         {"disks", test_with_sync_none_holes_in_all_logs_cost_what_is_behind_them},
         {"disks", test_a_torn_tail_is_dropped},
