@@ -3462,23 +3462,23 @@ static int workers_run(uint64_t first, uint64_t count, const struct mix *mix, st
  * plays the others.
  */
 
-static uint64_t hand_ahead;  /* of the clocks of those whom the test plays */
-static uint16_t hand_status; /* that the last request was answered with; 0: none was */
+static uint64_t hand_ahead;  /* how far the clocks of those that the test plays are ahead */
+static uint16_t hand_status; /* of the answer to the last request; 0: none has come */
 
-static void hand_mail(struct node *n, uint64_t from, const struct message *head,
-                      const struct body *body)
+static void hand_deliver(struct node *n, uint64_t from, const struct message *head,
+                         const struct body *body)
 {
-    struct bytes mail = {0};
-    struct frame *b = bytes_extend(&mail, sizeof *b);
+    struct bytes frame = {0};
+    struct frame *b = bytes_extend(&frame, sizeof *b);
     *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
     b->clock = max_u64(n->clock, head->ballot.time) + hand_ahead;
     b->epoch = node_epoch(n);
-    message_append(&mail, head, body);
-    b = (struct frame *)mail.data;
-    b->bytes = (uint32_t)mail.count;
+    message_append(&frame, head, body);
+    b = (struct frame *)frame.data;
+    b->bytes = (uint32_t)frame.count;
     b->check = frame_check(b);
-    ck_assert(node_receive(n, mail.data, mail.count));
-    bytes_free(&mail);
+    ck_assert(node_receive(n, frame.data, frame.count));
+    bytes_free(&frame);
 }
 
 static bool hand_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
@@ -3515,20 +3515,20 @@ static struct node *hand_node(struct bytes *disk)
     return n;
 }
 
-/* Finds the last message of that type in the mail that may leave to a member; copied into `found`. */
+/* Copies into `found` the last message of that type that may leave to a member now. */
 static bool hand_sent(struct node *n, uint64_t to, uint8_t type, struct bytes *found)
 {
-    struct bytes mail = {0};
+    struct bytes frame = {0};
     found->count = 0;
-    if (!frame_take(n, n->member_peer[member_index(n->view, to)], 0, &mail))
+    if (!frame_take(n, n->member_peer[member_index(n->view, to)], 0, &frame))
         return false;
-    for (size_t at = sizeof(struct frame); at < mail.count;) {
-        const struct message *m = (const struct message *)(mail.data + at);
+    for (size_t at = sizeof(struct frame); at < frame.count;) {
+        const struct message *m = (const struct message *)(frame.data + at);
         if (m->type == type)
             bytes_set(found, m, m->bytes);
         at += m->bytes;
     }
-    bytes_free(&mail);
+    bytes_free(&frame);
     return found->count > 0;
 }
 
@@ -3542,17 +3542,17 @@ static void hand_flush(struct node *n)
     }
 }
 
-/* The same once the log is written. */
-static bool hand_told(struct node *n, uint64_t to, uint8_t type, struct bytes *found)
+/* The same once the log is on disk. */
+static bool hand_sent_after_flush(struct node *n, uint64_t to, uint8_t type, struct bytes *found)
 {
     hand_flush(n);
     return hand_sent(n, to, type, found);
 }
 
-static struct message hand_message(uint8_t type, uint64_t epoch, uint64_t time, uint64_t op)
+static struct message hand_message(uint8_t type, uint64_t epoch, uint64_t time, uint64_t round_id)
 {
     struct message m = {
-        .type = type, .round_id = op, .partition = key_partition("k", 1), .key_bytes = 1};
+        .type = type, .round_id = round_id, .partition = key_partition("k", 1), .key_bytes = 1};
     m.ballot = (struct ballot){epoch, WALL_AT_START + time, 20};
     if (type == M_ACCEPT) {
         m.flags = FLAG_RECORD | FLAG_WHOLE;
@@ -3562,30 +3562,30 @@ static struct message hand_message(uint8_t type, uint64_t epoch, uint64_t time, 
 }
 
 #ifndef MUTATIONS
-/* R8: its first answer may have been lost, and another has prepared since. */
-static bool hand_same_accept_is_answered_again(struct node *n)
+/* R8: the first reply may have been lost, and another node has prepared since. */
+static bool hand_a_repeated_accept_is_answered_again(struct node *n)
 {
     struct bytes found = {0};
     const struct body key = {.key = "k"};
     struct message accept = hand_message(M_ACCEPT, 1, 100, 5),
                    prepare = hand_message(M_PREPARE, 1, 200, 6);
-    hand_mail(n, 20, &accept, &key);
-    bool first = hand_told(n, 20, M_ACCEPTED, &found);
-    hand_mail(n, 30, &prepare, &key);
-    hand_mail(n, 20, &accept, &key);
-    bool second = hand_told(n, 20, M_ACCEPTED, &found);
+    hand_deliver(n, 20, &accept, &key);
+    bool first = hand_sent_after_flush(n, 20, M_ACCEPTED, &found);
+    hand_deliver(n, 30, &prepare, &key);
+    hand_deliver(n, 20, &accept, &key);
+    bool second = hand_sent_after_flush(n, 20, M_ACCEPTED, &found);
     bytes_free(&found);
     return first && second;
 }
 
-/* R7: what an old epoch's fast clock wrote comes below what a new epoch wrote. */
+/* R7: what a fast clock wrote in an old epoch orders below what a new epoch wrote. */
 static bool hand_old_epoch_comes_below(struct node *n)
 {
     const struct body key = {.key = "k"};
     struct message late = hand_message(M_ACCEPT, 1, 5 * SECOND, 0),
                    now = hand_message(M_ACCEPT, 2, 100, 0);
-    hand_mail(n, 20, &now, &key);
-    hand_mail(n, 30, &late, &key);
+    hand_deliver(n, 20, &now, &key);
+    hand_deliver(n, 30, &late, &key);
     const struct entry *e = entry_find(&n->partitions[late.partition], "k", 1);
     return e && ballot_equal(e->accepted, now.ballot);
 }
@@ -3596,7 +3596,7 @@ static void hand_beat(struct node *n, uint64_t id, const char *address)
     struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof beat};
     m.key_bytes = (uint16_t)strlen(address);
     m.status = 1;
-    hand_mail(n, id, &m, &(struct body){.key = address, .value = &beat});
+    hand_deliver(n, id, &m, &(struct body){.key = address, .value = &beat});
 }
 
 /* Whether it proposes a view within so many seconds, while 20 is heard, and 40, which asks to join. */
@@ -3609,13 +3609,13 @@ static bool hand_proposes(struct node *n, uint64_t seconds, bool joins)
         hand_beat(n, 20, "h");
         if (joins)
             hand_beat(n, 40, "h4");
-        proposes = hand_told(n, 20, M_PREPARE, &found);
+        proposes = hand_sent_after_flush(n, 20, M_PREPARE, &found);
     }
     bytes_free(&found);
     return proposes;
 }
 
-/* R24: while 30 is dead, and may come back without its disk, 20 is not let go; then it is. */
+/* R24: while 30 is dead, and may come back without its disk, 20 must not leave; 30 may. */
 static bool hand_live_member_stays_while_another_is_dead(struct node *n)
 {
     hand_proposes(n, 1, false);
@@ -3626,7 +3626,7 @@ static bool hand_live_member_stays_while_another_is_dead(struct node *n)
     return hand_proposes(n, 4, false);
 }
 
-/* R25: with two copies a dead member may hold one that no majority can do without. */
+/* R25: with two copies, a majority needs both: also the one that a dead member holds. */
 static bool hand_nothing_begins_that_cannot_end(struct node *n)
 {
     struct {
@@ -3648,7 +3648,7 @@ static bool hand_nothing_begins_that_cannot_end(struct node *n)
     return false;
 }
 
-/* R16: another coordinator's view stands at a minority; what is proposed is that view. */
+/* R16: a minority has accepted another coordinator's view: that view is proposed again. */
 static bool hand_view_is_written_once(struct node *n)
 {
     struct bytes found = {0};
@@ -3656,9 +3656,9 @@ static bool hand_view_is_written_once(struct node *n)
         struct view view;
         struct member members[3];
     } other = {{2, 77, 3, 2}, {{.id = 10}, {.id = 20}, {.id = 0}}};
-    for (uint64_t id = 20; id <= 40; id += 10) /* 40 is no member: it wishes to join */
+    for (uint64_t id = 20; id <= 40; id += 10) /* 40 is no member: it asks to join */
         hand_beat(n, id, id == 40 ? "h4" : "h9");
-    for (int i = 0; i < 200 && !hand_told(n, 20, M_PREPARE, &found); i++) {
+    for (int i = 0; i < 200 && !hand_sent_after_flush(n, 20, M_PREPARE, &found); i++) {
         node_tick(n, n->now + 10 * MS, n->wall + 10 * MS);
     }
     if (!found.count)
@@ -3669,8 +3669,8 @@ static bool hand_view_is_written_once(struct node *n)
     m.ballot.time -= 50;
     m.key_bytes = 0;
     m.value_bytes = (uint32_t)view_bytes(&other.view);
-    hand_mail(n, 20, &m, &(struct body){.value = &other});
-    bool same = hand_told(n, 20, M_ACCEPT, &found);
+    hand_deliver(n, 20, &m, &(struct body){.value = &other});
+    bool same = hand_sent_after_flush(n, 20, M_ACCEPT, &found);
     const struct message *accept = (const struct message *)found.data;
     same = same && accept->value_bytes == m.value_bytes &&
            memcmp(message_body(accept).value, &other, m.value_bytes) == 0;
@@ -3678,11 +3678,11 @@ static bool hand_view_is_written_once(struct node *n)
     return same;
 }
 
-/* R5: a node whose time counts hears nobody whose time is far ahead. */
+/* R5: a node with a lease rejects a frame whose time is far ahead. */
 static bool hand_far_time_is_not_followed(struct node *n)
 {
-    struct bytes mail = {0};
-    struct frame *b = bytes_extend(&mail, sizeof *b);
+    struct bytes frame = {0};
+    struct frame *b = bytes_extend(&frame, sizeof *b);
     n->has_lease = true;
     *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = 20, .to = n->id};
     b->clock = b->date = n->time + 11 * SECOND;
@@ -3690,8 +3690,8 @@ static bool hand_far_time_is_not_followed(struct node *n)
     b->bytes = sizeof *b;
     b->check = frame_check(b);
     uint64_t clock = b->clock;
-    bool follows = node_receive(n, mail.data, mail.count) && n->clock >= clock;
-    bytes_free(&mail);
+    bool follows = node_receive(n, frame.data, frame.count) && n->clock >= clock;
+    bytes_free(&frame);
     return !follows;
 }
 
@@ -3710,7 +3710,7 @@ static void hand_beat(struct node *n, uint64_t from, bool complete)
     memset(beat.complete, complete ? 0xff : 0, sizeof beat.complete);
     m.key_bytes = from == 40 ? 2 : 1; /* as in the view */
     m.status = 1;
-    hand_mail(n, from, &m, &(struct body){.key = "h9", .value = &beat});
+    hand_deliver(n, from, &m, &(struct body){.key = "h9", .value = &beat});
 }
 
 /* The view after the first: 40 joins. */
@@ -3736,19 +3736,19 @@ static void hand_accept(struct node *n, uint64_t epoch, uint64_t time, bool tomb
 {
     struct message m = hand_message(M_ACCEPT, epoch, time, 5);
     m.flags |= tombstone ? FLAG_TOMBSTONE : 0;
-    hand_mail(n, 20, &m, &(const struct body){.key = "k"});
+    hand_deliver(n, 20, &m, &(const struct body){.key = "k"});
 }
 
-/* Whether cleaning keeps the key's record, though all owners agree at this floor. */
-static bool hand_cleaning_keeps(struct node *n, struct ballot floor)
+/* Whether cleaning keeps the key's record, though all owners agree up to this gc floor. */
+static bool hand_cleaning_keeps(struct node *n, struct ballot gc_floor)
 {
-    n->partitions[key_partition("k", 1)].gc_floor = floor;
+    n->partitions[key_partition("k", 1)].gc_floor = gc_floor;
     hand_flush(n);
     entry_clean(n, key_partition("k", 1), hand_entry(n));
     return hand_entry(n);
 }
 
-/* A request to n itself; its round of Paxos has then asked 20 and 30, whose promises are to come. */
+/* Sends n a request. Its round then has sent prepares to 20 and 30, which have not promised yet. */
 static bool hand_asks(struct node *n, const struct message *head, struct bytes *prepare)
 {
     struct message m = *head;
@@ -3757,7 +3757,7 @@ static bool hand_asks(struct node *n, const struct message *head, struct bytes *
     hand_status = 0;
     node_request(n, NULL, &m, &(struct body){.key = "k", .value = "1"}, 0);
     node_run(n);
-    return hand_told(n, 20, M_PREPARE, prepare);
+    return hand_sent_after_flush(n, 20, M_PREPARE, prepare);
 }
 
 static void hand_promise(struct node *n, uint64_t from, const struct bytes *prepare,
@@ -3768,11 +3768,12 @@ static void hand_promise(struct node *n, uint64_t from, const struct bytes *prep
     m.round_id = ((const struct message *)prepare->data)->round_id;
     m.partition = key_partition("k", 1);
     m.key_bytes = 0;
-    hand_mail(n, from, &m, NULL);
+    hand_deliver(n, from, &m, NULL);
 }
 
-/* R11: 20 and 30 have forgotten, as their clocks are ahead: n goes by them, not by its ballot. */
-static bool hand_who_forgot_says_when_it_is(struct node *n)
+/* R11: the clocks of 20 and 30 are ahead, so they have forgotten the result. n must measure the
+ * write's age by the latest clock it knows, not by its ballot. */
+static bool hand_a_repeat_ages_by_the_latest_clock(struct node *n)
 {
     struct bytes prepare = {0}, accept = {0};
     struct message put = {.function = DO_PUT, .flags = FLAG_REPEAT | FLAG_WHOLE, .write_id = 55};
@@ -3781,13 +3782,13 @@ static bool hand_who_forgot_says_when_it_is(struct node *n)
     bool asked = hand_asks(n, &put, &prepare);
     hand_ahead = 2 * SECOND;
     hand_promise(n, 20, &prepare, &(struct message){.flags = 0});
-    bool told = hand_told(n, 20, M_ACCEPT, &accept);
+    bool sent = hand_sent_after_flush(n, 20, M_ACCEPT, &accept);
     bytes_free(&prepare);
     bytes_free(&accept);
-    return asked && !told && hand_status == STATUS_UNKNOWN;
+    return asked && !sent && hand_status == STATUS_UNKNOWN;
 }
 
-/* R11: what is over so old may be forgotten, by whoever has the partition now: nothing tells of it. */
+/* R11: the present owners may have forgotten the result of a write this old, without a trace. */
 static bool hand_an_old_repeat_is_unknown(struct node *n)
 {
     struct bytes prepare = {0}, accept = {0};
@@ -3796,28 +3797,28 @@ static bool hand_an_old_repeat_is_unknown(struct node *n)
     put.value_bytes = 1;
     bool asked = hand_asks(n, &put, &prepare);
     hand_promise(n, 20, &prepare, &(struct message){.flags = 0});
-    bool told = hand_told(n, 20, M_ACCEPT, &accept);
+    bool sent = hand_sent_after_flush(n, 20, M_ACCEPT, &accept);
     bytes_free(&prepare);
     bytes_free(&accept);
-    return asked && !told && hand_status == STATUS_UNKNOWN;
+    return asked && !sent && hand_status == STATUS_UNKNOWN;
 }
 
-/* R11: a record too old to list answers says that it has let them go. */
-static bool hand_the_index_says_what_was_let_go(struct node *n)
+/* R11: the promise of a record too old to list results reports that they are lost. */
+static bool hand_the_index_reports_lost_results(struct node *n)
 {
     struct bytes found = {0};
     struct message prepare = hand_message(M_PREPARE, 1, 2 * RESULTS_KEPT_TIME, 6);
     hand_accept(n, 1, 100, false);
     hand_ticks(n, RESULTS_KEPT_TIME + SECOND);
-    hand_mail(n, 30, &prepare, &(const struct body){.key = "k"});
-    bool told = hand_told(n, 30, M_PROMISE, &found) &&
+    hand_deliver(n, 30, &prepare, &(const struct body){.key = "k"});
+    bool sent = hand_sent_after_flush(n, 30, M_PROMISE, &found) &&
                 ((const struct message *)found.data)->results_lost_until >= WALL_AT_START + 100;
     bytes_free(&found);
-    return told;
+    return sent;
 }
 
-/* R3: what tells how things are here waits until that is durable. */
-static bool hand_nothing_undurable_is_told(struct node *n, uint8_t type)
+/* R3: a message that reports this node's state leaves only once that state is durable. */
+static bool hand_waits_until_durable(struct node *n, uint8_t type)
 {
     struct bytes found = {0};
     hand_flush(n);
@@ -3825,41 +3826,42 @@ static bool hand_nothing_undurable_is_told(struct node *n, uint8_t type)
     hand_beat(n, 30, true);
     hand_sent(n, 20, type, &found);
     hand_accept(n, 1, 100, false);
-    n->next_heartbeat = 0; /* before the reserve moves on, which holds up all mail */
+    n->next_heartbeat = 0; /* before the clock bound moves on, which holds up every frame */
     hand_ticks(n, 10 * MS);
-    bool told = hand_sent(n, 20, type, &found), later = hand_told(n, 20, type, &found);
+    bool sent = hand_sent(n, 20, type, &found), later = hand_sent_after_flush(n, 20, type, &found);
     bytes_free(&found);
-    return !told && later;
+    return !sent && later;
 }
 
-static bool hand_no_heartbeat_tells_what_is_undurable(struct node *n)
+static bool hand_a_heartbeat_waits_until_durable(struct node *n)
 {
-    return hand_nothing_undurable_is_told(n, M_HEARTBEAT);
+    return hand_waits_until_durable(n, M_HEARTBEAT);
 }
 
-static bool hand_no_digest_tells_what_is_undurable(struct node *n)
+static bool hand_a_digest_waits_until_durable(struct node *n)
 {
     for (unsigned p = 0; p < PARTITIONS; p++)
-        n->partitions[p].caught_up = 0; /* so that each one's is told each time */
-    return hand_nothing_undurable_is_told(n, M_DIGEST);
+        n->partitions[p].caught_up = 0; /* so that each digest is sent each time */
+    return hand_waits_until_durable(n, M_DIGEST);
 }
 
-/* R3: nor what is sent at a time that the durable reserve does not cover. */
-static bool hand_no_mail_is_above_the_reserve(struct node *n)
+/* R3: nor does a frame leave with a clock above the durable clock bound. */
+static bool hand_no_frame_leaves_above_the_clock_bound(struct node *n)
 {
     struct bytes found = {0};
     struct message prepare = hand_message(M_PREPARE, 1, 300, 6);
     hand_flush(n);
-    hand_ticks(n, 4 * SECOND); /* the reserve moves on, and is not on disk */
+    hand_ticks(n, 4 * SECOND); /* the clock bound moves on, and is not on disk */
     prepare.ballot.time = n->clock;
-    hand_mail(n, 30, &prepare, &(const struct body){.key = "k"});
-    bool told = hand_sent(n, 30, M_PROMISE, &found), later = hand_told(n, 30, M_PROMISE, &found);
+    hand_deliver(n, 30, &prepare, &(const struct body){.key = "k"});
+    bool sent = hand_sent(n, 30, M_PROMISE, &found),
+         later = hand_sent_after_flush(n, 30, M_PROMISE, &found);
     bytes_free(&found);
-    return !told && later;
+    return !sent && later;
 }
 
-/* R19: cleaning takes the floor along. */
-static bool hand_cleaning_copies_floors(struct node *n)
+/* R19: cleaning copies the promise floor to the log's end. */
+static bool hand_cleaning_copies_promise_floors(struct node *n)
 {
     uint16_t partition = key_partition("k", 1);
     promise_floor_raise(n, partition, (struct ballot){1, WALL_AT_START + 300, 20});
@@ -3869,8 +3871,8 @@ static bool hand_cleaning_copies_floors(struct node *n)
     return n->partitions[partition].promise_floor_lsn >= n->log.cleaned;
 }
 
-/* R7: an epoch's slow clock does not come above an earlier one's fast clock: the reserve, which is a
- * time alone, would not cover it. */
+/* R7: a slow clock in a new epoch is rejected below a fast clock in an old one: the clock bound is a
+ * time alone, and would not cover it. */
 static bool hand_a_time_never_falls(struct node *n)
 {
     hand_accept(n, 1, 5 * SECOND, false);
@@ -3878,19 +3880,19 @@ static bool hand_a_time_never_falls(struct node *n)
     return hand_entry(n)->accepted.epoch == 1;
 }
 
-/* R6: what waited for the log when a view was adopted is not told in the new one. */
-static bool hand_mail_goes_with_its_view(struct node *n)
+/* R6: a reply that awaited durability when a view was adopted is not sent in the new view. */
+static bool hand_messages_end_with_their_view(struct node *n)
 {
     struct bytes found = {0};
     hand_flush(n);
     hand_accept(n, 1, 100, false);
     hand_joins(n);
-    bool told = hand_told(n, 20, M_ACCEPTED, &found);
+    bool sent = hand_sent_after_flush(n, 20, M_ACCEPTED, &found);
     bytes_free(&found);
-    return !told;
+    return !sent;
 }
 
-/* R14: while data moves, tombstones are pulled below the floor, too. */
+/* R14: while data moves, tombstones below the promise floor are pulled, too. */
 static bool hand_a_transition_pulls_tombstones(struct node *n)
 {
     struct {
@@ -3901,14 +3903,14 @@ static bool hand_a_transition_pulls_tombstones(struct node *n)
     struct ballot floor = {1, WALL_AT_START + 200, 20};
     l.listed.ballot = (struct ballot){1, WALL_AT_START + 100, 20};
     promise_floor_raise(n, s.partition, floor);
-    bool settled = sync_wants(n, &s, &l.listed);
+    bool stable = sync_wants(n, &s, &l.listed);
     hand_joins(n);
     promise_floor_raise(n, s.partition, floor);
-    return !settled && sync_wants(n, &s, &l.listed);
+    return !stable && sync_wants(n, &s, &l.listed);
 }
 
-/* R19: a tombstone older than the floor does not let an older value in, either. */
-static bool hand_floors_hold_for_tombstones(struct node *n)
+/* R19: a key with a tombstone below the promise floor rejects values below that floor, too. */
+static bool hand_promise_floors_hold_for_tombstones(struct node *n)
 {
     hand_accept(n, 1, 100, true);
     promise_floor_raise(n, key_partition("k", 1), (struct ballot){1, WALL_AT_START + 300, 20});
@@ -3916,8 +3918,8 @@ static bool hand_floors_hold_for_tombstones(struct node *n)
     return hand_entry(n)->flags & FLAG_TOMBSTONE;
 }
 
-/* R20: the owners agreed when the value was still there; a tombstone that comes late is not what they
- * agreed on, and another owner may have the value still. */
+/* R20: the owners agreed while the value was still there. A tombstone that comes late is not what they
+ * agreed on: another owner may still have the value. */
 static bool hand_a_late_tombstone_is_kept(struct node *n)
 {
     struct partition *p = &n->partitions[key_partition("k", 1)];
@@ -3930,25 +3932,25 @@ static bool hand_a_late_tombstone_is_kept(struct node *n)
     return accepted && hand_cleaning_keeps(n, p->gc_floor);
 }
 
-/* R1: a promise stays with the tombstone that it was made on. */
+/* R1: a tombstone stays while it carries a promise. */
 static bool hand_cleaning_keeps_a_promise(struct node *n)
 {
     struct message prepare = hand_message(M_PREPARE, 1, 300, 6);
     hand_accept(n, 1, 100, true);
-    hand_mail(n, 30, &prepare, &(const struct body){.key = "k"});
+    hand_deliver(n, 30, &prepare, &(const struct body){.key = "k"});
     hand_ticks(n, 2 * RESULTS_KEPT_TIME);
     n->partitions[key_partition("k", 1)].promise_floor = (struct ballot){0};
     return hand_cleaning_keeps(n, (struct ballot){1, WALL_AT_START + 200, 20});
 }
 
-/* R20: below the floor by its epoch, but a late time: its answers are still needed. */
+/* R20: below the gc floor by its epoch, but young: its results are still needed. */
 static bool hand_cleaning_keeps_what_is_young(struct node *n)
 {
     hand_accept(n, 1, SECOND, true);
     return hand_cleaning_keeps(n, (struct ballot){2, WALL_AT_START + 100, 20});
 }
 
-/* R15: a joiner told that it is complete, and is not heard any more. */
+/* R15: a joiner reports that it is complete, and then falls silent. */
 static bool hand_a_dead_joiner_stays_one(struct node *n)
 {
     struct bytes found = {0};
@@ -3962,14 +3964,14 @@ static bool hand_a_dead_joiner_stays_one(struct node *n)
         hand_beat(n, 20, i > 6);
         hand_beat(n, 30, i > 6);
         hand_ticks(n, n->lease / 4);
-        while (hand_told(n, 20, M_PREPARE, &found))
+        while (hand_sent_after_flush(n, 20, M_PREPARE, &found))
             proposed |= ((const struct message *)found.data)->partition == VIEWS_PARTITION;
     }
     bytes_free(&found);
     return !proposed;
 }
 
-/* R9: a value that is asked for counts at the ballot that was promised, or not at all. */
+/* R9: a value that is fetched counts only at the ballot that was promised. */
 static bool hand_a_value_counts_at_its_ballot(struct node *n)
 {
     struct bytes prepare = {0}, found = {0};
@@ -3983,8 +3985,8 @@ static bool hand_a_value_counts_at_its_ballot(struct node *n)
     record.flags |= FLAG_WHOLE;
     record.ballot.time += 100;
     record.round_id = ((const struct message *)prepare.data)->round_id;
-    hand_mail(n, 20, &record, &(struct body){.value = "7"});
-    bool accepts = hand_told(n, 20, M_ACCEPT, &found);
+    hand_deliver(n, 20, &record, &(struct body){.value = "7"});
+    bool accepts = hand_sent_after_flush(n, 20, M_ACCEPT, &found);
     bytes_free(&prepare);
     bytes_free(&found);
     return asked && !accepts;
@@ -4019,7 +4021,7 @@ static const struct mutant mutants[] = {
     {5, NULL, hand_far_time_is_not_followed},
     {6, "crashes", NULL},
     {7, NULL, hand_old_epoch_comes_below},
-    {8, NULL, hand_same_accept_is_answered_again},
+    {8, NULL, hand_a_repeated_accept_is_answered_again},
     {9, "crashes", NULL},
     {10, "crashes", NULL},
     {11, "crashes", NULL},
