@@ -8,6 +8,7 @@
 //
 // What the picture says can be read from it: every arc of the broad band has data-partition and data-owner (a member's
 // id), every row of the table data-member. They are held against what /_status answers at the same epoch.
+import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
 
@@ -141,6 +142,43 @@ async function test_lost(page) {
   }, LEASE_WAIT_MS);
 }
 
+// What a page of another site may try with a node that this browser reaches: a form, and fetch. (Another port of the same
+// name would be the same site.)
+async function test_other_site(browser) {
+  const server = createServer((_, answer) => answer.setHeader('Content-Type', 'text/html').end('<title>another site</title>'));
+  await new Promise(done => server.listen(0, 'localhost', done));
+  const site = `http://localhost:${server.address().port}/`, page = await (await browser.newContext()).newPage();
+  const refused = async (url, act) => {
+    await page.goto(site);
+    const answered = page.waitForResponse(url, { timeout: WAIT_MS });
+    await page.evaluate(act, [url]);
+    const answer = await answered, from = (await answer.request().allHeaders())['sec-fetch-site'];
+    return differ('the site', from, 'cross-site')
+      || ([400, 403].includes(answer.status()) ? '' : `it is ${answer.status()}`);
+  };
+  for (const path of ['/other-site', '/other-site?op=add', '/_mail']) {
+    const url = new URL(path, base).href;
+    await expect(`a form of another site is refused at ${path}`, () => refused(url, ([action]) => {
+      const form = Object.assign(document.createElement('form'), { method: 'post', enctype: 'text/plain', action });
+      form.innerHTML = '<input name="1" value="2">';
+      document.body.append(form);
+      form.submit();
+    }));
+    await expect(`fetch of another site is refused at ${path}`, () => refused(url, ([to]) => {
+      fetch(to, { mode: 'no-cors', method: 'POST', body: '1' }).catch(() => {});
+    }));
+    for (const method of ['POST', 'PUT', 'DELETE'])
+      await expect(`${method} at ${path} is not answered to a page of another site`, async () => {
+        const outcome = await page.evaluate(([to, how]) =>
+          fetch(to, { method: how, body: '1' }).then(() => 'an answer', () => 'an error'), [url, method]);
+        return differ('the outcome', outcome, 'an error');
+      });
+  }
+  await expect('another site stored nothing', async () =>
+    differ('the status', (await fetch(new URL('/other-site', base))).status, 404));
+  server.close();
+}
+
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -155,6 +193,7 @@ try {
     await phone.page.locator('#rows tr').first().waitFor({ timeout: WAIT_MS });
     return differ('the width', await phone.page.evaluate(() => document.documentElement.scrollWidth), 360);
   });
+  await test_other_site(browser);
   if (address) await test_lost(page);
   await expect('the page has no faults in the console and asks nobody else', () => {
     return [...new Set([...faults, ...phone.faults])].join('; ');
