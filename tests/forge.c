@@ -58,7 +58,7 @@ static void heartbeat_forge(const struct forger *f, enum forgery what, unsigned 
     struct heartbeat beat = {.heard = {f->to}};
     char *address = (char[ADDRESS_BYTES]){0};
     if (what == FORGE_WISHES)
-        beat.leave = beat.declares_lost = ~UINT64_C(0);
+        beat.leave = ~UINT64_C(0);
     snprintf(address, ADDRESS_BYTES, "127.0.0.1:%u", 1 + nth % 9);
     if (what == FORGE_BAD_ADDRESS)
         snprintf(address, ADDRESS_BYTES, "%s", bad[nth % (sizeof bad / sizeof *bad)]);

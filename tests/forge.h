@@ -30,7 +30,7 @@ enum forgery {
     FORGE_CUT_OFF,        /* messages whose lengths do not add up */
     FORGE_UNKNOWN_TYPE,   /* types that there are none of, and those of the log */
     FORGE_STRANGER_KINDS, /* what may be said in a member's name is above; only strangers: */
-    FORGE_WISHES = FORGE_STRANGER_KINDS, /* drain all, all are lost */
+    FORGE_WISHES = FORGE_STRANGER_KINDS, /* drain all */
     FORGE_JOINING,                       /* asks to become a member */
     FORGE_ACCEPT,                        /* a value in a present ballot */
     FORGERIES
