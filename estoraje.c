@@ -6361,11 +6361,12 @@ static void http_reply(struct node *n, void *client, const struct message *m)
 }
 
 /* The core's hook: whether a value of this size may be read now. In one turn of the loop only so many bytes
- * are, or nothing else would be done. */
+ * are, or nothing else would be done. On its way it is there three times: read, as a message, as the answer. */
 static bool http_room(struct node *n, uint64_t bytes)
 {
     struct server *s = n->context;
-    bool full = bytes_held + bytes > bytes_limit, room = !full && s->turn_bytes < TURN_BYTES_MAX;
+    uint64_t all = bytes < bytes_limit / 3 ? 3 * bytes : bytes;
+    bool full = bytes_held + all > bytes_limit, room = !full && s->turn_bytes < TURN_BYTES_MAX;
     s->refused_at = full ? n->now : s->refused_at;
     s->turn_bytes += room ? bytes : 0;
     return room;
