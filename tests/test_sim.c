@@ -113,7 +113,8 @@ enum {
     AHEAD = 72 << 10,  /* space that it takes behind the log's end, if there is any */
     WARM_MAX = 16,
     OPS_MAX = 9000, /* in the history of one key */
-    TICK = 10000,   /* microseconds, on average */
+    HEARD_MAX = 64,
+    TICK = 10000, /* microseconds, on average */
 };
 #define FORGET_TIME   (30 * SECOND)       /* owners that agree by chance have done so by then */
 #define VALUE_OF_ONE  (UINT64_C(1) << 40) /* a write of consistency=one has one above it */
@@ -239,6 +240,7 @@ enum fault {
     RESTORE, /* a host's disk is copied, or is the copy again */
     TWIN,    /* another host is started with the copy, and stopped after a while */
     JUMP,    /* one wall clock, or all, are an hour ahead for a while; or all go back, or drift */
+    LIE,     /* frames that were heard are sent again, to anyone, and a stranger sends its own */
     FAULT_KINDS
 };
 
@@ -301,7 +303,8 @@ struct world {
     struct client *clients;
     unsigned clients_busy;
     bool healed, over;
-    uint64_t last_reads; /* that are to be made when all is over */
+    struct bytes heard[HEARD_MAX]; /* frames that a liar remembers */
+    uint64_t last_reads;           /* that are to be made when all is over */
     bool last_phase;
     bool clocks_ran_ahead; /* of the clients': what they repeat may count as too old */
     uint64_t next_value;
@@ -906,12 +909,20 @@ static bool is_cut(int from, int to)
     return w.cut_until[from][to] > w.now || w.hosts[to].deaf_until > w.now;
 }
 
+static void mail_push(int from, int to, uint64_t at, const struct bytes *batch)
+{
+    void *data = memcpy(allocate(batch->count), batch->data, batch->count);
+    event_push((struct event){at, 0, MAIL, to, 0, data, batch->count, from});
+}
+
 static void mail_send(struct host *h, const struct peer *p, const struct bytes *batch)
 {
     int to = *p->address == 'h' ? atoi(p->address + 1) : -1;
     if (to < 0 || to >= (int)w.hosts_count || is_cut(h->index, to) ||
         strcmp(p->address, w.hosts[to].address) != 0)
         return;
+    if (w.plan.weight[LIE] && chance(100))
+        bytes_set(&w.heard[below(HEARD_MAX)], batch->data, batch->count);
     for (int copies = chance(w.plan.loss)    ? 0
                       : chance(w.plan.twice) ? 2
                                              : 1;
@@ -920,12 +931,67 @@ static void mail_send(struct host *h, const struct peer *p, const struct bytes *
             50 + below(w.plan.delay) + (chance(w.plan.late) ? below(w.plan.delay_far) : 0);
         if (h->slow_until > w.now || w.hosts[to].slow_until > w.now)
             delay += below(300 * MS);
-        void *data = memcpy(allocate(batch->count), batch->data, batch->count);
-        event_push((struct event){w.now + delay, 0, MAIL, to, 0, data, batch->count, h->index});
+        mail_push(h->index, to, w.now + delay, batch);
     }
 }
 
 static struct host *host_of(uint64_t id);
+
+/* What somebody may say to a node who is no member, but read all that it was told: bad addresses, wishes,
+ * questions, ballots and floors. (Who says a view is believed, without a secret.) */
+static void lie_make(const struct node *n, struct bytes *frame)
+{
+    static const uint8_t types[] = {M_HEARTBEAT, M_PREPARE, M_ACCEPT,     M_ACCEPTED,
+                                    M_PROMISE,   M_READ,    M_LIST,       M_LISTED,
+                                    M_PULL,      M_DIGEST,  M_READ_REPLY, M_VIEW};
+    struct heartbeat beat = {.heard = {n->id}, .leave = ~UINT64_C(0)};
+    bytes_extend(frame, sizeof(struct frame));
+    for (uint64_t i = 1 + below(8); i; i--) {
+        const struct key *k = &w.keys[below(w.keys_count)];
+        struct message m = {.type = types[below(sizeof types)], .round_id = below(3)};
+        struct body body = {.key = m.type == M_HEARTBEAT ? "h1/?" : k->name, .value = "lie"};
+        m.key_bytes = m.type == M_VIEW ? 0 : (uint16_t)strlen(body.key);
+        m.partition = key_partition(k->name, strlen(k->name));
+        m.flags = FLAG_WHOLE | FLAG_RECORD;
+        m.value_bytes = m.type == M_ACCEPT || m.type == M_READ_REPLY || m.type == M_LISTED ? 3 : 0;
+        m.ballot = (struct ballot){node_epoch(n), n->clock + below(2 * SECOND), n->id};
+        m.modified = n->clock;
+        m.status = 1;
+        if (m.type == M_HEARTBEAT) {
+            m.value_bytes = sizeof beat;
+            body.type = "";
+            body.value = &beat;
+        }
+        message_append(frame, &m, &body);
+    }
+    struct frame *f = (struct frame *)frame->data;
+    *f = (struct frame){.magic = FRAME_MAGIC, .bytes = (uint32_t)frame->count};
+    f->cluster = n->cluster;
+    f->from = 0x11e5 + below(16);
+    f->to = n->id;
+    f->clock = n->clock;
+    f->epoch = node_epoch(n) + (chance(100) ? below(5) : 0);
+    f->wall = n->wall;
+    f->check = frame_check(f);
+}
+
+/* A liar: some of what it heard, however long ago and of whom, and some of its own. */
+static void fault_lie(void)
+{
+    trace(NULL, "a liar sends");
+    for (uint64_t i = 1 + below(chance(100) ? 400 : 40); i; i--) {
+        struct host *to = &w.hosts[below(w.hosts_count)];
+        struct bytes frame = {0};
+        const struct bytes *old = &w.heard[below(HEARD_MAX)];
+        if (chance(700))
+            bytes_append(&frame, old->data, old->count);
+        else if (to->node)
+            lie_make(to->node, &frame);
+        if (frame.count)
+            mail_push(to->index, to->index, w.now + below(200 * MS), &frame);
+        bytes_free(&frame);
+    }
+}
 
 static const struct entry *owner_entry(const struct node *n, int ring, uint32_t member,
                                        const struct key *k)
@@ -2407,6 +2473,9 @@ static void fault_happens(enum fault fault)
     case JUMP:
         fault_jump(h);
         break;
+    case LIE:
+        fault_lie();
+        break;
     case JOIN:
         fault_join();
         break;
@@ -2969,6 +3038,9 @@ static const struct mix mixes[] = {
     {"coordinators",
      {[CUT] = 8, [DEAF] = 3, [PAUSE] = 3, [JOIN] = 3, [DRAIN] = 3},
      shape_coordinators},
+    {"lies",
+     {[LIE] = 8, [CRASH] = 2, [CUT] = 2, [WIPE] = 2, [PAUSE] = 1, [JOIN] = 1, [DRAIN] = 1},
+     NULL},
     {"minutes",
      {[CRASH] = 4, [PAUSE] = 2, [CUT] = 2, [AWAY] = 2, [JOIN] = 1, [DRAIN] = 1, [STALL] = 1},
      shape_minutes},
@@ -3257,6 +3329,8 @@ static void rest(uint64_t most)
 
 static void world_free(void)
 {
+    for (int i = 0; i < HEARD_MAX; i++)
+        bytes_free(&w.heard[i]);
     while (w.heap_count) {
         struct event e = event_pop();
         event_free(&e);
