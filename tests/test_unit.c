@@ -7,7 +7,7 @@
  *   3  The clock               a restart
  *   4  Cleaning                what stays, what goes
  *   5  Decoders                messages, batches, lists, records
- *   6  The index               order, sums, floors
+ *   6  The index               order, sums, promise floors
  *   7  Text                    percent-encoding, numbers, ranges, entity tags, keys of retries
  *   8  Conditions, histograms
  *   9  Among peers             what one node does while others do, or do not, what they should
@@ -150,10 +150,10 @@ START_TEST(test_recovering_twice_is_recovering_once)
     uint64_t once = state();
     ck_assert(recover());
     ck_assert_uint_eq(state(), once);
-    lone_settle(&l); /* the last batch is written again, and a reserve behind it */
-    uint64_t reserve = l.node->clock_bound;
+    lone_settle(&l); /* the last batch is written again, and a clock bound behind it */
+    uint64_t clock_bound = l.node->clock_bound;
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->clock_bound, reserve);
+    ck_assert_uint_eq(l.node->clock_bound, clock_bound);
     ck_assert_uint_eq(l.node->keys, 6);
     ck_assert_str_eq(value_of("0-0"), "the last");
 }
@@ -215,7 +215,8 @@ static const struct message *value_at(uint64_t at)
     return NULL;
 }
 
-/* A value costs that record; what cannot be told apart, the node. `op` is not needed any more. */
+/* Damage in a value costs that record; where the log can no longer be split into records, the whole
+ * node. A round id in the log is not read any more. */
 START_TEST(test_damage_at_any_byte_below_the_last_batch_costs_what_was_damaged)
 {
     unsigned values = 0, others = 0;
@@ -352,7 +353,7 @@ START_TEST(test_a_view_and_its_drop_are_one_batch)
 }
 END_TEST
 
-START_TEST(test_views_floors_and_the_reserve_are_replayed)
+START_TEST(test_views_promise_floors_and_the_clock_bound_are_replayed)
 {
     lone_begin();
     for (uint64_t epoch = 2; epoch < 6; epoch++)
@@ -361,13 +362,13 @@ START_TEST(test_views_floors_and_the_reserve_are_replayed)
     while (!partition_is_ours(l.node, p))
         p++;
     promise_floor_raise(l.node, p, ballot_at(1000));
-    promise_floor_raise(l.node, p, ballot_at(500)); /* a floor only rises */
+    promise_floor_raise(l.node, p, ballot_at(500)); /* a promise floor only rises */
     ck_assert_uint_eq(l.node->partitions[p].promise_floor.time, 1000);
     lone_tick(&l, SECOND, true);
-    uint64_t reserve = l.node->clock_bound,
+    uint64_t clock_bound = l.node->clock_bound,
              promise_floor_lsn = l.node->partitions[p].promise_floor_lsn;
     ck_assert(recover());
-    ck_assert_uint_eq(l.node->clock_bound, reserve);
+    ck_assert_uint_eq(l.node->clock_bound, clock_bound);
     ck_assert_uint_eq(l.node->partitions[p].promise_floor.time, 1000);
     ck_assert_uint_eq(l.node->partitions[p].promise_floor_lsn, promise_floor_lsn);
     ck_assert_uint_eq(l.node->views_count, 5);
@@ -558,7 +559,7 @@ START_TEST(test_a_batch_that_spans_two_files_is_one)
 }
 END_TEST
 
-/* The log begins in its second file, and no batch on disk tells that yet. */
+/* The log begins in its second file, and no batch on disk says so yet. */
 START_TEST(test_a_disk_that_is_asked_for_room_writes_and_removes_nothing)
 {
     files_begin(SEGMENT_BYTES - 4096);
@@ -630,7 +631,7 @@ START_TEST(test_without_its_last_file_the_log_ends_earlier)
 {
     files_three();
     file_remove(2);
-    /* Nothing tells of what stood there: the log ends earlier. */
+    /* Nothing on disk refers to what stood there: the log ends earlier. */
     ck_assert(files_recover());
     ck_assert_ptr_null(entry_of("end"));
     ck_assert_ptr_nonnull(entry_of("0"));
@@ -686,7 +687,7 @@ START_TEST(test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside)
 END_TEST
 
 /* Of the files of files_three; `first`: what is below is removed, 0: it crashes before that. */
-static void files_begin_anew(uint64_t id, bool damaged, uint64_t lsn, uint64_t first)
+static void files_rejoin(uint64_t id, bool damaged, uint64_t lsn, uint64_t first)
 {
     static const struct hooks none = {0};
     struct node *n = node_new(id, 7, "127.0.0.1:1", &none, NULL);
@@ -700,12 +701,12 @@ static void files_begin_anew(uint64_t id, bool damaged, uint64_t lsn, uint64_t f
     l.node = before;
 }
 
-START_TEST(test_who_begins_anew_keeps_the_views_alone)
+START_TEST(test_a_node_that_rejoins_keeps_only_its_views)
 {
     for (int crash = 1; crash >= 0; crash--) {
         files_three();
         uint64_t lsn = l.node->log.durable + l.node->log.flight.count;
-        files_begin_anew(0x77, false, lsn, crash ? 0 : lsn);
+        files_rejoin(0x77, false, lsn, crash ? 0 : lsn);
         ck_assert(file_exists(0) == crash && file_exists(lsn / SEGMENT_BYTES));
         ck_assert(files_recover());
         ck_assert(l.node->id == 0x77 && l.node->self_peer->id == 0x77 && l.node->self < 0);
@@ -725,18 +726,18 @@ START_TEST(test_who_begins_anew_keeps_the_views_alone)
 }
 END_TEST
 
-START_TEST(test_who_begins_anew_behind_damage_sets_it_aside)
+START_TEST(test_a_node_that_rejoins_behind_damage_sets_it_aside)
 {
     char path[64];
     files_three();
     file_remove(1);
     ck_assert(!files_recover());
     uint64_t lsn = disk.allocated;
-    files_begin_anew(0x77, true, lsn, 0);
-    ck_assert(!files_recover()); /* it crashed before it did: so it does it again */
+    files_rejoin(0x77, true, lsn, 0);
+    ck_assert(!files_recover()); /* it crashed before the end: so it rejoins once more */
     ck_assert_uint_gt(disk.allocated, lsn);
     lsn = disk.allocated;
-    files_begin_anew(0x78, true, lsn, lsn);
+    files_rejoin(0x78, true, lsn, lsn);
     ck_assert(files_recover());
     ck_assert(l.node->id == 0x78 && l.node->keys == 0 && node_epoch(l.node) == 1);
     ck_assert(!file_exists(0) && !file_exists(2));
@@ -768,7 +769,7 @@ START_TEST(test_files_of_other_names_are_no_part_of_the_log)
 }
 END_TEST
 
-START_TEST(test_space_is_taken_ahead_and_told)
+START_TEST(test_space_is_allocated_ahead_and_reported)
 {
     files_begin(0);
     disk.ahead_bytes = 8 << 20;
@@ -859,8 +860,8 @@ START_TEST(test_a_wall_clock_that_jumps_moves_nothing)
 }
 END_TEST
 
-/* It is started with a wrong clock. Before it has a lease, no frame shows that; and it takes the time
- * of who has one. One whose time counts hears nobody who is far ahead. */
+/* A node is started with a wrong clock. Until it has a lease, no frame of it carries that time, and it
+ * takes the time of a node with a lease. Once it has one, it rejects frames that are far ahead. */
 START_TEST(test_a_node_without_a_lease_takes_the_time_of_one_that_has)
 {
     struct bytes b = batch_make();
@@ -889,7 +890,7 @@ START_TEST(test_a_node_without_a_lease_takes_the_time_of_one_that_has)
 }
 END_TEST
 
-START_TEST(test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve)
+START_TEST(test_no_frame_leaves_with_a_clock_above_the_durable_bound)
 {
     lone_begin();
     lone_view(&l, 2, LONE_PEERS, 3);
@@ -1097,7 +1098,7 @@ START_TEST(test_first_moves_only_when_the_copies_are_durable)
         lone_settle(&l);
         bool idle = !n->log.cleaned_until;
         uint64_t first = n->log.first;
-        node_tick(n, n->now + MS, n->wall + MS); /* not settled: nothing of it is on disk yet */
+        node_tick(n, n->now + MS, n->wall + MS);             /* nothing of it is on disk yet */
         if (!idle || n->log.durable >= n->log.cleaned_until) /* there was nothing to copy */
             continue;
         copied = n->log.cleaned_until;
@@ -1124,7 +1125,7 @@ START_TEST(test_a_tombstone_is_forgotten_only_when_nobody_needs_it)
     struct ballot deleted = entry_of("gone")->accepted;
     clean_past(entry_of("gone")->lsn);
     ck_assert_ptr_nonnull(entry_of("gone")); /* young */
-    for (int i = 0; i < 130; i++) { /* alone, it agrees with itself: its walk raises the floor */
+    for (int i = 0; i < 130; i++) { /* alone, it agrees with itself: its sweep raises the floor */
         ck_assert(ballot_compare(p->gc_floor, deleted) < 0 || i > 60);
         lone_tick(&l, SECOND, true);
         for (unsigned j = 0; j < PARTITIONS; j++)
@@ -1138,7 +1139,7 @@ START_TEST(test_a_tombstone_is_forgotten_only_when_nobody_needs_it)
     ck_assert(recover_from_first());
     ck_assert_ptr_null(entry_of("gone"));
     struct ballot floor = l.node->partitions[key_partition("gone", 4)].promise_floor;
-    ck_assert_int_ge(ballot_compare(floor, deleted), 0); /* it still covers late mail */
+    ck_assert_int_ge(ballot_compare(floor, deleted), 0); /* it still covers late messages */
 }
 END_TEST
 
@@ -1319,7 +1320,7 @@ START_TEST(test_each_half_of_a_records_checksum_covers_its_half)
 }
 END_TEST
 
-START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
+START_TEST(test_a_record_with_any_byte_damaged_is_not_returned)
 {
     lone_begin();
     accept_at(clock_tick(l.node), "key", "a value of some length");
@@ -1328,12 +1329,12 @@ START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
     ck_assert(record_of(e, e->value_bytes) && record_of(e, 0));
     uint64_t value = e->lsn + sizeof(struct message) + 3;
     for (uint64_t at = e->lsn; at < e->lsn + e->record_bytes; at++) {
-        bool op = at >= e->lsn + 8 && at < e->lsn + 16; /* nothing to a record */
+        bool round_id = at >= e->lsn + 8 && at < e->lsn + 16; /* not part of a record */
         bool other_half = at >= e->lsn + 4 && at < e->lsn + 8;
         l.disk.data[at] ^= 4;
         for (int whole = at >= value || other_half; whole < 2; whole++) {
-            ck_assert(!record_of(e, whole ? e->value_bytes : 0) == !op);
-            ck_assert(!(e->flags & FLAG_DAMAGED) == op);
+            ck_assert(!record_of(e, whole ? e->value_bytes : 0) == !round_id);
+            ck_assert(!(e->flags & FLAG_DAMAGED) == round_id);
             e->flags &= (uint8_t)~FLAG_DAMAGED;
         }
         l.disk.data[at] ^= 4;
@@ -1346,7 +1347,7 @@ START_TEST(test_a_record_with_any_byte_damaged_is_not_told)
 }
 END_TEST
 
-START_TEST(test_a_batch_of_mail_with_any_byte_damaged_is_refused)
+START_TEST(test_a_frame_with_any_byte_damaged_is_rejected)
 {
     lone_begin();
     struct bytes b = batch_make();
@@ -1364,7 +1365,7 @@ START_TEST(test_a_batch_of_mail_with_any_byte_damaged_is_refused)
 }
 END_TEST
 
-START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
+START_TEST(test_frames_for_others_or_from_the_future_are_ignored)
 {
     lone_begin();
     struct node *n = l.node;
@@ -1372,7 +1373,7 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
     struct frame *h = (struct frame *)b.data;
     static const struct {
         uint64_t cluster, from, to, ahead;
-        bool heard;
+        bool accepted;
     } rows[] = {{LONE_CLUSTER, 50, LONE_ID, 0, true},
                 {LONE_CLUSTER, 51, 0, 0, true},
                 {0, 52, LONE_ID, 0, true},
@@ -1390,9 +1391,9 @@ START_TEST(test_mail_for_others_or_from_the_future_is_not_heard)
         batch_seal(&b);
         uint64_t clock = n->clock;
         ck_assert(node_receive(n, b.data, b.count));
-        bool heard = peer_make(n, rows[i].from, "")->messages_in > 0;
-        ck_assert_msg(heard == rows[i].heard, "row %zu", i);
-        ck_assert_uint_eq(n->clock, heard ? max_u64(clock, h->clock) : clock);
+        bool accepted = peer_make(n, rows[i].from, "")->messages_in > 0;
+        ck_assert_msg(accepted == rows[i].accepted, "row %zu", i);
+        ck_assert_uint_eq(n->clock, accepted ? max_u64(clock, h->clock) : clock);
     }
     bytes_free(&b);
 }
@@ -1504,7 +1505,7 @@ START_TEST(test_a_partition_is_sorted_whatever_comes_and_goes)
 }
 END_TEST
 
-START_TEST(test_digests_tell_the_same_set_alike_in_whatever_order_it_came)
+START_TEST(test_the_digest_of_a_set_does_not_depend_on_its_order)
 {
     uint64_t digests[2];
     for (int backwards = 0; backwards < 2; backwards++) {
@@ -1557,7 +1558,7 @@ START_TEST(test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots)
 }
 END_TEST
 
-START_TEST(test_a_floor_counts_as_promised_for_keys_without_a_live_record)
+START_TEST(test_the_promise_floor_holds_for_keys_without_a_live_record)
 {
     lone_begin();
     uint64_t now = l.node->clock;
@@ -1681,7 +1682,7 @@ START_TEST(test_numbers_times_and_sizes)
 }
 END_TEST
 
-START_TEST(test_a_choice_is_one_of_the_words)
+START_TEST(test_a_choice_is_a_whole_word_of_the_list)
 {
     ck_assert_uint_eq(choice_find("quorum|one|all", "quorum"), 1);
     ck_assert_uint_eq(choice_find("quorum|one|all", "one"), 2);
@@ -2007,7 +2008,7 @@ END_TEST
 
 /* === 9 Among peers ============================================================================
  *
- * A node and others, that the test plays. What it tells them is taken by `told`.
+ * One node; the test plays its peers. `sent_count` empties what the node has queued for them.
  */
 
 static void peers_begin(unsigned peers, uint32_t replicas)
@@ -2017,27 +2018,27 @@ static void peers_begin(unsigned peers, uint32_t replicas)
     lone_tick(&l, 20 * MS, true);
 }
 
-static void peer_says(uint64_t from, uint64_t clock, const struct message *head,
-                      const struct body *body)
+static void peer_sends(uint64_t from, uint64_t clock, const struct message *head,
+                       const struct body *body)
 {
     struct node *n = l.node;
-    struct bytes mail = {0};
-    struct frame *b = bytes_extend(&mail, sizeof *b);
+    struct bytes frame = {0};
+    struct frame *b = bytes_extend(&frame, sizeof *b);
     *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
     b->clock = clock;
     b->epoch = node_epoch(n);
-    message_append(&mail, head, body);
-    b = (struct frame *)mail.data;
-    b->bytes = (uint32_t)mail.count;
+    message_append(&frame, head, body);
+    b = (struct frame *)frame.data;
+    b->bytes = (uint32_t)frame.count;
     b->check = frame_check(b);
-    ck_assert(node_receive(n, mail.data, mail.count));
-    bytes_free(&mail);
+    ck_assert(node_receive(n, frame.data, frame.count));
+    bytes_free(&frame);
     lone_settle(&l);
 }
 
-/* How many messages of the type, with all these flags, wait for peers; all that waits is thrown away.
- * `last`, if it is not null: becomes the head of the last of them. */
-static unsigned told(uint8_t type, uint8_t flags, struct message *last)
+/* How many messages of the type, with all these flags, are queued for peers. Empties the queues.
+ * `last`, if not null, receives the head of the last of them. */
+static unsigned sent_count(uint8_t type, uint8_t flags, struct message *last)
 {
     unsigned count = 0;
     for (size_t i = 0; i < 2 * l.node->peers_count; i++) {
@@ -2096,14 +2097,14 @@ static const char *neighbour(const char *of, char key[32])
     return key;
 }
 
-/* The others tell the digest and the floor that this node has. */
+/* The peers report the digest and the promise floor that this node has. */
 static void peers_agree(uint16_t partition)
 {
     const struct partition *p = &l.node->partitions[partition];
     struct message m = {.type = M_DIGEST, .partition = partition, .number = p->digest};
     m.ballot = p->promise_floor;
     for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
-        peer_says(id, l.node->clock, &m, NULL);
+        peer_sends(id, l.node->clock, &m, NULL);
 }
 
 static void ticks(unsigned count, uint64_t time)
@@ -2112,7 +2113,7 @@ static void ticks(unsigned count, uint64_t time)
         lone_tick(&l, time, true);
 }
 
-START_TEST(test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes)
+START_TEST(test_a_frame_larger_than_the_limit_is_rejected_by_its_header)
 {
     for (int i = 0; i < 4; i++) {
         uint32_t most = i < 2 ? FRAME_BYTES_MAX : sizeof(struct frame), more = i % 2 ? 8 : 0;
@@ -2132,8 +2133,8 @@ START_TEST(test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes)
 }
 END_TEST
 
-/* What is lost so is sent again, as all mail is. */
-START_TEST(test_while_memory_is_short_little_mail_waits_for_a_live_peer)
+/* A message that is discarded so is sent again, like any other. */
+START_TEST(test_while_memory_is_short_few_messages_are_queued_for_a_live_peer)
 {
     struct bytes all = {0};
     struct message m = {.type = M_PULL, .value_bytes = OUTBOX_BYTES_DEAD};
@@ -2157,8 +2158,8 @@ START_TEST(test_while_memory_is_short_little_mail_waits_for_a_live_peer)
 }
 END_TEST
 
-/* Its log would be given up: not on one peer's word. */
-START_TEST(test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it)
+/* A node that is gone gives up its log. One peer's word must not do that. */
+START_TEST(test_one_peers_view_removes_no_node_that_a_majority_still_hears)
 {
     lone_node(&l);
     lone_view(&l, 1, 2, 3);
@@ -2176,8 +2177,8 @@ START_TEST(test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_
     accept_at(clock_tick(l.node), "k", "v");
     for (v.view.members_count = 2; v.view.members_count <= 3; v.view.members_count++) {
         m.value_bytes = view_bytes(&v.view);
-        for (int i = 0; i < 100; i++) { /* it is told again and again */
-            peer_says(i % 2 ? LONE_ID + 1 : 99, l.node->clock, &m, &(struct body){.value = &v});
+        for (int i = 0; i < 100; i++) { /* the view comes again and again */
+            peer_sends(i % 2 ? LONE_ID + 1 : 99, l.node->clock, &m, &(struct body){.value = &v});
             lone_tick(&l, 20 * MS, true);
         }
         ck_assert(!l.node->gone && l.node->has_lease && node_epoch(l.node) == 1);
@@ -2187,11 +2188,11 @@ START_TEST(test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_
     v.view.members_count = 3;
     for (int i = 0; i < 2 * (int)(l.node->lease / (20 * MS)); i++) {
         ck_assert(!l.node->gone); /* nor just after its start */
-        peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
+        peer_sends(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
         lone_tick(&l, 20 * MS, false);
     }
     lone_tick(&l, 20 * MS, false);
-    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
+    peer_sends(LONE_ID + 1, l.node->clock, &m, &(struct body){.value = &v});
     ck_assert(l.node->gone);
 }
 END_TEST
@@ -2218,7 +2219,7 @@ START_TEST(test_a_tombstone_is_forgotten_while_other_keys_change)
 }
 END_TEST
 
-START_TEST(test_what_is_stored_below_the_floor_undoes_an_agreement)
+START_TEST(test_a_record_below_the_gc_floor_undoes_the_agreement)
 {
     char late[32] = "";
     peers_begin(2, 3);
@@ -2245,8 +2246,8 @@ START_TEST(test_what_is_stored_below_the_floor_undoes_an_agreement)
 }
 END_TEST
 
-/* A DELETE of a key that is not there leaves a promise. To fold it raises the floor, and each time
- * all have to agree again. */
+/* A DELETE of a key that is not there leaves a promise. Folding it raises the promise floor, and all
+ * owners must agree again. */
 START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
 {
     peers_begin(2, 3);
@@ -2258,7 +2259,7 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
     for (int i = 0; i < 200; i++) {
         struct ballot before = p->promise_floor;
         m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
-        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
+        peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
         ticks(9, SECOND);
         entry_of("none")->promised.time -= RESULTS_KEPT_TIME + 10 * SECOND;
         partition_sweep(n, at);
@@ -2273,8 +2274,8 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
 }
 END_TEST
 
-/* A write of the client as HTTP hands it to the core: told with this Idempotency-Key ("": with none),
- * and as a repeat or not. */
+/* A write as HTTP hands it to the core: with this Idempotency-Key ("": none), and marked as a repeat
+ * or not. */
 static struct call keyed(const char *key, uint8_t flags)
 {
     static struct server s;
@@ -2348,7 +2349,7 @@ START_TEST(test_no_key_pushes_the_clock)
 }
 END_TEST
 
-/* What a try of a write is told whose record says that results are lost until then. */
+/* The status of a write to a record that has lost the results up to that time. */
 static uint16_t status_after(uint64_t lost_until, struct message m)
 {
     static struct draft d;
@@ -2382,21 +2383,21 @@ START_TEST(test_unknown_is_only_what_could_have_been_lost)
 }
 END_TEST
 
-/* What a forgotten tombstone said of lost results went with it; the floor is above it. */
-START_TEST(test_a_promise_without_a_record_says_that_results_are_lost_until_the_floor)
+/* A forgotten tombstone took its results_lost_until with it; the promise floor is above that. */
+START_TEST(test_a_promise_without_a_record_has_lost_results_up_to_the_floor)
 {
     peers_begin(2, 3);
     struct message promise, m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
     m.partition = key_partition("none", 4);
     l.node->partitions[m.partition].promise_floor = (struct ballot){1, 77, LONE_ID};
     m.ballot = (struct ballot){1, clock_tick(l.node), LONE_ID + 1};
-    peer_says(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "none"});
-    ck_assert_uint_eq(told(M_PROMISE, 0, &promise), 1);
+    peer_sends(LONE_ID + 1, l.node->clock, &m, &(struct body){.key = "none"});
+    ck_assert_uint_eq(sent_count(M_PROMISE, 0, &promise), 1);
     ck_assert_uint_eq(promise.results_lost_until, 77);
 }
 END_TEST
 
-START_TEST(test_a_repeat_is_never_told_that_nothing_was_changed)
+START_TEST(test_a_repeat_is_never_answered_nothing_was_changed)
 {
     static const uint16_t statuses[] = {503, 507, STATUS_UNKNOWN};
     static const char *const outcome = "Estoraje-Outcome";
@@ -2424,11 +2425,11 @@ START_TEST(test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it)
     struct message m = request_for(DO_PUT, "k", n->wall + SECOND - RESULTS_KEPT_TIME), prepare;
     m.flags |= FLAG_REPEAT;
     request(&m, "k");
-    ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+    ck_assert_uint_gt(sent_count(M_PREPARE, 0, &prepare), 0);
     struct message promise = {.type = M_PROMISE, .round_id = prepare.round_id};
     for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
-        peer_says(id, n->wall + 5 * SECOND, &promise, NULL);
-    ck_assert_uint_eq(told(M_ACCEPT, 0, NULL), 0);
+        peer_sends(id, n->wall + 5 * SECOND, &promise, NULL);
+    ck_assert_uint_eq(sent_count(M_ACCEPT, 0, NULL), 0);
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, STATUS_UNKNOWN);
 }
 END_TEST
@@ -2442,11 +2443,11 @@ START_TEST(test_a_round_that_nobody_waits_for_is_over)
         m.flags |= FLAG_FRESH;
         unsigned before = l.replies;
         request(&m, "k");
-        ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+        ck_assert_uint_gt(sent_count(M_PREPARE, 0, &prepare), 0);
         struct message promise = {.type = M_PROMISE, .round_id = prepare.round_id};
         for (uint64_t id = LONE_ID + 1; accepts && id <= LONE_ID + 3; id++)
-            peer_says(id, l.node->clock, &promise, NULL);
-        ck_assert_uint_eq(told(M_ACCEPT, 0, NULL) > 0, accepts);
+            peer_sends(id, l.node->clock, &promise, NULL);
+        ck_assert_uint_eq(sent_count(M_ACCEPT, 0, NULL) > 0, accepts);
         ticks(150, 20 * MS); /* with leases, but no answers */
         ck_assert_uint_eq(l.replies, before + 1);
         ck_assert_uint_eq(rounds(), 0);
@@ -2484,14 +2485,14 @@ START_TEST(test_a_large_value_has_time_to_be_stored)
     char *value = calloc(1, m.value_bytes);
     request_with(&m, "big", value, 0);
     free(value);
-    ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
-    peer_says(LONE_ID + 1, l.node->clock,
-              &(struct message){.type = M_PROMISE, .round_id = sent.round_id}, NULL);
-    ck_assert_uint_gt(told(M_ACCEPT, FLAG_WHOLE, &sent), 0);
+    ck_assert_uint_gt(sent_count(M_PREPARE, 0, &sent), 0);
+    peer_sends(LONE_ID + 1, l.node->clock,
+               &(struct message){.type = M_PROMISE, .round_id = sent.round_id}, NULL);
+    ck_assert_uint_gt(sent_count(M_ACCEPT, FLAG_WHOLE, &sent), 0);
     ticks(250, 20 * MS);
     ck_assert_uint_eq(l.replies, 0);
-    peer_says(LONE_ID + 1, l.node->clock,
-              &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
+    peer_sends(LONE_ID + 1, l.node->clock,
+               &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
     ck_assert_uint_eq(l.replies, 1);
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, 201);
 }
@@ -2507,7 +2508,7 @@ START_TEST(test_what_is_late_is_sent_again_each_time_after_twice_as_long)
     unsigned sends = 0;
     request(&m, "k");
     for (unsigned replies = l.replies; l.replies == replies; ticks(1, 10 * MS))
-        if (told(M_PREPARE, 0, NULL) > 0)
+        if (sent_count(M_PREPARE, 0, NULL) > 0)
             sent_ms[sends++] = (n->now - began) / MS;
     ck_assert_uint_eq(sends, 5);
     for (unsigned i = 0; i < sends; i++)
@@ -2540,9 +2541,9 @@ START_TEST(test_large_writes_wait_for_one_another_and_all_are_done)
         for (int i = 0; i < ROUND_BUCKETS && !r; i++)
             r = LIST_FIRST(&n->by_id[i]);
         sent = (struct message){.round_id = r->round_id, .type = M_PROMISE};
-        peer_says(LONE_ID + 1, n->clock, &sent, NULL);
+        peer_sends(LONE_ID + 1, n->clock, &sent, NULL);
         sent.type = M_ACCEPTED;
-        peer_says(LONE_ID + 1, n->clock, &sent, NULL);
+        peer_sends(LONE_ID + 1, n->clock, &sent, NULL);
         ck_assert_uint_eq(((struct message *)l.reply.data)->status, 201);
     }
     ck_assert_uint_eq(l.replies, 20);
@@ -2551,7 +2552,7 @@ START_TEST(test_large_writes_wait_for_one_another_and_all_are_done)
 }
 END_TEST
 
-START_TEST(test_a_large_write_that_waits_too_long_is_told_that_nothing_was_changed)
+START_TEST(test_a_large_write_queued_too_long_is_answered_nothing_was_changed)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
@@ -2603,7 +2604,7 @@ START_TEST(test_a_record_lists_the_results_that_somebody_may_still_ask_for)
 }
 END_TEST
 
-/* Told within the time of a request, not of the wait: also when the wait had begun. */
+/* Answered within the time of a request, not of the wait: also when the wait had begun. */
 START_TEST(test_a_wait_without_a_quorum_is_503_soon)
 {
     peers_begin(2, 3);
@@ -2613,10 +2614,10 @@ START_TEST(test_a_wait_without_a_quorum_is_503_soon)
     m.condition = IF_ABSENT;
     request_with(&m, "k", NULL, 60 * SECOND);
     if (_i) {
-        ck_assert_uint_gt(told(M_READ, 0, &read), 0);
+        ck_assert_uint_gt(sent_count(M_READ, 0, &read), 0);
         answer.round_id = read.round_id;
         for (uint64_t id = LONE_ID + 1; id <= LONE_ID + 2; id++)
-            peer_says(id, n->clock, &answer, NULL);
+            peer_sends(id, n->clock, &answer, NULL);
     }
     ticks(100, 20 * MS);
     ck_assert_uint_eq(l.replies, 0);
@@ -2635,15 +2636,15 @@ START_TEST(test_consistency_all_is_503_at_once_when_an_owner_is_away)
         m.flags |= FLAG_ALL | FLAG_FRESH;
         n->member_peer[2]->heard_at = away ? 0 : n->now;
         request(&m, "k");
-        ck_assert_uint_eq(told(M_PREPARE, 0, NULL), away ? 0 : 2);
+        ck_assert_uint_eq(sent_count(M_PREPARE, 0, NULL), away ? 0 : 2);
         ck_assert_uint_eq(l.replies, away);
     }
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, 503);
 }
 END_TEST
 
-/* Of two members at one address the one that leaves was there before: it is replaced. */
-START_TEST(test_who_lost_its_disk_is_told_once)
+/* A node that lost its disk is a new member at the address of one that leaves. */
+START_TEST(test_an_address_with_two_members_is_listed_once)
 {
     peers_begin(2, 3);
     struct server s = {.node = l.node};
@@ -2674,7 +2675,7 @@ START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
     m.flags = 0;
     request(&m, key);
     struct message read = {0};
-    told(M_READ, 0, &read);
+    sent_count(M_READ, 0, &read);
     struct message answer = {.type = M_READ_REPLY, .flags = FLAG_RECORD, .value_bytes = 20 << 20};
     answer.round_id = read.round_id;
     answer.partition = read.partition;
@@ -2683,11 +2684,11 @@ START_TEST(test_a_value_under_way_is_not_asked_for_again_soon)
     owners &= ~nearest_owner(l.node, answer.partition); /* whose answer is on its way */
     for (unsigned i = 0; i < 5; i++)
         if (owners >> i & 1)
-            peer_says(LONE_ID + i, l.node->clock, &answer, NULL);
+            peer_sends(LONE_ID + i, l.node->clock, &answer, NULL);
     unsigned asked = 0;
     for (int i = 0; i < 1000 && !l.replies; i++) {
         lone_tick(&l, 20 * MS, true);
-        asked += told(M_READ, FLAG_WHOLE, NULL);
+        asked += sent_count(M_READ, FLAG_WHOLE, NULL);
     }
     ck_assert_uint_eq(l.replies, 1);
     ck_assert_uint_ge(asked, 1);
@@ -2704,7 +2705,7 @@ START_TEST(test_a_large_value_is_asked_for_once)
         snprintf(key, sizeof key, "%d", i);
     struct message m = request_for(DO_READ, key, 0), read;
     request(&m, key);
-    ck_assert_uint_eq(told(M_READ, 0, &read), 3);
+    ck_assert_uint_eq(sent_count(M_READ, 0, &read), 3);
     struct message reply = {.type = M_READ_REPLY, .round_id = read.round_id};
     reply.partition = read.partition;
     reply.ballot = ballot_at(l.node->wall - 100 * SECOND);
@@ -2713,51 +2714,51 @@ START_TEST(test_a_large_value_is_asked_for_once)
     reply.number = 20 << 20;
     reply.flags = FLAG_RECORD | FLAG_WHOLE;
     for (uint64_t left = owners, next = nearest; left; next = left & -left) {
-        peer_says(LONE_ID + (uint64_t)__builtin_ctzll(next), l.node->clock, &reply, NULL);
+        peer_sends(LONE_ID + (uint64_t)__builtin_ctzll(next), l.node->clock, &reply, NULL);
         left &= ~next;
         reply.flags = FLAG_RECORD;
         reply.value_bytes = 20 << 20;
     }
-    ck_assert_uint_eq(told(M_READ, FLAG_WHOLE, NULL), 1);
+    ck_assert_uint_eq(sent_count(M_READ, FLAG_WHOLE, NULL), 1);
 }
 END_TEST
 
-START_TEST(test_a_damaged_record_is_told_as_such_and_a_repair_begins)
+START_TEST(test_a_damaged_record_is_reported_as_such_and_repaired)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    accept_at(n->wall - 100 * SECOND, "k", "value"); /* it is told from the index */
+    accept_at(n->wall - 100 * SECOND, "k", "value"); /* the reply comes from the index */
     lone_settle(&l);
     struct message m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 1};
     m.partition = key_partition("k", 1);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
     struct body body = {.key = "k"};
     struct message promise;
-    peer_says(LONE_ID + 1, n->clock, &m, &body);
-    ck_assert_uint_eq(told(M_PROMISE, 0, &promise), 1);
+    peer_sends(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(sent_count(M_PROMISE, 0, &promise), 1);
     ck_assert(!(promise.flags & FLAG_DAMAGED));
     entry_of("k")->flags |= FLAG_DAMAGED;
     m.ballot.time = clock_tick(n);
-    peer_says(LONE_ID + 1, n->clock, &m, &body);
-    ck_assert_uint_eq(told(M_PROMISE, FLAG_DAMAGED, &promise), 1);
+    peer_sends(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(sent_count(M_PROMISE, FLAG_DAMAGED, &promise), 1);
     ck_assert(ballot_equal(promise.ballot, entry_of("k")->accepted));
     m.type = M_READ;
-    peer_says(LONE_ID + 1, n->clock, &m, &body);
-    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
+    peer_sends(LONE_ID + 1, n->clock, &m, &body);
+    ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 0);
     partition_sweep(n, m.partition);
     lone_settle(&l);
     ck_assert_uint_eq(n->repairs, 1);
-    ck_assert_uint_eq(told(M_PREPARE, 0, NULL), 2);
+    ck_assert_uint_eq(sent_count(M_PREPARE, 0, NULL), 2);
 }
 END_TEST
 
-/* A record of ballot 9 is damaged here, and what the others have is of ballot 5 or, damaged, of 9: it
- * may have been chosen, unless all were heard and most of them have less. */
+/* A record at ballot 9 is damaged here. The peers have one at ballot 5 or, damaged too, at 9. The one at
+ * 9 may have been chosen, unless all owners replied and most of them have a lower ballot. */
 START_TEST(test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen)
 {
     static const struct {
         unsigned peers;        /* all are owners */
-        uint8_t first, second; /* what they tell; 0: nothing */
+        uint8_t first, second; /* flags of their promises; 0: no reply */
         bool goes_on;
     } rows[] = {
         {1, FLAG_RECORD, 0, true},
@@ -2776,19 +2777,20 @@ START_TEST(test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_ch
     entry_of("k")->flags |= FLAG_DAMAGED;
     m.flags |= FLAG_FRESH;
     request(&m, "k");
-    ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+    ck_assert_uint_gt(sent_count(M_PREPARE, 0, &prepare), 0);
     for (unsigned i = 0; i < rows[_i].peers; i++) {
         uint8_t flags = i ? rows[_i].second : rows[_i].first;
         struct message promise = {.type = M_PROMISE, .flags = flags, .round_id = prepare.round_id};
         promise.ballot = ballot_at(then + (flags & FLAG_DAMAGED ? 9 : 5));
         if (flags)
-            peer_says(LONE_ID + 1 + i, n->clock, &promise, NULL);
+            peer_sends(LONE_ID + 1 + i, n->clock, &promise, NULL);
     }
-    ck_assert_uint_eq(told(M_ACCEPT, FLAG_WHOLE, NULL), rows[_i].goes_on ? rows[_i].peers : 0);
+    ck_assert_uint_eq(sent_count(M_ACCEPT, FLAG_WHOLE, NULL),
+                      rows[_i].goes_on ? rows[_i].peers : 0);
 }
 END_TEST
 
-/* A disk of a fixed size, with files; it is told after each batch how much is left. */
+/* A disk of a fixed size. After each batch the node learns how much of it is left. */
 static void full_settle(uint64_t bytes)
 {
     const struct bytes *batch;
@@ -2802,7 +2804,7 @@ static void full_settle(uint64_t bytes)
     }
 }
 
-START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
+START_TEST(test_a_full_disk_is_cleaned_before_clock_bounds_use_it_up)
 {
     char key[32], *value = calloc(1, 1 << 20);
     lone_begin();
@@ -2820,13 +2822,14 @@ START_TEST(test_a_full_disk_is_cleaned_before_reserves_have_used_it_up)
     for (int i = 0; i < 80000; i++) {
         node_tick(n, n->now + 500 * MS, n->wall + 500 * MS);
         full_settle(bytes);
-        ck_assert_msg(frame_may_leave(n), "silent after %d reserves", i);
+        ck_assert_msg(frame_may_leave(n), "silent after %d ticks", i);
     }
     ck_assert_uint_gt(n->log.first, SEGMENT_BYTES);
 }
 END_TEST
 
-/* Its reserve runs out, as even that finds no room. Nobody restarts it; the disk is given more. */
+/* The clock reaches its bound, because there is no room even for a new bound. Nobody restarts the
+ * node; the disk is given more space. */
 START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_again)
 {
     lone_begin();
@@ -2848,14 +2851,14 @@ START_TEST(test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_agai
 }
 END_TEST
 
-START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
+START_TEST(test_a_joiner_stops_where_the_disk_is_too_small)
 {
     struct node *n = lone_node(&l);
     n->log.room = ROOM_CLEANING;
     ck_assert(!node_is_too_small(n));
     n->log.full = true;
     ck_assert(node_is_too_small(n));
-    n->gone = true; /* it begins anew, without its log */
+    n->gone = true; /* it rejoins under a new id, without its log */
     ck_assert(!node_is_too_small(n));
     lone_node_free(&l);
     lone_begin();
@@ -2865,8 +2868,8 @@ START_TEST(test_who_is_no_member_yet_stops_where_the_disk_is_too_small)
 }
 END_TEST
 
-/* Cleaning ends with so little room that the disk's next reserve finds none. */
-START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve)
+/* Cleaning ends with so little room that the next clock bound does not fit. */
+START_TEST(test_cleaned_space_is_freed_though_no_clock_bound_fits)
 {
     lone_begin();
     struct node *n = l.node;
@@ -2881,7 +2884,7 @@ START_TEST(test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for
 }
 END_TEST
 
-/* A chain of views larger than what reserves leave alone, on a disk that has no more. */
+/* A chain of views larger than the room kept for cleaning, on a disk that has no more. */
 START_TEST(test_views_are_appended_only_where_there_is_room)
 {
     struct {
@@ -2913,20 +2916,20 @@ START_TEST(test_views_are_appended_only_where_there_is_room)
     v.view.epoch = node_epoch(n) + 1;
     for (int has_room = 0; has_room < 2; has_room++) {
         n->log.room = has_room ? 1 << 30 : ROOM_CLEANING + 8192;
-        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.value = &v});
+        peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.value = &v});
         ck_assert_uint_eq(node_epoch(n), v.view.epoch - 1 + (uint64_t)has_room);
     }
 }
 END_TEST
 
-START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
+START_TEST(test_no_promise_floor_is_raised_where_a_full_disk_has_little_room)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
     struct message m = {.type = M_PREPARE, .round_id = 5, .key_bytes = 4};
     uint16_t at = m.partition = key_partition("none", 4);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
-    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
+    peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
     entry_of("none")->promised.time -= RESULTS_KEPT_TIME + 10 * SECOND;
     n->log.full = true;
     n->log.room = ROOM_FLOORS / 2;
@@ -2941,7 +2944,7 @@ START_TEST(test_floors_are_not_raised_where_a_full_disk_has_little_room)
 }
 END_TEST
 
-START_TEST(test_who_was_no_member_yet_has_promised_nothing)
+START_TEST(test_a_node_has_promised_nothing_before_it_was_a_member)
 {
     struct {
         struct view view;
@@ -2954,7 +2957,7 @@ START_TEST(test_who_was_no_member_yet_has_promised_nothing)
         snprintf(v.members[i].address, ADDRESS_BYTES, "127.0.0.1:%d", i);
     }
     view_adopt(l.node, &v.view);
-    ticks(10, SECOND); /* its mail needs a reserve */
+    ticks(10, SECOND); /* its frames need a clock bound */
     ck_assert(recover());
     l.node->wall += 20 * SECOND;
     v.view.epoch = 2;
@@ -2965,7 +2968,7 @@ START_TEST(test_who_was_no_member_yet_has_promised_nothing)
     struct message m = {.type = M_ACCEPT, .flags = FLAG_RECORD | FLAG_WHOLE, .key_bytes = 1};
     m.ballot = (struct ballot){1, LONE_WALL - 1000 * SECOND, 5};
     m.partition = key_partition("k", 1);
-    peer_says(LONE_ID + 1, LONE_WALL, &m, &(struct body){.key = "k"}); /* it was pulled */
+    peer_sends(LONE_ID + 1, LONE_WALL, &m, &(struct body){.key = "k"}); /* it was pulled */
     ck_assert_uint_eq(l.node->repairs, 0);
     ck_assert_uint_eq(l.node->keys, 1);
     ck_assert(recover()); /* now it may have */
@@ -2973,7 +2976,7 @@ START_TEST(test_who_was_no_member_yet_has_promised_nothing)
 }
 END_TEST
 
-/* Another, that is no member, wishes to join; the first voter is live. */
+/* A node that is no member asks to join; the first voter is live. */
 START_TEST(test_a_voter_without_a_lease_does_not_keep_others_from_proposing)
 {
     for (int has = 1; has >= 0; has--) {
@@ -2993,15 +2996,15 @@ START_TEST(test_a_voter_without_a_lease_does_not_keep_others_from_proposing)
         view_adopt(l.node, &v.view);
         lone_settle(&l);
         ticks(3, 20 * MS);
-        told(M_PREPARE, 0, NULL);
+        sent_count(M_PREPARE, 0, NULL);
         m.key_bytes = 1;
         m.status = 1;
         m.number = (uint64_t)has;
-        peer_says(LONE_ID - 1, l.node->clock, &m, &(struct body){.key = "a", .value = &beat});
+        peer_sends(LONE_ID - 1, l.node->clock, &m, &(struct body){.key = "a", .value = &beat});
         m.number = 0;
-        peer_says(99, l.node->clock, &m, &(struct body){.key = "b", .value = &beat});
+        peer_sends(99, l.node->clock, &m, &(struct body){.key = "b", .value = &beat});
         ticks(3, 20 * MS);
-        ck_assert_uint_eq(told(M_PREPARE, 0, NULL) > 0, !has);
+        ck_assert_uint_eq(sent_count(M_PREPARE, 0, NULL) > 0, !has);
         teardown();
     }
 }
@@ -3017,33 +3020,33 @@ START_TEST(test_repairs_of_a_views_register_end)
     m.partition = VIEWS_PARTITION;
     m.key_bytes = 6;
     m.ballot = (struct ballot){1, n->clock, LONE_ID};
-    peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = "view/1"});
+    peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = "view/1"});
     struct partition *p = &n->partitions[VIEWS_PARTITION];
     ck_assert_uint_eq(p->count, 1);
     pull_damaged(n, VIEWS_PARTITION, p->entries[0]);
     ck_assert_uint_eq(n->repairs, 1);
-    ck_assert_uint_eq(told(M_PULL, 0, NULL), 2);
+    ck_assert_uint_eq(sent_count(M_PULL, 0, NULL), 2);
     ticks(200, 20 * MS);
     ck_assert_uint_eq(n->repairs, 0);
-    told(M_PULL, 0, NULL);
+    sent_count(M_PULL, 0, NULL);
     ticks(1000, 20 * MS);
-    ck_assert_uint_gt(told(M_PULL, 0, NULL), 0);
+    ck_assert_uint_gt(sent_count(M_PULL, 0, NULL), 0);
     lone_view(&l, node_epoch(n) + 1, 2, 3);
     ck_assert_uint_eq(n->repairs, 0);
 }
 END_TEST
 
-/* Seeds have no id: what waits for the log is told apart by whom it is for. */
+/* Seeds have no id: what awaits durability is kept apart by the peer that it is for. */
 START_TEST(test_every_seed_is_asked_also_while_the_log_is_being_written)
 {
     struct node *n = lone_node(&l);
     struct peer *seeds[] = {peer_make(n, 0, "127.0.0.1:2"), peer_make(n, 0, "127.0.0.1:3")};
     node_tick(n, n->now + 20 * MS, n->wall + 20 * MS);
-    ck_assert_uint_gt(log_end(n), n->log.durable); /* by a reserve */
+    ck_assert_uint_gt(log_end(n), n->log.durable); /* by a clock bound */
     lone_settle(&l);
     for (int i = 0; i < 2; i++)
         ck_assert_uint_gt(seeds[i]->outbox[0].count, 0);
-    ck_assert_uint_eq(told(M_HEARTBEAT, 0, NULL), 2);
+    ck_assert_uint_eq(sent_count(M_HEARTBEAT, 0, NULL), 2);
 }
 END_TEST
 
@@ -3067,19 +3070,19 @@ START_TEST(test_what_expired_in_the_queue_is_not_there_for_what_was_queued_behin
     q->tries = READ_TRIES;
     request_admit(n, q);
     for (unsigned round = 0; round < 2; round++) {
-        ck_assert_uint_gt(told(M_PREPARE, 0, &prepare), 0);
+        ck_assert_uint_gt(sent_count(M_PREPARE, 0, &prepare), 0);
         ticks(round ? 4 : 0, 100 * MS);
         struct message answer = {.type = M_PROMISE, .round_id = prepare.round_id};
-        peer_says(LONE_ID + 1, n->clock, &answer, NULL);
+        peer_sends(LONE_ID + 1, n->clock, &answer, NULL);
         answer.type = M_ACCEPTED;
-        peer_says(LONE_ID + 1, n->clock, &answer, NULL);
+        peer_sends(LONE_ID + 1, n->clock, &answer, NULL);
     }
     ck_assert_uint_eq(l.replies, 3);
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, _i ? 201 : 404);
 }
 END_TEST
 
-/* Two owners that disagree are asked, and then prepared and told to accept; the third is away. */
+/* Two owners disagree: they get reads, then prepares and accepts. The third is away. */
 static void owners_disagree(const struct message *m, uint64_t away)
 {
     struct node *n = l.node;
@@ -3089,17 +3092,17 @@ static void owners_disagree(const struct message *m, uint64_t away)
     n->member_peer[away]->heard_at = 0;
     request_with(m, "k", NULL, 60 * SECOND);
     for (unsigned i = 0; i < READ_TRIES; i++) {
-        ck_assert_uint_gt(told(M_READ, 0, &sent), 0);
+        ck_assert_uint_gt(sent_count(M_READ, 0, &sent), 0);
         record.type = M_READ_REPLY;
         record.round_id = sent.round_id;
-        peer_says(LONE_ID + 1, n->clock, &record, NULL);
+        peer_sends(LONE_ID + 1, n->clock, &record, NULL);
     }
-    ck_assert_uint_gt(told(M_PREPARE, 0, &sent), 0);
+    ck_assert_uint_gt(sent_count(M_PREPARE, 0, &sent), 0);
     record.type = M_PROMISE;
     record.round_id = sent.round_id;
-    peer_says(LONE_ID + 1, n->clock, &record, NULL);
-    peer_says(LONE_ID + 1, n->clock,
-              &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
+    peer_sends(LONE_ID + 1, n->clock, &record, NULL);
+    peer_sends(LONE_ID + 1, n->clock,
+               &(struct message){.type = M_ACCEPTED, .round_id = sent.round_id}, NULL);
 }
 
 /* All as for a quorum, or README would be wrong. */
@@ -3149,22 +3152,22 @@ START_TEST(test_a_joiner_that_is_not_complete_does_not_answer_consistency_one)
         snprintf(key, sizeof key, "%d", i);
     struct message m = request_for(DO_READ, key, 0), read;
     m.flags = FLAG_ONE;
-    told(M_READ, 0, NULL);
+    sent_count(M_READ, 0, NULL);
     request(&m, key);
     ticks(8, 20 * MS);
     ck_assert_uint_eq(l.replies, 0);
-    ck_assert_uint_gt(told(M_READ, FLAG_WHOLE, &read), 0);
+    ck_assert_uint_gt(sent_count(M_READ, FLAG_WHOLE, &read), 0);
     struct message answer = {
         .type = M_READ_REPLY, .flags = FLAG_RECORD | FLAG_WHOLE, .round_id = read.round_id};
     answer.ballot = ballot_at(l.node->wall);
-    peer_says(LONE_ID + 1, l.node->clock, &answer, NULL);
+    peer_sends(LONE_ID + 1, l.node->clock, &answer, NULL);
     ck_assert_uint_eq(l.replies, 1);
     ck_assert_uint_eq(((struct message *)l.reply.data)->status, 200);
 }
 END_TEST
 
-/* Doubled, or held up in the network: what it says of this node was true once. */
-START_TEST(test_a_heartbeat_older_than_the_last_one_is_not_heard)
+/* It was doubled or held up in the network: what it says of this node is out of date. */
+START_TEST(test_a_heartbeat_older_than_the_last_one_is_ignored)
 {
     struct heartbeat hears = {0}, deaf = {0};
     struct message m = {.type = M_HEARTBEAT, .flags = FLAG_WHOLE, .value_bytes = sizeof hears};
@@ -3173,17 +3176,17 @@ START_TEST(test_a_heartbeat_older_than_the_last_one_is_not_heard)
     hears.heard[0] = LONE_ID ^ l.node->boot;
     uint64_t then = l.node->clock;
     const struct peer *p = l.node->member_peer[1];
-    peer_says(p->id, then + SECOND, &m, &(struct body){.key = "a", .value = &hears});
+    peer_sends(p->id, then + SECOND, &m, &(struct body){.key = "a", .value = &hears});
     ck_assert(p->hears_us);
-    peer_says(p->id, then, &m, &(struct body){.key = "a", .value = &deaf});
+    peer_sends(p->id, then, &m, &(struct body){.key = "a", .value = &deaf});
     ck_assert(p->hears_us);
-    peer_says(p->id, then + 2 * SECOND, &m, &(struct body){.key = "a", .value = &deaf});
+    peer_sends(p->id, then + 2 * SECOND, &m, &(struct body){.key = "a", .value = &deaf});
     ck_assert(!p->hears_us);
 }
 END_TEST
 
-/* Whoever sends it: a ballot, a floor and a record's times are not above the clock that is told. */
-START_TEST(test_times_above_the_clock_of_their_batch_are_not_believed)
+/* A ballot, a promise floor or a record's time is never above the clock of its frame. */
+START_TEST(test_times_above_the_clock_of_their_frame_are_rejected)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
@@ -3191,28 +3194,28 @@ START_TEST(test_times_above_the_clock_of_their_batch_are_not_believed)
     struct partition *p = &n->partitions[key_partition("k", 1)];
     struct message m = {.type = M_DIGEST, .partition = key_partition("k", 1), .number = p->digest};
     m.ballot = ballot_at(far);
-    peer_says(LONE_ID + 1, clock, &m, NULL);
+    peer_sends(LONE_ID + 1, clock, &m, NULL);
     ck_assert_uint_eq(p->promise_floor.time, 0);
     m.type = M_PREPARE;
     m.key_bytes = 1;
-    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    peer_sends(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     m.type = M_ACCEPT;
     m.flags = FLAG_RECORD | FLAG_WHOLE;
-    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    peer_sends(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     m.ballot = ballot_at(clock);
     m.modified = far;
-    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    peer_sends(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     m.modified = 0;
     m.results_lost_until = far;
-    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    peer_sends(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     ck_assert_uint_eq(p->count, 0);
     m.results_lost_until = 0;
-    peer_says(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
+    peer_sends(LONE_ID + 1, clock, &m, &(struct body){.key = "k"});
     ck_assert_uint_eq(p->count, 1);
 }
 END_TEST
 
-START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
+START_TEST(test_a_node_that_is_no_member_may_only_ask_to_join)
 {
     static const uint8_t types[] = {M_PREPARE, M_ACCEPT, M_READ,     M_LIST,
                                     M_PULL,    M_DIGEST, M_HEARTBEAT};
@@ -3230,8 +3233,8 @@ START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
             m.function = DO_PUT;
             m.ballot = ballot_at(m.type == M_DIGEST ? n->clock : n->clock + 1);
             m.value_bytes = m.type == M_HEARTBEAT ? sizeof beat : 0;
-            peer_says(member ? LONE_ID + 1 : 99, n->clock + 2, &m,
-                      &(struct body){.key = "k", .value = &beat});
+            peer_sends(member ? LONE_ID + 1 : 99, n->clock + 2, &m,
+                       &(struct body){.key = "k", .value = &beat});
         }
         for (unsigned i = 0; i < 3; i++)
             leaves |= n->member_peer[i]->leave;
@@ -3241,7 +3244,7 @@ START_TEST(test_who_is_no_member_is_heard_only_as_one_who_asks_to_join)
 }
 END_TEST
 
-START_TEST(test_an_address_or_a_zone_that_no_option_takes_is_not_heard)
+START_TEST(test_an_address_or_a_zone_that_no_option_allows_is_ignored)
 {
     static const char *const bad[] = {"a/b:1", "a\"b:1", "a\nb:1", "a\\b:1", "u@b:1",
                                       "a b:1", "a?b:1",  "a#b:1",  "a%b:1",  "\x7f:1"};
@@ -3256,24 +3259,24 @@ START_TEST(test_an_address_or_a_zone_that_no_option_takes_is_not_heard)
         struct body body = {.key = bad[i], .type = "", .value = &beat};
         m.key_bytes = (uint16_t)strlen(bad[i]);
         m.type_bytes = 0;
-        peer_says(p->id, l.node->clock, &m, &body);
+        peer_sends(p->id, l.node->clock, &m, &body);
         body.key = "b:2";
         body.type = bad[i];
         m.key_bytes = 3;
         m.type_bytes = (uint16_t)strlen(bad[i]);
         if (zone)
-            peer_says(p->id, l.node->clock, &m, &body);
+            peer_sends(p->id, l.node->clock, &m, &body);
         ck_assert_str_eq(p->address, "127.0.0.1:2");
     }
     m.type_bytes = 7;
-    peer_says(p->id, l.node->clock, &m,
-              &(struct body){.key = "b:2", .type = "aisle 7", .value = &beat});
+    peer_sends(p->id, l.node->clock, &m,
+               &(struct body){.key = "b:2", .type = "aisle 7", .value = &beat});
     ck_assert_str_eq(p->zone, "aisle 7");
     ck_assert_str_eq(p->address, "b:2");
 }
 END_TEST
 
-/* A place for each member, whoever else has told of himself. */
+/* Every member has a place, however many strangers have sent heartbeats. */
 START_TEST(test_strangers_leave_a_place_for_every_member)
 {
     struct heartbeat beat = {0};
@@ -3286,7 +3289,7 @@ START_TEST(test_strangers_leave_a_place_for_every_member)
     struct node *n = l.node;
     m.key_bytes = m.status = 1;
     for (uint64_t id = 1000; id < 1300; id++)
-        peer_says(id, n->clock, &m, &(struct body){.key = "a", .value = &beat});
+        peer_sends(id, n->clock, &m, &(struct body){.key = "a", .value = &beat});
     for (uint64_t epoch = 2; epoch < 8; epoch++) {
         v.view.epoch = epoch;
         for (unsigned i = 0; i < MEMBERS_MAX; i++) {
@@ -3299,37 +3302,37 @@ START_TEST(test_strangers_leave_a_place_for_every_member)
         for (unsigned i = 0; i < MEMBERS_MAX; i++)
             ck_assert_uint_eq(n->member_peer[i]->id, v.members[i].id);
         lone_settle(&l);
-        told(M_VIEW, 0, NULL);
+        sent_count(M_VIEW, 0, NULL);
     }
 }
 END_TEST
 
-/* A hybrid clock is raised by others': it says nothing of whose clock is wrong. */
+/* A hybrid clock is raised by the others' clocks, so it does not show whose clock is wrong. */
 START_TEST(test_the_clock_offset_is_of_wall_clocks)
 {
     peers_begin(2, 3);
     struct node *n = l.node;
-    struct bytes mail = {0};
+    struct bytes frame = {0};
     struct message m = {.type = M_VIEW};
-    n->clock += 3 * SECOND; /* as the third one, whose clock is fast, raised it */
+    n->clock += 3 * SECOND; /* raised by the third node, whose clock is fast */
     node_run(n);
     lone_settle(&l);
-    told(M_VIEW, 0, NULL);
+    sent_count(M_VIEW, 0, NULL);
     m.round_id = 1;
     messages_send(n, 2, 0, &m, NULL);
-    ck_assert(frame_take(n, n->member_peer[1], 0, &mail));
-    struct frame *b = (struct frame *)mail.data;
+    ck_assert(frame_take(n, n->member_peer[1], 0, &frame));
+    struct frame *b = (struct frame *)frame.data;
     ck_assert_uint_ge(b->clock, n->wall + 3 * SECOND);
     b->from = b->to;
     b->to = n->id;
     b->check = frame_check(b);
-    ck_assert(node_receive(n, mail.data, mail.count));
+    ck_assert(node_receive(n, frame.data, frame.count));
     ck_assert_int_eq(n->member_peer[1]->clock_offset, 0);
-    bytes_free(&mail);
+    bytes_free(&frame);
 }
 END_TEST
 
-/* Nothing is sent but heartbeats and digests, and the reserve has to be ahead of them. */
+/* Nothing is sent but heartbeats and digests, and the clock bound has to be ahead of them. */
 START_TEST(test_an_idle_node_seldom_writes_its_log)
 {
     unsigned batches = 0;
@@ -3382,17 +3385,17 @@ START_TEST(test_seeds_of_long_ago_leave_their_places_to_others)
     }
     size_t full = n->peers_count;
     ticks(1, 61 * SECOND);
-    peer_says(99, n->clock, &m, NULL);
-    bool heard = false;
+    peer_sends(99, n->clock, &m, NULL);
+    bool known = false;
     for (size_t i = 0; i < n->peers_count; i++)
-        heard |= n->peers[i]->id == 99;
-    ck_assert(heard);
+        known |= n->peers[i]->id == 99;
+    ck_assert(known);
     ck_assert_uint_eq(n->peers_count, full);
 }
 END_TEST
 
-/* Of two keys in one partition; and who asked too long ago is told nothing, and forgotten. */
-START_TEST(test_who_watches_a_key_is_told_of_that_key_alone)
+/* Two keys are in one partition. A watch that was set too long ago is forgotten without a reply. */
+START_TEST(test_a_watch_is_notified_of_its_own_key_alone)
 {
     char other[32] = "";
     const char *keys[] = {"k", neighbour("k", other)};
@@ -3404,22 +3407,22 @@ START_TEST(test_who_watches_a_key_is_told_of_that_key_alone)
     for (int i = 0; i < 2; i++) {
         m.round_id = 7 + (uint64_t)i;
         m.key_bytes = (uint16_t)strlen(keys[i]);
-        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = keys[i]});
+        peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = keys[i]});
     }
-    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 2);
+    ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 2);
     accept_at(clock_tick(n), "k", "v");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_READ_REPLY, 0, &answer), 1);
+    ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, &answer), 1);
     ck_assert_uint_eq(answer.round_id, 7);
     accept_at(clock_tick(n), "k", "w");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
+    ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 0);
     ticks(3000, 20 * MS);
     for (int i = 0; i < ROUND_BUCKETS; i++)
         ck_assert(LIST_EMPTY(&n->watches[i]));
     accept_at(clock_tick(n), keys[1], "v");
     lone_settle(&l);
-    ck_assert_uint_eq(told(M_READ_REPLY, 0, NULL), 0);
+    ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 0);
 }
 END_TEST
 
@@ -3447,7 +3450,7 @@ START_TEST(test_after_a_restart_what_was_not_owned_is_pulled_at_once)
         char key[32];
         m.key_bytes = (uint16_t)snprintf(key, sizeof key, "%d", i);
         m.partition = key_partition(key, m.key_bytes);
-        peer_says(LONE_ID + 1, n->clock, &m, &(struct body){.key = key});
+        peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = key});
         bool had = owned[m.partition] & 1, stored = entry_of(key) && entry_of(key)->lsn;
         ck_assert_msg(stored == !had, "%s", had ? "owned before, and not refused" : "refused");
         kept += had;
@@ -3496,12 +3499,12 @@ int main(void)
         {"log", test_a_batch_counts_only_where_it_was_written, 1},
         {"log", test_a_log_of_another_version_is_not_taken_for_an_empty_one, 1},
         {"log", test_a_view_and_its_drop_are_one_batch, 1},
-        {"log", test_views_floors_and_the_reserve_are_replayed, 1},
+        {"log", test_views_promise_floors_and_the_clock_bound_are_replayed, 1},
         {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
         {"log", test_a_node_that_is_in_no_view_any_more_knows_it_is_gone, 1},
-        {"log", test_a_node_is_not_gone_by_a_view_of_one_peer_while_a_majority_hears_it, 1},
-        {"peers", test_mail_that_says_it_is_larger_than_any_is_refused_before_it_comes, 1},
-        {"peers", test_while_memory_is_short_little_mail_waits_for_a_live_peer, 1},
+        {"log", test_one_peers_view_removes_no_node_that_a_majority_still_hears, 1},
+        {"peers", test_a_frame_larger_than_the_limit_is_rejected_by_its_header, 1},
+        {"peers", test_while_memory_is_short_few_messages_are_queued_for_a_live_peer, 1},
         {"files", test_a_batch_that_spans_two_files_is_one, 1},
         {"files", test_a_disk_that_is_asked_for_room_writes_and_removes_nothing, 1},
         {"files", test_a_batch_torn_in_its_second_file_is_dropped, 1},
@@ -3509,15 +3512,15 @@ int main(void)
         {"files", test_a_log_that_was_cut_is_whole_and_what_stood_behind_is_set_aside, 1},
         {"files", test_without_its_last_file_the_log_ends_earlier, 1},
         {"files", test_files_below_the_first_needed_byte_are_removed, 1},
-        {"files", test_who_begins_anew_keeps_the_views_alone, 1},
-        {"files", test_who_begins_anew_behind_damage_sets_it_aside, 1},
+        {"files", test_a_node_that_rejoins_keeps_only_its_views, 1},
+        {"files", test_a_node_that_rejoins_behind_damage_sets_it_aside, 1},
         {"files", test_files_of_other_names_are_no_part_of_the_log, 1},
-        {"files", test_space_is_taken_ahead_and_told, 1},
+        {"files", test_space_is_allocated_ahead_and_reported, 1},
         {"files", test_bytes_that_are_not_there_are_zeros, 1},
         {"clock", test_the_clock_never_gives_a_time_twice, 1},
         {"clock", test_a_wall_clock_that_jumps_moves_nothing, 1},
         {"clock", test_a_node_without_a_lease_takes_the_time_of_one_that_has, 1},
-        {"clock", test_no_mail_leaves_with_a_clock_beyond_the_durable_reserve, 1},
+        {"clock", test_no_frame_leaves_with_a_clock_above_the_durable_bound, 1},
         {"clock", test_a_restart_never_reuses_a_ballot, 1},
         {"clock", test_a_promise_is_kept, 1},
         {"clock", test_ballots_are_ordered_by_epoch_then_time_then_node, 1},
@@ -3535,21 +3538,21 @@ int main(void)
         {"decoders", test_lengths_that_do_not_add_up_are_no_message, 1},
         {"decoders", test_what_is_beyond_the_limits_is_no_message, 1},
         {"decoders", test_each_half_of_a_records_checksum_covers_its_half, 1},
-        {"decoders", test_a_record_with_any_byte_damaged_is_not_told, 1},
-        {"decoders", test_a_batch_of_mail_with_any_byte_damaged_is_refused, 1},
-        {"decoders", test_mail_for_others_or_from_the_future_is_not_heard, 1},
+        {"decoders", test_a_record_with_any_byte_damaged_is_not_returned, 1},
+        {"decoders", test_a_frame_with_any_byte_damaged_is_rejected, 1},
+        {"decoders", test_frames_for_others_or_from_the_future_are_ignored, 1},
         {"decoders", test_a_list_is_read_up_to_its_first_entry_that_is_not_whole, 1},
         {"decoders", test_a_view_makes_sense_only_with_members_that_do, 1},
         {"index", test_keys_are_ordered_by_their_bytes, 1},
         {"index", test_a_partition_is_sorted_whatever_comes_and_goes, 1},
-        {"index", test_digests_tell_the_same_set_alike_in_whatever_order_it_came, 1},
+        {"index", test_the_digest_of_a_set_does_not_depend_on_its_order, 1},
         {"index", test_a_digest_is_zero_when_all_is_deleted_and_counts_ballots, 1},
-        {"index", test_a_floor_counts_as_promised_for_keys_without_a_live_record, 1},
+        {"index", test_the_promise_floor_holds_for_keys_without_a_live_record, 1},
         {"index", test_a_dropped_partition_is_empty_and_its_sums_are_gone, 1},
         {"text", test_percent_encoding_gives_every_byte_back, 1},
         {"text", test_percent_signs_need_two_hex_digits, 1},
         {"text", test_numbers_times_and_sizes, 1},
-        {"text", test_a_choice_is_one_of_the_words, 1},
+        {"text", test_a_choice_is_a_whole_word_of_the_list, 1},
         {"text", test_ranges_name_bytes_of_the_value, 1},
         {"text", test_entity_tags_are_two_numbers_in_quotes, 1},
         {"text", test_an_idempotency_key_may_begin_with_a_time, 1},
@@ -3559,14 +3562,14 @@ int main(void)
         {"conditions", test_results_too_many_or_too_old_are_lost_and_the_record_says_until_when, 1},
         {"conditions", test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it, 1},
         {"peers", test_a_tombstone_is_forgotten_while_other_keys_change, 1},
-        {"peers", test_what_is_stored_below_the_floor_undoes_an_agreement, 1},
+        {"peers", test_a_record_below_the_gc_floor_undoes_the_agreement, 1},
         {"peers", test_promises_are_folded_rarely_but_where_the_owners_agree, 1},
         {"peers", test_no_repeat_counts_as_issued_later_than_its_first_try, 1},
         {"peers", test_a_keyless_write_and_its_repeat_with_the_key_of_the_reply_are_one, 1},
         {"peers", test_no_key_pushes_the_clock, 1},
         {"peers", test_unknown_is_only_what_could_have_been_lost, 1},
-        {"peers", test_a_promise_without_a_record_says_that_results_are_lost_until_the_floor, 1},
-        {"peers", test_a_repeat_is_never_told_that_nothing_was_changed, 1},
+        {"peers", test_a_promise_without_a_record_has_lost_results_up_to_the_floor, 1},
+        {"peers", test_a_repeat_is_never_answered_nothing_was_changed, 1},
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
@@ -3574,27 +3577,26 @@ int main(void)
         {"peers", test_a_record_lists_the_results_that_somebody_may_still_ask_for, 1},
         {"peers", test_what_is_late_is_sent_again_each_time_after_twice_as_long, 1},
         {"peers", test_large_writes_wait_for_one_another_and_all_are_done, 1},
-        {"peers", test_a_large_write_that_waits_too_long_is_told_that_nothing_was_changed, 1},
+        {"peers", test_a_large_write_queued_too_long_is_answered_nothing_was_changed, 1},
         {"peers", test_a_wait_without_a_quorum_is_503_soon, 2},
         {"peers", test_consistency_all_is_503_at_once_when_an_owner_is_away, 1},
-        {"peers", test_who_lost_its_disk_is_told_once, 1},
+        {"peers", test_an_address_with_two_members_is_listed_once, 1},
         {"peers", test_a_value_under_way_is_not_asked_for_again_soon, 1},
         {"peers", test_a_large_value_is_asked_for_once, 1},
-        {"peers", test_a_damaged_record_is_told_as_such_and_a_repair_begins, 1},
+        {"peers", test_a_damaged_record_is_reported_as_such_and_repaired, 1},
         {"peers", test_what_is_damaged_counts_as_lost_only_where_it_cannot_have_been_chosen, 6},
-        {"peers", test_a_full_disk_is_cleaned_before_reserves_have_used_it_up, 1},
-        {"peers", test_who_is_no_member_yet_stops_where_the_disk_is_too_small, 1},
+        {"peers", test_a_full_disk_is_cleaned_before_clock_bounds_use_it_up, 1},
+        {"peers", test_a_joiner_stops_where_the_disk_is_too_small, 1},
         {"peers", test_a_silent_node_of_a_full_disk_goes_on_when_the_disk_has_room_again, 1},
-        {"peers", test_what_was_cleaned_is_told_to_the_disk_though_there_is_no_room_for_a_reserve,
-         1},
+        {"peers", test_cleaned_space_is_freed_though_no_clock_bound_fits, 1},
         {"peers", test_views_are_appended_only_where_there_is_room, 1},
-        {"peers", test_floors_are_not_raised_where_a_full_disk_has_little_room, 1},
-        {"peers", test_who_was_no_member_yet_has_promised_nothing, 1},
+        {"peers", test_no_promise_floor_is_raised_where_a_full_disk_has_little_room, 1},
+        {"peers", test_a_node_has_promised_nothing_before_it_was_a_member, 1},
         {"peers", test_a_voter_without_a_lease_does_not_keep_others_from_proposing, 1},
         {"peers", test_repairs_of_a_views_register_end, 1},
         {"peers", test_every_seed_is_asked_also_while_the_log_is_being_written, 1},
         {"peers", test_seeds_of_long_ago_leave_their_places_to_others, 1},
-        {"peers", test_who_watches_a_key_is_told_of_that_key_alone, 1},
+        {"peers", test_a_watch_is_notified_of_its_own_key_alone, 1},
         {"peers", test_after_a_restart_what_was_not_owned_is_pulled_at_once, 1},
         {"peers", test_an_idle_node_seldom_writes_its_log, 1},
         {"peers", test_a_slow_disk_does_not_silence_a_node, 1},
@@ -3602,11 +3604,11 @@ int main(void)
         {"peers", test_a_read_of_consistency_all_needs_a_quorum_alone, 1},
         {"peers", test_a_wait_on_a_key_that_is_written_all_the_time_is_answered, 2},
         {"peers", test_a_joiner_that_is_not_complete_does_not_answer_consistency_one, 1},
-        {"peers", test_a_heartbeat_older_than_the_last_one_is_not_heard, 1},
+        {"peers", test_a_heartbeat_older_than_the_last_one_is_ignored, 1},
         {"peers", test_the_clock_offset_is_of_wall_clocks, 1},
-        {"peers", test_times_above_the_clock_of_their_batch_are_not_believed, 2},
-        {"peers", test_who_is_no_member_is_heard_only_as_one_who_asks_to_join, 1},
-        {"peers", test_an_address_or_a_zone_that_no_option_takes_is_not_heard, 1},
+        {"peers", test_times_above_the_clock_of_their_frame_are_rejected, 2},
+        {"peers", test_a_node_that_is_no_member_may_only_ask_to_join, 1},
+        {"peers", test_an_address_or_a_zone_that_no_option_allows_is_ignored, 1},
         {"peers", test_strangers_leave_a_place_for_every_member, 1},
     };
     Suite *suite = suite_create("unit");

@@ -1,7 +1,7 @@
 /*
- * fuzz_mail.c - a member of a cluster of three gets any mail, while its clients ask for things, time
- * goes on and its disk writes. The bytes are a list of events (struct step) and recipes of messages
- * (struct recipe); lengths and checksums are right, so that it is the messages that are tried.
+ * fuzz_frames.c - a member of a cluster of three gets any frames, while its clients send requests,
+ * time goes on and its disk writes. The input is a list of events (struct step) and of recipes for
+ * messages (struct recipe). Lengths and checksums are right, so that the messages are what is tried.
  */
 #define PARTITION_BITS 4
 #define ring_place     ring_place_slowly
@@ -9,7 +9,7 @@
 #undef ring_place
 
 #include <stdio.h>
-static FILE *silence; /* what the node has to say */
+static FILE *silence; /* what the node would log */
 #undef stderr
 #define stderr silence
 static void ring_place(struct ring *ring, const struct member *members, size_t members_count,
@@ -20,26 +20,26 @@ static void ring_place(struct ring *ring, const struct member *members, size_t m
 struct step {
     uint8_t what, who, bytes; /* that follow */
 };
-enum { MAIL, RAW_MAIL, TICK, REQUEST, LIST, DISK, WHATS };
+enum { MESSAGES, RAW_BYTES, TICK, REQUEST, LIST, DISK, WHATS };
 enum { STEPS_MAX = 24, KEYS = 6 };
 
 static const char *const keys[KEYS] = {"live", "gone", "mortal", "promise", "none", "number"};
 
-/* The ring of few members is asked for again and again. */
+/* The rings of few members are needed again and again, so they are kept. */
 static void ring_place(struct ring *ring, const struct member *members, size_t members_count,
                        uint64_t mask, unsigned replicas)
 {
     static struct {
         uint64_t name;
         struct ring ring;
-    } made[256];
+    } kept[256];
     uint64_t of[] = {XXH3_64bits(members, members_count * sizeof *members), mask, replicas};
     uint64_t name = XXH3_64bits(of, sizeof of);
-    if (made[name % 256].name != name) {
-        made[name % 256].name = name;
-        ring_place_slowly(&made[name % 256].ring, members, members_count, mask, replicas);
+    if (kept[name % 256].name != name) {
+        kept[name % 256].name = name;
+        ring_place_slowly(&kept[name % 256].ring, members, members_count, mask, replicas);
     }
-    *ring = made[name % 256].ring;
+    *ring = kept[name % 256].ring;
 }
 
 static void request(struct lone *l, uint8_t function, uint8_t flags, const char *key,
@@ -58,7 +58,7 @@ static void request(struct lone *l, uint8_t function, uint8_t flags, const char 
     node_request(n, l, &m, &(struct body){.key = key, .value = value}, flags ? 5 * SECOND : 0);
 }
 
-/* A member with a record, a tombstone, a record that expires, a promise, and something under way. */
+/* A member with a record, a tombstone, a record that expires, a promise, and requests in flight. */
 static void begin(struct lone *l)
 {
     struct node *n = lone_node(l);
@@ -82,8 +82,8 @@ static void begin(struct lone *l)
     lone_settle(l);
 }
 
-/* The op of the nth of what is under way. */
-static uint64_t op_under_way(const struct node *n, unsigned nth)
+/* The id of the nth sync, listing or round in flight. */
+static uint64_t id_in_flight(const struct node *n, unsigned nth)
 {
     const struct listing *l = STAILQ_FIRST(&n->listings);
     for (int i = 0; i < SYNCS_MAX; i++)
@@ -99,17 +99,17 @@ static uint64_t op_under_way(const struct node *n, unsigned nth)
     return 0;
 }
 
-/* One message, in few bytes: what a peer could say of what is known here. */
+/* One message, in few bytes: what a peer could send about the keys that are known here. */
 struct recipe {
     uint8_t type, flags, key, round, epoch, node, results, function, condition, listed;
     uint8_t value_bytes;
     int8_t time;   /* from now on, in quarters of a second */
-    uint16_t text; /* with it, parts that nobody would send that way */
+    uint16_t text; /* above LIES: parts that no correct node sends */
     uint16_t status;
 };
 enum { LIES = 0xf000 };
 
-/* The value of a list, or of the next view: fit to be understood, but for what the recipe changes. */
+/* The value of a list, or of the next view: well-formed, except for what the recipe changes. */
 static void value_cook(const struct node *n, const struct recipe *r, struct ballot ballot,
                        struct bytes *value)
 {
@@ -138,7 +138,7 @@ static void value_cook(const struct node *n, const struct recipe *r, struct ball
 static void message_cook(const struct node *n, const struct recipe *r, const uint8_t *text,
                          struct bytes *to)
 {
-    static const struct result answers[4] = {{1, 1, 1, 200, 0}, {7, 7, 7, 412, 0}};
+    static const struct result results[4] = {{1, 1, 1, 200, 0}, {7, 7, 7, 412, 0}};
     const char *key = keys[r->key % KEYS];
     struct message m = {.type = r->type % M_TYPES, .flags = r->flags, .status = r->status};
     struct bytes value = {0};
@@ -146,9 +146,9 @@ static void message_cook(const struct node *n, const struct recipe *r, const uin
                                LONE_ID + r->node % 4};
     m.key_bytes = (uint16_t)strlen(key);
     m.partition = key_partition(key, m.key_bytes);
-    if (m.type == M_LISTED || m.type == M_VIEW) /* else their values are not heard */
+    if (m.type == M_LISTED || m.type == M_VIEW) /* else the node ignores their values */
         m.key_bytes = 0;
-    m.round_id = r->round ? op_under_way(n, r->round - 1u) : 0;
+    m.round_id = r->round ? id_in_flight(n, r->round - 1u) : 0;
     m.results_count = r->results % 5;
     m.function = r->function;
     m.condition = r->condition;
@@ -163,7 +163,7 @@ static void message_cook(const struct node *n, const struct recipe *r, const uin
     if (!value.count)
         bytes_append(&value, text, r->value_bytes);
     m.value_bytes = r->text > LIES && !(r->flags & FLAG_WHOLE) ? r->text : (uint32_t)value.count;
-    struct body body = {answers, key, NULL, value.data};
+    struct body body = {results, key, NULL, value.data};
     if (m.results_count == 4) /* more than there are */
         m.results_count = 0;
     message_append(to, &m, &body);
@@ -185,29 +185,29 @@ static void messages_cook(const struct node *n, const uint8_t *data, size_t byte
     }
 }
 
-static void mail_to(struct lone *l, const struct step *step, const uint8_t *data)
+static void frame_to(struct lone *l, const struct step *step, const uint8_t *data)
 {
     struct node *n = l->node;
-    struct bytes mail = {0};
-    struct frame *b = bytes_extend(&mail, sizeof *b);
-    if (step->what % WHATS == RAW_MAIL)
-        bytes_append(&mail, data, step->bytes & ~7u);
+    struct bytes frame = {0};
+    struct frame *b = bytes_extend(&frame, sizeof *b);
+    if (step->what % WHATS == RAW_BYTES)
+        bytes_append(&frame, data, step->bytes & ~7u);
     else
-        messages_cook(n, data, step->bytes, &mail);
-    b = (struct frame *)mail.data;
+        messages_cook(n, data, step->bytes, &frame);
+    b = (struct frame *)frame.data;
     *b = (struct frame){
         .magic = FRAME_MAGIC, .cluster = n->cluster, .from = LONE_ID + step->who % 6};
     b->from *= (step->who & 0xf) != 0xf;
     b->to = step->who & 0x80 ? 0 : n->id;
     b->epoch = node_epoch(n) + (step->who >> 4 & 1) - (step->who >> 5 & 1);
     b->clock = n->clock + (step->who >> 6 & 1);
-    b->bytes = (uint32_t)mail.count;
+    b->bytes = (uint32_t)frame.count;
     b->check = frame_check(b);
-    node_receive(n, mail.data, mail.count);
-    bytes_free(&mail);
+    node_receive(n, frame.data, frame.count);
+    bytes_free(&frame);
 }
 
-/* Whatever leaves can be read by those who get it. */
+/* Every frame that leaves can be parsed. */
 static void outboxes_check(struct node *n)
 {
     struct bytes out = {0};
@@ -252,9 +252,9 @@ static void step_do(struct lone *l, const struct step *step, const uint8_t *byte
     static const uint8_t flags[] = {0, FLAG_ALL, FLAG_ONE, FLAG_WATCH};
     struct node *n = l->node;
     switch (step->what % WHATS) {
-    case MAIL:
-    case RAW_MAIL:
-        mail_to(l, step, bytes);
+    case MESSAGES:
+    case RAW_BYTES:
+        frame_to(l, step, bytes);
         break;
     case TICK:
         lone_tick(l, 1 + (uint64_t)step->who * 20 * MS, step->what & 0x40);
