@@ -46,10 +46,12 @@ static void request(struct lone *l, uint8_t function, uint8_t flags, const char 
                     const void *value, size_t bytes)
 {
     struct node *n = l->node;
-    struct message m = {.flags = flags | FLAG_WHOLE | FLAG_FRESH};
-    m.function = function;
+    struct message m = {.flags = flags | FLAG_FRESH, .function = function};
     m.key_bytes = (uint16_t)strlen(key);
-    m.value_bytes = (uint32_t)bytes;
+    if (function == DO_PUT) { /* the others have no value */
+        m.flags |= FLAG_WHOLE;
+        m.value_bytes = (uint32_t)bytes;
+    }
     m.partition = key_partition(key, m.key_bytes);
     m.write_id = node_random(n);
     m.issued_at = clock_tick(n);
@@ -264,8 +266,8 @@ static void step_do(struct lone *l, const struct step *step, const uint8_t *byte
                 keys[step->who / 16 % KEYS], bytes, step->bytes);
         break;
     case LIST:
-        node_list(n, l, (struct bytes){bytes, step->bytes % 4, 0},
-                  (struct bytes){bytes, min_u64(step->bytes, 8), 0}, 1 + step->who % 8,
+        node_list(n, l, (struct bytes){(uint8_t *)bytes, step->bytes % 4, 0},
+                  (struct bytes){(uint8_t *)bytes, min_u64(step->bytes, 8), 0}, 1 + step->who % 8,
                   step->who % 2);
         break;
     case DISK:
