@@ -857,7 +857,8 @@ struct partition {
                          owners whose list has not been pulled yet */
     uint64_t compared; /* members all of whose records were seen to be here, in this view */
     bool caught_up;    /* all that was acknowledged is here; each lease begins without */
-    uint64_t changed_at; /* when a record was last accepted */
+    uint64_t changed_at;  /* when a record was last accepted */
+    struct bytes watches; /* struct queued: M_READs that wait for a change of their keys */
 };
 
 /* The value of M_HEARTBEAT. Members are bits, by their places in its sender's view. */
@@ -1068,7 +1069,6 @@ struct node {
     struct bytes handled; /* what was in one of these, while it is sent, or handled */
     LIST_HEAD(rounds, round) by_id[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
-    LIST_HEAD(, watch) watches[ROUND_BUCKETS];
     size_t rounds_resting;
     uint64_t delivered[DELIVERED_PLACES]; /* versions, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
@@ -1399,6 +1399,7 @@ static void partition_drop(struct node *n, struct partition *p)
     while (p->count)
         entry_forget(n, p, p->entries[p->count - 1]);
     free(p->entries);
+    bytes_free(&p->watches);
     *p = (struct partition){0};
 }
 
@@ -1453,12 +1454,13 @@ static uint64_t frame_check(const struct frame *b)
     return XXH3_64bits(&b->cluster, b->bytes - offsetof(struct frame, cluster));
 }
 
-/* A message that waits inside the node, its parts behind it: in `inbox` and `cold` one from the peer,
- * in `gated` one to it that may leave when the log is durable up to `gate`. It is void if another one
- * has the peer's place by then. */
+/* A message that is kept inside the node, its parts behind it: in `awaiting_durable` one to the peer, in
+ * `inbox`, `cold` and a partition's `watches` one from it. It is void if another node has the peer's
+ * place by then, which its id tells. */
 struct queued {
     struct peer *peer;
-    uint64_t id, gate; /* id: the peer's */
+    uint64_t id;   /* the peer's */
+    uint64_t gate; /* the log must be durable up to it; of a watch, when that ends */
     struct message message;
 };
 
@@ -1778,7 +1780,23 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
 }
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
-static void watches_notify(struct node *n, struct entry *e, uint64_t hash);
+
+/* Replies once more to those that watch the key of a new record, and forgets them: once told, they read
+ * again. A null entry: forgets only the watches whose time is over. */
+static void watches_notify(struct node *n, uint16_t partition, const struct entry *e)
+{
+    struct bytes *watches = &n->partitions[partition].watches, before = *watches;
+    *watches = (struct bytes){0};
+    for (const struct queued *w = NULL; (w = queue_next(&before, w));) {
+        if (w->gate <= n->now || w->peer->id != w->id)
+            continue;
+        if (e && message_entry(n, &w->message) == e)
+            index_reply(n, w->peer, &w->message, e, M_READ_REPLY);
+        else
+            queue_append(watches, w->peer, w->gate, &w->message, NULL);
+    }
+    bytes_free(&before);
+}
 
 /* What becomes of an accept, the first that is true:
  *
@@ -1816,21 +1834,19 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
         e = entry_make(p, key, m->key_bytes);
         entry_store(n, p, e, m, log_append(n, m, NULL));
         n->counters.pulled += pulled;
-        watches_notify(n, e, XXH3_64bits(key, m->key_bytes));
+        watches_notify(n, m->partition, e);
     }
     if (!pulled)
         message_send(n, from, e->lsn + e->record_bytes,
                      &(struct message){.type = M_ACCEPTED, .round_id = m->round_id}, NULL);
 }
 
-static void watch_add(struct node *n, struct peer *from, const struct message *m);
-
 /* Nothing is told of a damaged record, from the index either: nobody could be given its value. */
 static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
     if (m->flags & FLAG_WATCH)
-        watch_add(n, from, m);
+        queue_append(&n->partitions[m->partition].watches, from, n->now + WATCH_TIME, m, NULL);
     if (e && e->flags & FLAG_DAMAGED)
         return;
     if (m->flags & FLAG_WHOLE && e && is_live(e->flags)) {
@@ -3591,6 +3607,7 @@ static void partition_sweep(struct node *n, uint16_t partition)
         }
     }
     promise_floor_raise(n, partition, floor);
+    watches_notify(n, partition, NULL);
 }
 
 /* === 16 Cleaning ================================================================================
@@ -4079,15 +4096,6 @@ static void rounds_restart(struct node *n)
  * begins again then.
  */
 
-/* An owner remembers for a while who waits for a key to change: the M_READ gets another reply
- * then. */
-struct watch {
-    LIST_ENTRY(watch) next; /* of those whose keys have such a hash */
-    struct peer *from;
-    uint64_t until;
-    struct message message; /* M_READ, its key behind it */
-};
-
 /* Whether the client of a GET with wait waits on, because the record is as it knows it. Then its
  * request is parked: each owner is asked to report the next change, and what it has now, if that
  * changed meanwhile. A quorum holds the record by now; so an owner of each quorum that accepts
@@ -4110,32 +4118,6 @@ static bool request_waits(struct node *n, struct request *q, const struct messag
     q->deadline = r->due + REQUEST_TIME; /* then it is read again */
     q->tries = 0;
     return true;
-}
-
-/* The entry's record is new: this is reported to who waits for it, once. What is over is dropped;
- * with a null entry, that alone is done. */
-static void watches_notify(struct node *n, struct entry *e, uint64_t hash)
-{
-    for (struct watch *w = LIST_FIRST(&n->watches[hash % ROUND_BUCKETS]), *next; w; w = next) {
-        next = LIST_NEXT(w, next);
-        bool over = w->until <= n->now;
-        if (!over && (!e || message_entry(n, &w->message) != e))
-            continue;
-        if (!over)
-            index_reply(n, w->from, &w->message, e, M_READ_REPLY);
-        LIST_REMOVE(w, next);
-        free(w);
-    }
-}
-
-static void watch_add(struct node *n, struct peer *from, const struct message *m)
-{
-    struct watch *w = allocate(offsetof(struct watch, message) + m->bytes);
-    uint64_t hash = XXH3_64bits(message_body(m).key, m->key_bytes);
-    w->from = from;
-    w->until = n->now + WATCH_TIME;
-    memcpy(&w->message, m, m->bytes);
-    LIST_INSERT_HEAD(&n->watches[hash % ROUND_BUCKETS], w, next);
 }
 
 /* === 20 Listings ================================================================================
@@ -4573,10 +4555,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
         sync_tick(n);
         coordinator_tick(n);
         for (; n->swept_at + 10 * MS <= now;
-             n->swept_at = max_u64(n->swept_at + 10 * MS, now - 20 * MS)) {
-            watches_notify(n, NULL, n->sweep_next);
+             n->swept_at = max_u64(n->swept_at + 10 * MS, now - 20 * MS))
             partition_sweep(n, n->sweep_next++ % (VIEWS_PARTITION + 1));
-        }
     }
     clean_tick(n);
     if (n->next_heartbeat <= now) {

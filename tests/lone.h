@@ -66,14 +66,9 @@ static void lone_node_free(struct lone *l)
     struct node *n = l->node;
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
-    for (int i = 0; i < ROUND_BUCKETS; i++) {
+    for (int i = 0; i < ROUND_BUCKETS; i++)
         for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));)
             round_end(r, &n->large);
-        for (struct watch *w; (w = LIST_FIRST(&n->watches[i]));) {
-            LIST_REMOVE(w, next);
-            free(w);
-        }
-    }
     for (struct request *q; (q = requests_pop(&n->large));)
         request_free(q);
     for (struct listing *left; (left = STAILQ_FIRST(&n->listings));) {

@@ -638,14 +638,9 @@ static void node_free(struct node *n)
     n->log.live_bytes = 0;
     for (int i = 0; i <= VIEWS_PARTITION; i++)
         partition_drop(n, &n->partitions[i]);
-    for (int i = 0; i < ROUND_BUCKETS; i++) {
+    for (int i = 0; i < ROUND_BUCKETS; i++)
         for (struct round *r; (r = LIST_FIRST(&n->by_id[i]));)
             round_end(r, &n->large);
-        for (struct watch *kept; (kept = LIST_FIRST(&n->watches[i]));) {
-            LIST_REMOVE(kept, next);
-            free(kept);
-        }
-    }
     for (struct request *q; (q = requests_pop(&n->large));)
         request_free(q);
     for (struct listing *l; (l = STAILQ_FIRST(&n->listings));) {

@@ -3418,8 +3418,8 @@ START_TEST(test_a_watch_is_notified_of_its_own_key_alone)
     lone_settle(&l);
     ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 0);
     ticks(3000, 20 * MS);
-    for (int i = 0; i < ROUND_BUCKETS; i++)
-        ck_assert(LIST_EMPTY(&n->watches[i]));
+    for (int i = 0; i < PARTITIONS; i++)
+        ck_assert_uint_eq(n->partitions[i].watches.count, 0);
     accept_at(clock_tick(n), keys[1], "v");
     lone_settle(&l);
     ck_assert_uint_eq(sent_count(M_READ_REPLY, 0, NULL), 0);
