@@ -1535,7 +1535,7 @@ static void message_send(struct node *n, struct peer *to, uint64_t gate, const s
     bool short_of_memory = bytes_held / 5 > bytes_limit / 4; /* bodies alone do not take so much */
     bool keeps = peer_is_live(n, to) && !short_of_memory;
     if (box->count > (keeps ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
-        box->count = 0;
+        bytes_clear(box);
     if (box->count == 0)
         bytes_extend(box, sizeof(struct frame));
     message_append(box, head, body);
@@ -1591,8 +1591,8 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
 static void messages_discard(struct node *n)
 {
     n->awaiting_durable.count = n->inbox.count = n->cold.count = 0;
-    for (size_t i = 0; i < n->peers_count; i++)
-        n->peers[i]->outbox[0].count = n->peers[i]->outbox[1].count = 0;
+    for (size_t i = 0; i < 2 * n->peers_count; i++)
+        bytes_clear(&n->peers[i / 2]->outbox[i % 2]);
 }
 
 /* === 9 The acceptor =============================================================================
