@@ -1,4 +1,4 @@
--- What wrk sends, and how it tells what came of it, for bench.sh:
+-- What wrk sends, and how it reports the result, for bench.sh:
 --   wrk ... -s bench.lua URL -- STORE OPERATION KEYS BYTES PORT...
 -- STORE estoraje or etcd, OPERATION put, get or fill (each key once, then no more), KEYS how many, BYTES
 -- of a value. Thread i talks to the i-th port, again from the first when there are more threads.

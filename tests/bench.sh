@@ -2,7 +2,7 @@
 # `make bench`: how fast the store is, and what a request costs, as one table.
 #
 # - PUT and linearizable GET of 100 bytes over 1 to 1000 connections, directly and through nginx;
-# - larger values, a million keys, and all on one key, with how many writes were told "unknown";
+# - larger values, a million keys, and all on one key, with how many writes were answered "unknown";
 # - a minute of PUTs, its first and its last ten seconds: what is fast for five seconds may not stay so;
 # - beside it, where it takes part, a three-node etcd (through its JSON gateway), and as the ceiling
 #   bench_bare.c: libmicrohttpd that does nothing.
@@ -95,10 +95,10 @@ estoraje_start() {
         [ $i != 1 ] || peer="--join 127.0.0.1:$port"
     done
     for port in $nodes; do
-        wait_for "the cluster" settled "$port"
+        wait_for "the cluster" at_rest "$port"
     done
 }
-settled() {
+at_rest() {
     [ "$(ask "http://127.0.0.1:$1/_status" | grep -o '"state":"up","live":true' | wc -l)" = 3 ]
 }
 
@@ -185,7 +185,7 @@ measure() {
     local result requests seconds before
     before=$(cpu $8)
     result=$(wrk_run "$1" "$2" "$3" "$4" "$5" "$6" "$7" | grep ^RESULT) ||
-        fail "wrk did not tell a result"
+        fail "wrk printed no result"
     read -r _ requests seconds p50 p99 errors <<<"$result"
     us=$(awk "BEGIN { printf \"%.1f\", ($(cpu $8) - $before) / ($requests ? $requests : 1) }")
     rate=$(awk "BEGIN { printf \"%.0f\", $requests / $seconds }")

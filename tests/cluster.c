@@ -367,19 +367,20 @@ void folder_remove(const char *path)
 static __thread struct {
     bool (*f)(const char *path, size_t bytes, void *context);
     void *context;
-} walk;
+} files;
 
 static int walk_one(const char *path, const struct stat *s, int type, struct FTW *ftw)
 {
     (void)ftw;
-    return type == FTW_F && S_ISREG(s->st_mode) && !walk.f(path, (size_t)s->st_size, walk.context);
+    return type == FTW_F && S_ISREG(s->st_mode) &&
+           !files.f(path, (size_t)s->st_size, files.context);
 }
 
 void folder_walk(const char *path, bool (*f)(const char *path, size_t bytes, void *context),
                  void *context)
 {
-    walk.f = f;
-    walk.context = context;
+    files.f = f;
+    files.context = context;
     nftw(path, walk_one, 32, FTW_PHYS);
 }
 
@@ -550,7 +551,7 @@ struct response http(const char *url, const char *method, const char *path, cons
         r.status = 0;
         long sent = 0; /* libcurl may have tried a kept connection first, and then another one */
         curl_easy_getinfo(curl, CURLINFO_REQUEST_SIZE, &sent);
-        r.refused = code == CURLE_COULDNT_CONNECT && sent == 0;
+        r.unconnected = code == CURLE_COULDNT_CONNECT && sent == 0;
         if (!*r.error)
             snprintf(r.error, sizeof r.error, "%s", curl_easy_strerror(code));
     }
@@ -591,7 +592,7 @@ void raw_send(int fd, const void *bytes, size_t count)
     while (count) {
         ssize_t n = send(fd, at, count, MSG_NOSIGNAL);
         if (n < 0)
-            return; /* it may have answered and closed before it read all: raw_receive tells */
+            return; /* it may have answered and closed before it read all: raw_receive finds out */
         at += n;
         count -= (size_t)n;
     }
@@ -615,7 +616,7 @@ static bool raw_readable(int fd, double end)
     return poll(&p, 1, left > 0 ? (int)(left * 1000) + 1 : 0) > 0;
 }
 
-/* Exactly so many bytes, or up to a line's end: no byte of the next answer is taken. */
+/* Exactly so many bytes, or up to a line's end: no byte of the next answer is read. */
 static bool raw_read(int fd, struct bytes *b, size_t count, bool line, double end)
 {
     char c[4096];
@@ -812,7 +813,7 @@ int json_count(const char *json, const char *path)
 /* ================================ 3. Clusters ================================ */
 
 /*
- * A proxy listens for one node, the address which that node tells the others, and hands on what
+ * A proxy listens for one node, the address that this node gives to the others, and passes on what
  * comes, each way of each connection by a thread of its own. It has to know who calls: the socket's
  * inode, looked for among the nodes' open files.
  */
@@ -1141,7 +1142,7 @@ static int running(const struct cluster *c)
 
 /* What one node thinks: the epoch, if that many members are there and UP, and so many of them
  * live; else -1. */
-static double settled_epoch(const char *status, int members, int live)
+static double epoch_at_rest(const char *status, int members, int live)
 {
     if (json_count(status, "members") != members)
         return -1;
@@ -1156,28 +1157,28 @@ static double settled_epoch(const char *status, int members, int live)
     return isnan(epoch) || live > 0 ? -1 : epoch;
 }
 
-bool cluster_settled(const struct cluster *c, int members)
+bool cluster_at_rest(const struct cluster *c, int members)
 {
     double timeout = http_timeout_s, epoch = -1;
-    bool settled = true;
+    bool at_rest = true;
     http_timeout_s = 5;
-    for (int i = 0; settled && i < c->count; i++) {
+    for (int i = 0; at_rest && i < c->count; i++) {
         if (!c->nodes[i].pid)
             continue;
         struct response r = get(c->nodes[i].url, "/_status");
-        double seen = r.status == 200 ? settled_epoch(r.body, members, running(c)) : -1;
-        settled = seen >= 0 && (epoch < 0 || seen == epoch) && node_healthy(&c->nodes[i]);
+        double seen = r.status == 200 ? epoch_at_rest(r.body, members, running(c)) : -1;
+        at_rest = seen >= 0 && (epoch < 0 || seen == epoch) && node_healthy(&c->nodes[i]);
         epoch = seen;
         response_free(&r);
     }
     http_timeout_s = timeout;
-    return settled;
+    return at_rest;
 }
 
 void cluster_await(const struct cluster *c, int members, double seconds)
 {
     double end = now() + seconds * slowness();
-    while (!cluster_settled(c, members)) {
+    while (!cluster_at_rest(c, members)) {
         for (int i = 0; i < c->count; i++)
             if (c->nodes[i].pid && waitpid(c->nodes[i].pid, NULL, WNOHANG) == c->nodes[i].pid) {
                 log_show_end(c->nodes[i].log);
@@ -1191,7 +1192,7 @@ void cluster_await(const struct cluster *c, int members, double seconds)
                         *ring = 0; /* that is long */
                     printf("node %d: %s\n", i, status);
                 }
-            ck_abort_msg("not settled with %d members within %g s", members, seconds);
+            ck_abort_msg("not at rest with %d members within %g s", members, seconds);
         }
         pause_ms(20);
     }
@@ -1244,7 +1245,7 @@ void cluster_stop(struct cluster *c)
     for (int i = 0; i < c->count; i++) {
         if (c->nodes[i].pid) {
             int status = process_wait(c->nodes[i].pid, 15);
-            REQUIRE(status == 0, "node %d told to stop ended with %d", i, status);
+            REQUIRE(status == 0, "node %d was stopped and ended with %d", i, status);
             c->nodes[i].pid = 0;
         }
         log_check(c->nodes[i].log);
@@ -1316,7 +1317,7 @@ void cluster_nginx_stop(struct cluster *c)
 
 /* ================================ 4. Load ================================ */
 
-/* A value tells its key and which write of that key it is, so that a read can be judged by
+/* A value holds its key and which write of that key it is, so that a read can be judged by
  * itself. */
 
 enum { UNKNOWN_MAX = 32, RECORDS_MAX = 400000 };
@@ -1446,7 +1447,7 @@ static bool load_put(struct load_client *client, int key, const char *url)
     if (r.status == 200 || r.status == 201 || r.status == 204) {
         k->acknowledged = number;
         client->report.acknowledged++;
-    } else if ((r.status == 0 && !r.refused) || header(&r, "Estoraje-Outcome")) {
+    } else if ((r.status == 0 && !r.unconnected) || header(&r, "Estoraje-Outcome")) {
         client->report.unknown++;
         k->unknown[k->unknown_count++ % UNKNOWN_MAX] = number;
     }

@@ -94,7 +94,7 @@ struct response {
         const char *name, *value;
     } headers[HEADERS_MAX];
     int header_count;
-    bool refused; /* there was no connection, so nothing can have happened */
+    bool unconnected; /* there was no connection, so nothing can have happened */
     char error[256];
 };
 
@@ -156,7 +156,7 @@ struct cluster {
 /* A cluster of that many nodes, all UP and well; extra_options of every node end with NULL
  * (NULL: none). */
 struct cluster *cluster_start(int nodes, const char *const *extra_options);
-/* The same, each behind a proxy that can cut the mail which it gets from the others. */
+/* The same, each behind a proxy that can cut the frames that it gets from the others. */
 struct cluster *cluster_start_proxied(int nodes, const char *const *extra_options);
 /* All stop as asked and with status 0, no log shows a sanitizer's complaint, the folder goes. */
 void cluster_stop(struct cluster *c);
@@ -176,8 +176,8 @@ char *node_id(const struct node *n); /* from _status */
 double node_metric(const struct node *n,
                    const char *name); /* with its labels, if it has some; NAN: none */
 
-/* All that run are well, hear each other and see that many members, all UP, in one epoch. */
-bool cluster_settled(const struct cluster *c, int members);
+/* All that run are well, get each other's heartbeats and see that many members, all UP, in one epoch. */
+bool cluster_at_rest(const struct cluster *c, int members);
 void cluster_await(const struct cluster *c, int members, double seconds);
 /* Cut: what `from` sends to `to` stays in the wire until it is healed. */
 void cluster_cut(struct cluster *c, int from, int to, bool cut);
@@ -206,8 +206,9 @@ struct load_plan {
 struct load_report {
     long requests, acknowledged; /* acknowledged: writes */
     long failed;                 /* no answer, or one that is none of 200, 201, 204, 404 */
-    long unknown;   /* of these, writes that may have been applied: no answer, or told so */
-    long wrong;     /* reads of what cannot be there */
+    long
+        unknown; /* of these, writes that may have been applied: no answer, or the answer said so */
+    long wrong;  /* reads of what cannot be there */
     double slowest; /* s */
     char slowest_what[128], first_failure[256], first_wrong[256];
 };

@@ -1,4 +1,4 @@
-/* forge.h - frames as a node sends them, or nearly so: for the tests of who must not get in. */
+/* forge.h - frames as a node sends them, or nearly so: for the tests of what must not get in. */
 #ifndef FORGE_H
 #define FORGE_H
 
@@ -7,7 +7,7 @@
 
 enum { FORGE_MEMBERS = 8 };
 
-/* Who the forger says that it is, and what it knows: that is in /_status, for all to read. */
+/* The id that the forger claims, and what it knows: that is in /_status, for all to read. */
 struct forger {
     uint64_t cluster, epoch;
     uint64_t members[FORGE_MEMBERS]; /* ids */
@@ -42,6 +42,6 @@ uint8_t *forge(const struct forger *f, enum forgery what, unsigned nth, size_t *
 uint8_t *forge_head(const struct forger *f, uint32_t more, size_t *bytes);
 /* The next whole frame in what a node sent, at or behind *at: its bytes; NULL: there is none. */
 const uint8_t *forge_find(const uint8_t *sent, size_t count, size_t *at, size_t *bytes);
-uint64_t forge_to(const uint8_t *frame); /* whom it is for */
+uint64_t forge_to(const uint8_t *frame); /* the id that it is for */
 
 #endif

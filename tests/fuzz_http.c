@@ -119,7 +119,7 @@ static char *fields_take(char *text, char **at)
     return *text ? text + 1 : text;
 }
 
-/* What the URI is about, told in another way. */
+/* What the URI is about, computed in another way. */
 static void check(const char *uri, const struct call *c)
 {
     assert(c->status >= 200 && c->status < CODES);
@@ -152,7 +152,7 @@ static void request_do(char *text)
     answered_status = 0;
     server.draining = false;
     enum MHD_Result go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
-    bool mail = c->route == ROUTE_MESSAGES && !c->response;
+    bool frames = c->route == ROUTE_MESSAGES && !c->response;
     if (!c->close && go_on == MHD_YES && bytes)
         go_on = http_handle(&server, NULL, line, method, version, body, &left, &arg);
     if (!answered_status && go_on == MHD_YES)
@@ -164,7 +164,7 @@ static void request_do(char *text)
         else
             http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
     }
-    assert(go_on == MHD_YES || mail || bytes);
+    assert(go_on == MHD_YES || frames || bytes);
     if (go_on == MHD_YES)
         check(line, c);
     http_done(&server, NULL, &arg, MHD_REQUEST_TERMINATED_COMPLETED_OK);

@@ -1,7 +1,7 @@
 /* history.c - the linearizability checker. history.h says what is checked.
  *
  *   1. Words         messages, memory
- *   2. Knowledge     what the whole history tells of each value and each ETag
+ *   2. Knowledge     what the whole history shows of each value and each ETag
  *   3. Plain faults  H1 to H3, each found in one pass
  *   4. Register      what one operation does to a state, and whether its answer fits
  *   5. Memory        configurations that are known to lead nowhere
@@ -10,7 +10,7 @@
  *
  * To follow a check, start at history_check, then search_run and search_once.
  *
- * The search is Wing and Gong (1993): take away one operation that nothing still waiting precedes,
+ * The search is Wing and Gong (1993): take away one operation that nothing still pending precedes,
  * do it on the register, go on from there; step back when none fits. A configuration is the set of
  * operations taken and the register's state; with Lowe (2017) none is searched twice. Seven ideas
  * keep the number of configurations near the number of operations:
@@ -20,7 +20,7 @@
  * (S2) A value that somebody still has to read is not overwritten: each is written only once.
  * (S3) An unknown write whose value was read must have been applied, by the end of the first read.
  * (S4) All other unknown writes are never *needed* by their client, so they are tried last, and a
- *      configuration is dropped if it was met before with fewer of them used: whatever can follow
+ *      configuration is discarded if it was met before with fewer of them used: whatever can follow
  *      the one can follow the other.
  * (S5) Unknown writes that do the same are one class, used in the order of their starts. Classes
  *      that differ only in their condition are a family: of those that fit now, the one that fits
@@ -62,7 +62,7 @@ static void text_add(struct text *text, const char *format, ...)
     text->used += (size_t)length;
 }
 
-static bool etag_is_told(const uint64_t etag[2])
+static bool etag_is_known(const uint64_t etag[2])
 {
     return etag[0] != 0 || etag[1] != 0;
 }
@@ -86,7 +86,7 @@ static void text_add_op(struct text *text, const struct history_op *ops,
                         const struct history_op *op)
 {
     static const char *const kinds[] = {"GET", "PUT", "DELETE", "ADD"};
-    static const char *const outcomes[] = {"ok", "refused", "unknown", "failed"};
+    static const char *const outcomes[] = {"ok", "rejected", "unknown", "failed"};
     static const char *const existed[] = {"", ", made", ", replaced"};
 
     text_add(text, "    #%zu client %" PRIu64 " [%" PRIu64 ", ", (size_t)(op - ops), op->client,
@@ -113,7 +113,7 @@ static void text_add_op(struct text *text, const struct history_op *ops,
         text_add_value(text, op->value, op->number);
     if (op->outcome == HISTORY_OK && op->kind == HISTORY_ADD)
         text_add_value(text, op->value, true);
-    if (etag_is_told(op->etag))
+    if (etag_is_known(op->etag))
         text_add(text, ", etag %" PRIx64 "-%" PRIx64, op->etag[0], op->etag[1]);
     text_add(text, "\n");
 }
@@ -141,11 +141,11 @@ static void *memory_grow(void *memory, size_t count, size_t bytes)
 
 /* ---- 2. Knowledge ------------------------------------------------------------------------- */
 
-/* A state's ETag. The store tells some and hides some: an unknown write's is learned when a read
- * tells it, perhaps never. One that only its own write tells is as good as any other. */
+/* A state's ETag. The store returns some and hides some: an unknown write's is learned when a read
+ * returns it, perhaps never. One that only its own write returns is as good as any other. */
 enum {
-    ETAG_UNKNOWN, /* also: not told */
-    ETAG_OTHER,   /* known, and asked for or told by nobody but its write */
+    ETAG_UNKNOWN, /* also: not returned */
+    ETAG_OTHER,   /* known, and no other operation asks for it or returns it */
     ETAG_FIRST,   /* this and above: knowledge.etags[etag - ETAG_FIRST] */
 };
 
@@ -163,7 +163,7 @@ struct etag {
     uint64_t parts[2];
     const struct history_op *teller; /* of the value it names, or NULL */
     bool owned;          /* its write is known: no other state can turn out to have it */
-    bool observed;       /* somebody but its own write tells it or asks for it */
+    bool observed;       /* some other operation returns it or asks for it */
     uint32_t seen;       /* observations in this configuration: it belongs to a state already */
     uint32_t left;       /* observations still to come */
     uint64_t denied_bit; /* in struct state's denied */
@@ -195,16 +195,16 @@ static bool op_names_value(const struct history_op *op)
 }
 
 /* Its ETag is that of the value which was there when it came. */
-static bool op_tells_current_etag(const struct history_op *op)
+static bool op_shows_current_etag(const struct history_op *op)
 {
-    return etag_is_told(op->etag) && (op->outcome == HISTORY_REFUSED ||
-                                      (op->outcome == HISTORY_OK && op->kind == HISTORY_GET));
+    return etag_is_known(op->etag) && (op->outcome == HISTORY_REJECTED ||
+                                       (op->outcome == HISTORY_OK && op->kind == HISTORY_GET));
 }
 
 /* Its ETag is the one it was given itself. */
-static bool op_tells_new_etag(const struct history_op *op)
+static bool op_shows_new_etag(const struct history_op *op)
 {
-    return etag_is_told(op->etag) && op->outcome == HISTORY_OK &&
+    return etag_is_known(op->etag) && op->outcome == HISTORY_OK &&
            (op->kind == HISTORY_PUT || op->kind == HISTORY_ADD);
 }
 
@@ -228,7 +228,7 @@ static struct etag *etag_find(const struct knowledge *known, const uint64_t part
 /* What a state holds for this ETag of an operation. */
 static uint32_t etag_number(const struct knowledge *known, const uint64_t parts[2])
 {
-    if (!etag_is_told(parts))
+    if (!etag_is_known(parts))
         return ETAG_UNKNOWN;
     const struct etag *etag = etag_find(known, parts);
     assert(etag != NULL);
@@ -243,7 +243,7 @@ static void op_assert_sound(const struct history_op *op)
     assert(op->kind != HISTORY_GET || op->condition == HISTORY_ALWAYS);
     assert(op->kind != HISTORY_PUT || op->number || op->value != 0);
     assert(op->gone_from == 0 || (op->kind == HISTORY_PUT && op->gone_from <= op->gone_by));
-    assert(op->condition != HISTORY_IF_ETAG || etag_is_told(op->etag_expected));
+    assert(op->condition != HISTORY_IF_ETAG || etag_is_known(op->etag_expected));
     assert(op->existed == HISTORY_NOT_TOLD ||
            (op->kind == HISTORY_PUT && op->outcome == HISTORY_OK));
 }
@@ -263,7 +263,7 @@ static void knowledge_gather(struct knowledge *known, const struct history_op *o
         op_assert_sound(op);
         if (op->kind == HISTORY_PUT && !op->number)
             known->values[known->value_count++] = (struct value){.id = op->value, .writer = op};
-        if (op_tells_current_etag(op) || op_tells_new_etag(op))
+        if (op_shows_current_etag(op) || op_shows_new_etag(op))
             knowledge_add_etag(known, op->etag);
         if (op_asks_for_etag(op))
             knowledge_add_etag(known, op->etag_expected);
@@ -292,7 +292,7 @@ static bool fault(struct text *why, const struct knowledge *known, const char *w
     return true;
 }
 
-/* H1, and notes each value's first read. `final`: what was refused is never applied. */
+/* H1, and notes each value's first read. `final`: what was rejected is never applied. */
 static bool fault_in_reads(struct knowledge *known, bool final, struct text *why)
 {
     for (const struct history_op *op = known->ops; op < known->ops + known->count; op++) {
@@ -303,8 +303,8 @@ static bool fault_in_reads(struct knowledge *known, bool final, struct text *why
             return fault(why, known, "H1: a value was read that nobody wrote", op, NULL);
         if (value->writer->outcome == HISTORY_FAILED)
             return fault(why, known, "H1: a failed write was read", op, value->writer);
-        if (value->writer->outcome == HISTORY_REFUSED && final)
-            return fault(why, known, "H1: a refused write was read", op, value->writer);
+        if (value->writer->outcome == HISTORY_REJECTED && final)
+            return fault(why, known, "H1: a rejected write was read", op, value->writer);
         if (value->writer->start > op->end)
             return fault(why, known, "H1: a value was read before it was written", op,
                          value->writer);
@@ -321,9 +321,9 @@ static bool fault_in_names(struct knowledge *known, struct text *why)
     for (const struct history_op *op = known->ops; op < known->ops + known->count; op++) {
         if (op_asks_for_etag(op))
             etag_find(known, op->etag_expected)->observed = true;
-        if (op_tells_current_etag(op))
+        if (op_shows_current_etag(op))
             etag_find(known, op->etag)->observed = true;
-        if (!etag_is_told(op->etag) || op->outcome != HISTORY_OK || op->kind == HISTORY_DELETE)
+        if (!etag_is_known(op->etag) || op->outcome != HISTORY_OK || op->kind == HISTORY_DELETE)
             continue;
         struct etag *etag = etag_find(known, op->etag);
         bool number = op->number || op->kind == HISTORY_ADD;
@@ -336,7 +336,7 @@ static bool fault_in_names(struct knowledge *known, struct text *why)
         }
         if (etag->teller == NULL || op->kind != HISTORY_GET)
             etag->teller = op;
-        etag->owned = etag->owned || !number || op_tells_new_etag(op);
+        etag->owned = etag->owned || !number || op_shows_new_etag(op);
         struct value *value = op_names_value(op) ? value_find(known, op->value) : NULL;
         if (value == NULL)
             continue;
@@ -365,14 +365,14 @@ static int op_by_end(const void *a, const void *b)
     return op_a < op_b ? -1 : op_a > op_b;
 }
 
-/* H3: walks the starts and holds against each the highest ETag of all that had ended before. */
+/* H3: goes through the starts and compares with each the highest ETag of all that had ended before. */
 static bool fault_in_order(const struct knowledge *known, struct text *why)
 {
     const struct history_op **starts = memory_new(known->count, sizeof *starts);
     const struct history_op **ends = memory_new(known->count, sizeof *ends);
     size_t count = 0;
     for (const struct history_op *op = known->ops; op < known->ops + known->count; op++) {
-        if (op_tells_current_etag(op) || op_tells_new_etag(op)) {
+        if (op_shows_current_etag(op) || op_shows_new_etag(op)) {
             starts[count] = op;
             ends[count++] = op;
         }
@@ -389,8 +389,9 @@ static bool fault_in_order(const struct knowledge *known, struct text *why)
         int order = highest == NULL ? -1 : etag_compare(highest->etag, starts[i]->etag);
         if (order > 0)
             found = fault(why, known, "H3: a later ETag sorts lower", starts[i], highest);
-        else if (order == 0 && op_tells_new_etag(starts[i]))
-            found = fault(why, known, "H3: an ETag was told before its write", starts[i], highest);
+        else if (order == 0 && op_shows_new_etag(starts[i]))
+            found =
+                fault(why, known, "H3: an ETag was returned before its write", starts[i], highest);
     }
     free(starts);
     free(ends);
@@ -425,16 +426,17 @@ struct item {
     uint64_t gone_from; /* UINT64_MAX: it does not expire */
     uint64_t gone_by;
     uint64_t value;        /* as in a state */
-    uint32_t etag_current; /* what it tells of the state it found */
+    uint32_t etag_current; /* what it shows of the state it found */
     uint32_t etag_new;
     uint32_t etag_expected;
-    uint32_t etag_observed; /* it shows that a state has this: told, or asked for with success */
+    uint32_t
+        etag_observed; /* it shows that a state has this: returned, or asked for with success */
     bool taken;
 };
 
 static bool item_changes_state(const struct item *item)
 {
-    return item->op->kind != HISTORY_GET && item->op->outcome != HISTORY_REFUSED;
+    return item->op->kind != HISTORY_GET && item->op->outcome != HISTORY_REJECTED;
 }
 
 static bool state_same(const struct state *a, const struct state *b)
@@ -481,9 +483,9 @@ static enum met state_meets_condition(const struct knowledge *known, const struc
     return MET_YES;
 }
 
-/* Whether the state refuses an operation whose condition is met. For an ADD, `sum` is the number
+/* Whether the state rejects an operation whose condition is met. For an ADD, `sum` is the number
  * that it would make. */
-static bool state_refuses(const struct state *state, const struct history_op *op, int64_t *sum)
+static bool state_rejects(const struct state *state, const struct history_op *op, int64_t *sum)
 {
     switch (op->kind) {
     case HISTORY_GET:
@@ -500,7 +502,7 @@ static bool state_refuses(const struct state *state, const struct history_op *op
 
 static bool register_put(struct state *state, const struct item *item)
 {
-    if (item->op->existed == HISTORY_MADE && state->holds != HOLDS_NOTHING)
+    if (item->op->existed == HISTORY_CREATED && state->holds != HOLDS_NOTHING)
         return false;
     if (item->op->existed == HISTORY_REPLACED && state->holds == HOLDS_NOTHING)
         return false;
@@ -550,13 +552,13 @@ static bool register_step(const struct knowledge *known, bool expiring, const st
     }
     int64_t sum = 0;
     enum met met = state_meets_condition(known, after, item);
-    bool refuses = state_refuses(after, op, &sum);
-    if (op->outcome == HISTORY_REFUSED) {
-        if (met == MET_EITHER && !refuses)
+    bool rejects = state_rejects(after, op, &sum);
+    if (op->outcome == HISTORY_REJECTED) {
+        if (met == MET_EITHER && !rejects)
             after->denied |= known->etags[item->etag_expected - ETAG_FIRST].denied_bit;
-        return met != MET_YES || refuses;
+        return met != MET_YES || rejects;
     }
-    if (met == MET_NO || refuses)
+    if (met == MET_NO || rejects)
         return false;
     switch (op->kind) {
     case HISTORY_GET:
@@ -1090,7 +1092,7 @@ static struct item item_of(const struct knowledge *known, const struct history_o
     }
     if (op->number && op->kind != HISTORY_ADD)
         item.value = op->value;
-    if (op_tells_new_etag(op))
+    if (op_shows_new_etag(op))
         item.etag_new = etag_number(known, op->etag);
     if (op_names_value(op)) {
         item.value = VALUE_UNREAD;
@@ -1100,11 +1102,11 @@ static struct item item_of(const struct knowledge *known, const struct history_o
         if (value != NULL && value->teller != NULL)
             item.etag_new = etag_number(known, value->teller->etag);
     }
-    if (op_tells_current_etag(op))
+    if (op_shows_current_etag(op))
         item.etag_current = etag_number(known, op->etag);
     if (op_asks_for_etag(op))
         item.etag_expected = etag_number(known, op->etag_expected);
-    item.etag_observed = op->outcome == HISTORY_REFUSED || op->kind == HISTORY_GET
+    item.etag_observed = op->outcome == HISTORY_REJECTED || op->kind == HISTORY_GET
                              ? item.etag_current
                              : item.etag_expected;
     return item;
@@ -1115,7 +1117,7 @@ static void search_add_items(struct search *search)
     const struct knowledge *known = &search->known;
     const struct history_op *end = known->ops + known->count;
     for (const struct history_op *op = known->ops; op < end; op++) {
-        if (op->outcome == HISTORY_OK || op->outcome == HISTORY_REFUSED ||
+        if (op->outcome == HISTORY_OK || op->outcome == HISTORY_REJECTED ||
             (op->outcome == HISTORY_UNKNOWN && op_first_read(known, op) != NULL))
             search->items[search->must_count++] = item_of(known, op);
     }
@@ -1136,8 +1138,8 @@ static void search_add_items(struct search *search)
             search->expiring[search->expiring_count++] = item;
         if (i < search->must_count && item->etag_observed >= ETAG_FIRST)
             known->etags[item->etag_observed - ETAG_FIRST].left++;
-        if (item->op->outcome == HISTORY_REFUSED && item->etag_expected >= ETAG_FIRST) {
-            /* After 64 such the bit is 0, and such a refusal is forgotten at once: some
+        if (item->op->outcome == HISTORY_REJECTED && item->etag_expected >= ETAG_FIRST) {
+            /* After 64 such the bit is 0, and such a rejection is dropped at once: some
              * violations would pass. No client knows an ETag so early, but by guessing. */
             struct etag *etag = &known->etags[item->etag_expected - ETAG_FIRST];
             if (!etag->owned && etag->denied_bit == 0) {
@@ -1293,8 +1295,8 @@ static void story_add_awaiting(struct text *why, const struct search *search)
         bool reads = item->op->kind == HISTORY_GET && item->op->outcome == HISTORY_OK &&
                      state->holds == HOLDS_VALUE && !item->op->number &&
                      item->value == state->value;
-        bool tells = state->etag >= ETAG_FIRST && item->etag_observed == state->etag;
-        if (item->taken || (!reads && !tells))
+        bool shows = state->etag >= ETAG_FIRST && item->etag_observed == state->etag;
+        if (item->taken || (!reads && !shows))
             continue;
         if (shown++ == 0)
             text_add(why, ", which must stay for");

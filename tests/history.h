@@ -1,7 +1,7 @@
 /* history.h - is what the clients of one key saw linearizable?
  *
  * A history is every operation on one key: when it was asked, when it was answered, and what the
- * answer told. It is linearizable if each operation can be given one moment between its question
+ * answer returned. It is linearizable if each operation can be given one moment between its question
  * and its answer such that a single register, doing them one after the other in the order of these
  * moments, gives exactly those answers. The register starts absent. It holds a value, the ETag that
  * the store gave to the write of that value, and perhaps an expiry.
@@ -45,29 +45,29 @@ enum history_condition {
 };
 
 enum history_outcome {
-    HISTORY_OK,      /* a write: it was applied. A GET: there was a value */
-    HISTORY_REFUSED, /* the register said no: 412; 404 to a GET or DELETE; 409 to an ADD */
-    HISTORY_UNKNOWN, /* applied at any moment after its start, even long after its end, or never */
-    HISTORY_FAILED,  /* surely never applied: only H1 looks at it */
+    HISTORY_OK,       /* a write: it was applied. A GET: there was a value */
+    HISTORY_REJECTED, /* the register said no: 412; 404 to a GET or DELETE; 409 to an ADD */
+    HISTORY_UNKNOWN,  /* applied at any moment after its start, even long after its end, or never */
+    HISTORY_FAILED,   /* surely never applied: only H1 looks at it */
 };
 
 enum history_existed {
     HISTORY_NOT_TOLD,
-    HISTORY_MADE,     /* there was nothing: 201 */
+    HISTORY_CREATED,  /* there was nothing: 201 */
     HISTORY_REPLACED, /* there was a value: 204 */
 };
 
-/* All zero but what is named by the operation's kind. An ETag of {0, 0} is one that was not told.
+/* All zero but what is named by the operation's kind. An ETag of {0, 0} is one that was not returned.
  * A value stands for the bytes: no two PUTs of a history write the same, but numbers may repeat.
  *
  *              GET             PUT             DELETE          ADD
  * condition                    yes             yes             yes
- * value        that it read    that it wrote                   the counter's, told if ok
+ * value        that it read    that it wrote                   the counter's, known if ok
  * number       of what it read of what it wrote
  * delta                                                        yes
  * etag         if ok: of the   if ok: that it                  if ok: that it
  *              value read      was given                       was given
- * etag              if refused, whatever the kind: that of the value in the way
+ * etag              if rejected, whatever the kind: that of the value in the way
  * existed                      if ok
  * gone_from/by                 yes
  */
@@ -102,7 +102,7 @@ enum history_verdict history_check(const struct history_op *ops, size_t count, c
                                    size_t why_bytes);
 
 /* The same, but of H1 and H2 alone: what holds for a key that is also read and written without a quorum.
- * A read may then tell what one node alone has, of a write that is refused in the end. */
+ * A read may then return what one node alone has, of a write that is rejected in the end. */
 enum history_verdict history_check_names(const struct history_op *ops, size_t count, char *why,
                                          size_t why_bytes);
 

@@ -22,7 +22,7 @@ if [ ! -e $policy ]; then
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod +x $policy
 fi
-# Somebody else's apt may run, too. `apt-get install` waits for it, if told to; `update` never does.
+# Somebody else's apt may run, too. `apt-get install` waits for it, if asked to; `update` never does.
 for _ in $(seq 60); do
     ! apt-get -qq update 2>/dev/null || break
     sleep 1

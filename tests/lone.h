@@ -1,6 +1,6 @@
 /*
  * lone.h - estoraje.c, and one node of its core whose log is an array of bytes: for the tests of
- * what a single node does. Its peers are whoever the test pretends to be.
+ * what a single node does. The test plays its peers.
  */
 #pragma once
 

@@ -37,7 +37,7 @@ async function expect(sentence, reason, wait_ms = WAIT_MS) {
   console.log(`${why ? 'FAILED' : 'ok'}  ${sentence}${why ? `: ${why.slice(0, 300)}` : ''}`);
 }
 
-const differ = (what, shown, told) => shown === told ? '' : `${what} is ${shown}, not ${told}`;
+const differ = (what, shown, reported) => shown === reported ? '' : `${what} is ${shown}, not ${reported}`;
 
 async function ask(path) {
   const answer = await fetch(new URL(path, base), { signal: AbortSignal.timeout(WAIT_MS) });
@@ -87,9 +87,9 @@ async function test_picture(page) {
   });
   await expect('every partition shows all its owners in ring order', async () => {
     const { status, picture } = await read();
-    const told = status.ring[0].map((_, rank) => status.ring.map(owners => status.members[owners[rank]].id));
-    return differ('the number of bands', picture.owners.length, told.length)
-      || (String(picture.owners) === String(told) ? '' : 'an arc shows another owner than /_status tells');
+    const reported = status.ring[0].map((_, rank) => status.ring.map(owners => status.members[owners[rank]].id));
+    return differ('the number of bands', picture.owners.length, reported.length)
+      || (String(picture.owners) === String(reported) ? '' : 'an arc shows another owner than /_status reports');
   });
   await expect('partitions have one colour if and only if they have one owner', async () => {
     const { picture: { owners: [first], colours } } = await read();
@@ -114,15 +114,15 @@ async function test_picture(page) {
 async function test_keys(page) {
   for (const key of KEYS) {
     await page.fill('#key', key);
-    await expect(`the key ${key} is shown where /_nodes tells`, async () => {
-      const told = await ask('/_nodes/' + encodeURIComponent(key));
+    await expect(`the key ${key} is shown where /_nodes reports`, async () => {
+      const reported = await ask('/_nodes/' + encodeURIComponent(key));
       const shown = name => page.locator(`#answer .${name}`).innerText();
       const transform = await page.locator('#needle').evaluate(needle => needle.style.transform);
       const turn = Number(/rotate\(([\d.e-]+)turn\)/.exec(transform)?.[1]);
-      return differ('the partition', await shown('partition'), String(told.partition))
-        || differ('the hash', await shown('hash'), told.hash)
-        || differ('the number of owners', await page.locator('#answer .owners .one').count(), told.owners.length)
-        || differ('the place of the needle', Math.floor(turn * 1024), told.partition);
+      return differ('the partition', await shown('partition'), String(reported.partition))
+        || differ('the hash', await shown('hash'), reported.hash)
+        || differ('the number of owners', await page.locator('#answer .owners .one').count(), reported.owners.length)
+        || differ('the place of the needle', Math.floor(turn * 1024), reported.partition);
     });
   }
   await page.fill('#key', '');
@@ -148,7 +148,7 @@ async function test_other_site(browser) {
   const server = createServer((_, answer) => answer.setHeader('Content-Type', 'text/html').end('<title>another site</title>'));
   await new Promise(done => server.listen(0, 'localhost', done));
   const site = `http://localhost:${server.address().port}/`, page = await (await browser.newContext()).newPage();
-  const refused = async (url, act) => {
+  const rejected = async (url, act) => {
     await page.goto(site);
     const answered = page.waitForResponse(url, { timeout: WAIT_MS });
     await page.evaluate(act, [url]);
@@ -158,13 +158,13 @@ async function test_other_site(browser) {
   };
   for (const path of ['/other-site', '/other-site?op=add', '/_mail']) {
     const url = new URL(path, base).href;
-    await expect(`a form of another site is refused at ${path}`, () => refused(url, ([action]) => {
+    await expect(`a form of another site is rejected at ${path}`, () => rejected(url, ([action]) => {
       const form = Object.assign(document.createElement('form'), { method: 'post', enctype: 'text/plain', action });
       form.innerHTML = '<input name="1" value="2">';
       document.body.append(form);
       form.submit();
     }));
-    await expect(`fetch of another site is refused at ${path}`, () => refused(url, ([to]) => {
+    await expect(`fetch of another site is rejected at ${path}`, () => rejected(url, ([to]) => {
       fetch(to, { mode: 'no-cors', method: 'POST', body: '1' }).catch(() => {});
     }));
     for (const method of ['POST', 'PUT', 'DELETE'])

@@ -42,7 +42,7 @@ static void shared_setup(void)
         if (well)
             continue;
         if (*all[i])
-            printf("a shared cluster is not well, and is started anew; see %s\n",
+            printf("a shared cluster is not well, and is started again; see %s\n",
                    (*all[i])->folder);
         for (int n = 0; *all[i] && n < (*all[i])->count; n++)
             kill((*all[i])->nodes[n].pid, SIGKILL);
@@ -117,7 +117,7 @@ static void header_is(const struct response *r, const char *name, const char *va
     ck_assert_msg(got && !strcmp(got, value), "%s: %s, not %s", name, got ? got : "(none)", value);
 }
 
-/* An error tells in one line of text what is wrong. */
+/* An error says in one line of text what is wrong. */
 static void tells_in_one_line(const struct response *r)
 {
     const char *type = header(r, "Content-Type");
@@ -795,7 +795,7 @@ START_TEST(test_ranges_are_cut_out)
 }
 END_TEST
 
-/* Above what comes with the first answer; and its checksum is told once only. */
+/* Above what comes with the first answer; and its checksum is sent once only. */
 START_TEST(test_a_range_of_a_large_value_is_its_part)
 {
     enum { SIZE = 300000 };
@@ -1793,7 +1793,7 @@ START_TEST(test_a_proxy_whose_clock_is_behind_is_told_unknown_no_more_often)
 }
 END_TEST
 
-/* With a UUID, too, what a repeat is told is never a guess. */
+/* With a UUID, too, the answer to a repeat is never a guess. */
 START_TEST(test_a_repeat_whose_answer_was_let_go_is_unknown_and_an_unmarked_one_is_a_new_write)
 {
     char *path = own("n"), *by = text("%s?op=add", path), *uuid = "Idempotency-Key: 4-e5f6";
@@ -1874,7 +1874,7 @@ START_TEST(test_any_idempotency_key_of_1_to_255_bytes_is_taken)
 }
 END_TEST
 
-/* As through nginx, which tells the keys that it makes to nobody: it sends the next request on a
+/* As through nginx, which gives the keys that it makes to nobody: it sends the next request on a
  * connection when the answer to the one before has come. */
 START_TEST(test_a_node_forgets_an_answer_that_has_come_and_that_nobody_asks_for_again)
 {
@@ -2223,8 +2223,8 @@ START_TEST(test_ambiguous_requests_are_400_and_the_connection_is_closed)
         raw_send(fd, rows[i].request, rows[i].bytes ? rows[i].bytes : strlen(rows[i].request));
         struct response r = raw_receive(fd, 10);
         bool too_long = r.status == 413 && !strcmp(rows[i].what, "a length beyond 64 bits");
-        bool refused = r.status == 400 || too_long || (_i == NGINX && r.status == 501);
-        ck_assert_msg(refused, "%s: %d %.200s%s", rows[i].what, r.status, r.body, r.error);
+        bool rejected = r.status == 400 || too_long || (_i == NGINX && r.status == 501);
+        ck_assert_msg(rejected, "%s: %d %.200s%s", rows[i].what, r.status, r.body, r.error);
         if (_i != NGINX && header(&r, "Content-Type")) /* else it did not get beyond the library */
             tells_in_one_line(&r);
         bool keeps = _i == NGINX && strstr(rows[i].request, "X-Any: a"); /* a node's word, to it */
@@ -2504,7 +2504,7 @@ END_TEST
 
 START_TEST(test_the_owners_of_a_key_are_told)
 {
-    char *told = NULL;
+    char *first = NULL;
     for (int i = 0; i < 3; i++) {
         struct response r =
             ask(_i, 200, "GET", i ? "/_nodes/photos/%61.jpg" : "/_nodes/photos/a.jpg", NULL, NULL);
@@ -2515,9 +2515,9 @@ START_TEST(test_the_owners_of_a_key_are_told)
         ck_assert_uint_eq((unsigned long)partition,
                           strtoul(json_string(r.body, "hash"), NULL, 16) >> 54);
         char *owners = text("%s %s", json_string(r.body, "hash"), json_string(r.body, "owners"));
-        if (told)
-            ck_assert_str_eq(owners, told); /* by every node, in the same order */
-        told = owners;
+        if (first)
+            ck_assert_str_eq(owners, first); /* by every node, in the same order */
+        first = owners;
     }
     if (_i != NGINX)
         ask(_i, 200, "GET", "/_nodes/%00x", NULL, NULL);
@@ -2621,10 +2621,10 @@ START_TEST(test_nothing_dangerous_is_reached_through_nginx)
     rows_ask(NGINX, rows, sizeof rows / sizeof *rows);
     for (int target = ALONE; target <= THREE; target++)
         if (status_of(at(target), "POST", "/_mail", NULL,
-                      "not mail at all, but long enough to be some") /
+                      "no frame at all, but long enough to be one") /
                 100 ==
             2)
-            ck_abort_msg("noise is taken for mail");
+            ck_abort_msg("noise is accepted as a frame");
 }
 END_TEST
 
@@ -2949,14 +2949,15 @@ START_TEST(test_a_node_without_a_cluster_says_so_at_once)
                           NULL};
     n->pid = process_start(argv, NULL, n->log, SIGKILL);
     AWAIT(status_of(n->url, "GET", "/_status", NULL, NULL) == 200, 10);
-    struct response told[] = {get(n->url, "/k"), put(n->url, "/k", "v"), get(n->url, "/d/"),
-                              http(n->url, "DELETE", text("/_nodes/%s", node_id(n)), NULL, "", 0)};
+    struct response answers[] = {
+        get(n->url, "/k"), put(n->url, "/k", "v"), get(n->url, "/d/"),
+        http(n->url, "DELETE", text("/_nodes/%s", node_id(n)), NULL, "", 0)};
     for (int i = 0; i < 4; i++) {
-        ck_assert_int_eq(told[i].status, 503);
-        ck_assert_double_lt(told[i].seconds, 1 * slowness());
-        ck_assert_str_eq(told[i].body, i % 2
-                                           ? "not a member of a cluster yet; nothing was changed\n"
-                                           : "not a member of a cluster yet\n");
+        ck_assert_int_eq(answers[i].status, 503);
+        ck_assert_double_lt(answers[i].seconds, 1 * slowness());
+        ck_assert_str_eq(answers[i].body,
+                         i % 2 ? "not a member of a cluster yet; nothing was changed\n"
+                               : "not a member of a cluster yet\n");
     }
     static const char *const paths[] = {"/k", "/k?consistency=one", "/k?consistency=all"};
     for (int i = 0; i < 3; i++) {
@@ -3030,7 +3031,7 @@ START_TEST(test_what_is_under_way_at_sigterm_is_finished)
     raw_print(idle, "GET /none HTTP/1.1\r\nHost: x\r\n\r\n");
     ck_assert_int_eq(raw_receive(idle, 10).status, 404);
     raw_print(busy, "PUT /k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
-    pause_ms(200); /* until it is there: if not, it is refused, which is right too */
+    pause_ms(200); /* until it is there: if not, it is rejected, which is right too */
     node_signal(c, 1, SIGTERM);
     AWAIT(!node_healthy(&c->nodes[1]), 10);
     raw_print(busy, "56789");
@@ -3221,8 +3222,8 @@ START_TEST(test_a_node_with_another_secret_stays_outside)
     struct response r = get(c->nodes[0].url, "/_status");
     ck_assert_int_eq(json_count(r.body, "members"), 1);
     ck_assert(!node_healthy(&c->nodes[stranger]));
-    char *log = file_read(c->nodes[0].log, NULL), *told = strstr(log, "does not know our secret");
-    ck_assert_msg(told && !strstr(told + 1, "does not know our secret"), "%s", log);
+    char *log = file_read(c->nodes[0].log, NULL), *found = strstr(log, "does not know our secret");
+    ck_assert_msg(found && !strstr(found + 1, "does not know our secret"), "%s", log);
     kill(c->nodes[stranger].pid, SIGKILL);
     process_wait(c->nodes[stranger].pid, 10);
     c->nodes[stranger].pid = 0;
@@ -3230,7 +3231,7 @@ START_TEST(test_a_node_with_another_secret_stays_outside)
 }
 END_TEST
 
-/* Whoever listens where a node was gets the others' mail. */
+/* A process that listens where a node was receives the others' frames. */
 START_TEST(test_the_secret_is_never_sent)
 {
     static const char secret[] = "open sesame, open";
@@ -3240,7 +3241,7 @@ START_TEST(test_the_secret_is_never_sent)
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     ck_assert_int_eq(bind(listener, (struct sockaddr *)&address, bytes) | listen(listener, 8), 0);
     getsockname(listener, (struct sockaddr *)&address, &bytes);
-    char heard[1 << 16], *port = text("127.0.0.1:%d", free_port()), *log = fresh("log");
+    char received[1 << 16], *port = text("127.0.0.1:%d", free_port()), *log = fresh("log");
     size_t count = 0;
     pid_t pid =
         process_start((const char *[]){binary(), "--listen", port, "--data", fresh("data"),
@@ -3248,10 +3249,10 @@ START_TEST(test_the_secret_is_never_sent)
                                        text("127.0.0.1:%d", ntohs(address.sin_port)), NULL},
                       NULL, log, SIGKILL);
     int link = accept(listener, NULL, NULL);
-    for (ssize_t more = 1; more > 0 && !memmem(heard, count, "eMl", 3); count += (size_t)more)
-        more = recv(link, heard + count, sizeof heard - count, 0);
-    ck_assert_ptr_nonnull(memmem(heard, count, "POST /_mail", 11));
-    ck_assert_ptr_null(memmem(heard, count, secret, strlen(secret)));
+    for (ssize_t more = 1; more > 0 && !memmem(received, count, "eMl", 3); count += (size_t)more)
+        more = recv(link, received + count, sizeof received - count, 0);
+    ck_assert_ptr_nonnull(memmem(received, count, "POST /_mail", 11));
+    ck_assert_ptr_null(memmem(received, count, secret, strlen(secret)));
     kill(pid, SIGKILL);
     process_wait(pid, 10);
     close(link);
@@ -3324,7 +3325,7 @@ START_TEST(test_two_thousand_idle_connections_leave_the_others_served)
 }
 END_TEST
 
-/* More connections than there are places for: the longest idle ones go, and who asks is answered. */
+/* More connections than there are places for: the longest idle ones are closed, and requests are answered. */
 START_TEST(test_idle_connections_make_place_for_others)
 {
     enum { IDLE = 700 };

@@ -773,7 +773,7 @@ START_TEST(test_a_dead_member_is_evicted_and_joins_anew)
     node_start(c, 2);
     cluster_await(c, 4, 90);
     ck_assert_str_ne(node_id(&c->nodes[2]), id);
-    load_end_without_failure(l, "one evicted and joined anew");
+    load_end_without_failure(l, "one evicted and joined again");
     keys_are_everywhere(count, c);
     load_is_there(l, c);
     await_copies(c, count + load_keys(l), 3);
@@ -939,7 +939,7 @@ START_TEST(test_a_disk_lost_five_times_in_a_row_costs_no_request)
                 disk_overwritten(c, 2, 1 << 20);
             else
                 disk_lost(c, 2);
-            AWAIT(is_joining(c, 2) || cluster_settled(c, 3), 60);
+            AWAIT(is_joining(c, 2) || cluster_at_rest(c, 3), 60);
             while_joining += times % 2 && !again && is_joining(c, 2);
         }
         while (now() < lost + setting("ESTORAJE_TEST_APART", 1))
@@ -1050,7 +1050,7 @@ static char *cluster_of_all(const struct cluster *c)
     return found;
 }
 
-/* Who has no data may lose it at any time; of a cluster, one at a time, when all have it. */
+/* A node without data may lose its disk at any time; of a cluster, one at a time, when all have all. */
 static void started_in_disorder(unsigned seed)
 {
     struct cluster *c = cluster_expected(3);
@@ -1059,7 +1059,7 @@ static void started_in_disorder(unsigned seed)
     for (int step = 0; step < 12; step++) {
         int i = rand_r(&random) % 3, what = rand_r(&random) % 3;
         bool run = c->nodes[i].pid;
-        bool wipe = what == 1 && (!*cluster_of_all(c) || cluster_settled(c, 3));
+        bool wipe = what == 1 && (!*cluster_of_all(c) || cluster_at_rest(c, 3));
         if (run && (what == 0 || wipe))
             node_kill(c, i);
         if (wipe)
@@ -1363,15 +1363,15 @@ START_TEST(test_a_listing_is_complete_while_data_moves)
     enum { COUNT = 1200 };
     struct cluster *c = cluster_start(3, NULL);
     keys_on("PUT", COUNT, c->nodes[0].url);
-    int listed = 0, refused = 0;
+    int listed = 0, rejected = 0;
     node_start(c, cluster_add(c));
-    for (int round = 0; round < 200 && (round < 10 || !cluster_settled(c, 4)); round++) {
+    for (int round = 0; round < 200 && (round < 10 || !cluster_at_rest(c, 4)); round++) {
         int count = listing_count(c->nodes[round % 3].url, "/keys/?limit=333");
-        refused += count < 0;
+        rejected += count < 0;
         listed += count >= 0;
         ck_assert_msg(count < 0 || count == COUNT, "%d keys of %d", count, COUNT);
     }
-    ck_assert_msg(listed > 3 * refused, "%d listings, %d refused", listed, refused);
+    ck_assert_msg(listed > 3 * rejected, "%d listings, %d rejected", listed, rejected);
     cluster_await(c, 4, 60);
     for (int i = 0; i < 4; i++)
         ck_assert_int_eq(listing_count(c->nodes[i].url, "/keys/"), COUNT);
@@ -1510,7 +1510,7 @@ START_TEST(test_a_flipped_bit_reaches_nobody_and_is_repaired)
 }
 END_TEST
 
-/* Each was found by a GET, and mended: so no node begins anew when it is restarted. */
+/* Each was found by a GET, and mended: so no node rejoins under a new id when it is restarted. */
 START_TEST(test_bits_flipped_on_two_nodes_cost_a_rolling_restart_no_request)
 {
     struct cluster *c = behind_nginx(3, NULL);
@@ -1568,7 +1568,7 @@ static void megabytes_put(const char *url, int count)
     free(value);
 }
 
-/* A value that is damaged costs a pull, wherever it stands, and no node begins anew for it. */
+/* A value that is damaged costs a pull, wherever it stands, and no node rejoins under a new id for it. */
 START_TEST(test_values_damaged_at_every_node_are_all_there_after_a_restart)
 {
     struct cluster *c = cluster_start(3, NULL);
@@ -1619,7 +1619,7 @@ START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
     keys_on("PUT", COUNT, c->nginx_url);
     for (int kind = 0; kind < 2; kind++) {
         char *id = node_id(&c->nodes[1]), *log = in_folder(c->nodes[1].folder, "data");
-        if (kind) /* a later segment tells that there was more in the one that is cut */
+        if (kind) /* a later segment shows that there was more in the one that is cut */
             megabytes_put(c->nodes[0].url, 80);
         AWAIT(search(log, marked(7)).found > 0, 20);
         node_kill(c, 1);
@@ -1659,7 +1659,7 @@ static bool log_has(const struct node *n, const char *words)
 
 static const char a_copy_runs[] = "a copy of a node's data directory runs, or an old one";
 
-/* What the old copy has forgotten, others were told: it must not take part. */
+/* Others know what the old copy has forgotten: it must not take part. */
 START_TEST(test_a_directory_restored_from_an_older_copy_joins_under_a_new_id)
 {
     struct cluster *c = behind_nginx(3, NULL);
@@ -1793,7 +1793,7 @@ START_TEST(test_with_sync_none_holes_in_all_logs_cost_what_is_behind_them)
     }
     for (int n = 0; n < 3; n++)
         ck_assert_ptr_null(strstr(file_read(c->nodes[n].log, NULL), "hole in the log"));
-    /* Where a majority lives, which may have been told of what is lost, a node begins anew. */
+    /* Where a majority lives, which may know of what is lost, a node rejoins under a new id. */
     char *id = node_id(&c->nodes[1]);
     for (int i = 0; i < 60; i++)
         ck_assert_int_lt(put(c->nodes[0].url, text("/k%d", i), marked(100 + i)).status, 300);
@@ -2421,7 +2421,7 @@ static void *adder_run(void *argument)
             http(a->c->nodes[(turn + i) % 3].url, "POST", "/counter?op=add&by=1", NULL, NULL, 0);
         if (r.status == 200)
             __atomic_add_fetch(&a->acknowledged, 1, __ATOMIC_SEQ_CST);
-        else if ((r.status == 0 && !r.refused) || header(&r, "Estoraje-Outcome"))
+        else if ((r.status == 0 && !r.unconnected) || header(&r, "Estoraje-Outcome"))
             __atomic_add_fetch(&a->unknown, 1, __ATOMIC_SEQ_CST);
         response_free(&r);
     }

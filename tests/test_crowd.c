@@ -37,8 +37,8 @@ struct crowd {
     struct cluster *cluster;
     struct visitor all[CROWD];
     unsigned seed;
-    long visits, answers, refused; /* refused: 503 */
-    char wrong[128];               /* the first answer that is none of those that may be */
+    long visits, answers, rejected; /* rejected: 503 */
+    char wrong[128];                /* the first answer that is none of those that may be */
 };
 
 static int chance(struct crowd *c, int below)
@@ -138,7 +138,7 @@ static void answer_count(struct crowd *c, const struct visitor *v)
     if (!known && !*c->wrong)
         snprintf(c->wrong, sizeof c->wrong, "'%s' for %.40s", v->status, v->request);
     c->answers++;
-    c->refused += strstr(v->status, "503") != NULL;
+    c->rejected += strstr(v->status, "503") != NULL;
 }
 
 static void visitor_reads(struct crowd *c, struct visitor *v)
@@ -194,7 +194,7 @@ struct regular {
     bool stop;
     double *seconds; /* of each request */
     int count;
-    int refused; /* 503: too much was in flight */
+    int rejected; /* 503: too much was in flight */
     char failure[256];
 };
 
@@ -211,7 +211,7 @@ static void *regular_run(void *context)
         bool full = wrote.status == 503 && strstr(wrote.body, "overloaded");
         const char *is = full ? last[i % 50] : value;
         last[i % 50] = is;
-        r->refused += full;
+        r->rejected += full;
         bool well = (full || wrote.status == 201 || wrote.status == 204) &&
                     read.status == (is ? 200 : 404) && (!is || strcmp(read.body, is) == 0);
         if (!well && !*r->failure)
@@ -249,8 +249,8 @@ static int sockets_of(const struct cluster *c)
 
 static double seconds_to_run(void)
 {
-    const char *told = getenv("CROWD_SECONDS");
-    return told ? atof(told) : 16;
+    const char *seconds = getenv("CROWD_SECONDS");
+    return seconds ? atof(seconds) : 16;
 }
 
 START_TEST(test_a_crowd_of_bad_clients_costs_nothing_that_stays)
@@ -284,11 +284,11 @@ START_TEST(test_a_crowd_of_bad_clients_costs_nothing_that_stays)
     double p99 = r.seconds[r.count * 99 / 100], slowest = r.seconds[r.count - 1];
     char *seen = text("%ld visits, %ld answers (%ld 503); beside them %d requests, p50 %.1f ms, "
                       "p99 %.1f ms, slowest %.0f ms; memory %.0f MB, then %+.1f MB",
-                      c.visits, c.answers, c.refused, r.count, r.seconds[r.count / 2] * 1e3,
+                      c.visits, c.answers, c.rejected, r.count, r.seconds[r.count / 2] * 1e3,
                       p99 * 1e3, slowest * 1e3, memory / 1e6, grown / 1e6);
     if (getenv("CROWD_SECONDS"))
         printf("%s\n", seen);
-    ck_assert_msg(!*r.failure && !r.refused, "%s; %s", r.failure, seen);
+    ck_assert_msg(!*r.failure && !r.rejected, "%s; %s", r.failure, seen);
     ck_assert_msg(!*c.wrong, "%s", c.wrong);
     ck_assert_msg(c.answers > CROWD, "%s", seen);
     ck_assert_msg(p99 < 1 * slowness(), "%s", seen);
@@ -430,7 +430,7 @@ static double memory_peak(const struct node *n)
 
 static void all_dear_at_once(const char *memory, double limit)
 {
-    const char *told = getenv("DEAR_SECONDS");
+    const char *seconds = getenv("DEAR_SECONDS");
     struct rlimit files = {3 * DEAR_MAX, 3 * DEAR_MAX};
     setrlimit(RLIMIT_NOFILE, &files);
     dear_body = calloc(1, DEAR_BYTES);
@@ -446,7 +446,7 @@ static void all_dear_at_once(const char *memory, double limit)
     double leases = metric_sum(c, "estoraje_lease_expirations_total"), peak = 0;
     struct regular regular = {.url = c->nodes[0].url};
     pthread_create(&regular.thread, NULL, regular_run, &regular);
-    long visits = dear_run(c->nodes[0].port, header(&r, "ETag"), told ? atof(told) : 12);
+    long visits = dear_run(c->nodes[0].port, header(&r, "ETag"), seconds ? atof(seconds) : 12);
     __atomic_store_n(&regular.stop, true, __ATOMIC_SEQ_CST);
     pthread_join(regular.thread, NULL);
     for (int i = 0; i < NODES; i++)
@@ -456,7 +456,7 @@ static void all_dear_at_once(const char *memory, double limit)
     char *seen = text(
         "--memory %s: %ld visits; beside them %d requests (%d 503), p50 %.1f ms, p99 %.0f ms, "
         "slowest %.0f ms; at most %.0f MiB",
-        memory, visits, regular.count, regular.refused, regular.seconds[regular.count / 2] * 1e3,
+        memory, visits, regular.count, regular.rejected, regular.seconds[regular.count / 2] * 1e3,
         p99 * 1e3, regular.seconds[regular.count - 1] * 1e3, peak / (1 << 20));
     printf("%s\n", seen);
     ck_assert_msg(!*regular.failure, "%s; %s", regular.failure, seen);

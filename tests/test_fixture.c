@@ -1,6 +1,6 @@
 /*
  * test_fixture.c - a data directory that an earlier version wrote is read by this one, to the last
- * record. `make fixture` writes tests/data-VERSION.tar.gz anew; those of released versions stay.
+ * record. `make fixture` writes tests/data-VERSION.tar.gz again; those of released versions stay.
  *
  * It holds records of each kind, and a chain of views: a second node joined and left again, so that
  * the first can go on alone.

@@ -1,5 +1,5 @@
 /*
- * test_guard.c - who does not belong gets nothing: frames forged by strangers, frames that were heard
+ * test_guard.c - strangers get nothing: frames forged by them, frames that were overheard
  * and are sent again, and the secret itself. Real nodes; forge.c makes the frames.
  */
 #include "cluster.h"
@@ -145,7 +145,7 @@ static int post_begin(const struct node *n, const struct forger *f)
     return fd;
 }
 
-/* The answer's status, when all of it was heard; 0: the node hung up. */
+/* The answer's status, once all of it was received; 0: the node hung up. */
 static int post_end(int fd)
 {
     raw_send(fd, "0\r\n\r\n", 5);
@@ -166,15 +166,15 @@ static int post(const struct node *n, const struct forger *f, const void *bytes,
 static void forge_some(const struct node *n, const char *signs, bool member)
 {
     enum { EACH = 6 };
-    struct forger f = forger_of(n, STRANGER, signs), heard = f;
-    heard.secret = secret;
+    struct forger f = forger_of(n, STRANGER, signs), peer = f;
+    peer.secret = secret;
     f.from = member ? other_member(&f) : STRANGER;
     for (int what = 0; what < FORGERIES; what++)
         for (unsigned nth = 0; nth < EACH; nth++) {
             size_t bytes;
             uint8_t *frame = forge(&f, what, nth, &bytes);
             ck_assert_int_eq(post(n, &f, frame, bytes), 0);
-            ck_assert_int_eq(post(n, &heard, frame, bytes), 0);
+            ck_assert_int_eq(post(n, &peer, frame, bytes), 0);
             ck_assert_int_eq(post(n, NULL, frame, bytes), 401);
             free(frame);
         }
@@ -197,8 +197,8 @@ START_TEST(test_who_does_not_know_the_secret_changes_nothing)
     ck_assert_double_eq(metric_sum(c, "estoraje_lease_expirations_total"), leases);
     keys_check(c);
     for (int n = 0; n < NODES; n++) { /* not a line for each of them */
-        char *log = file_read(c->nodes[n].log, NULL), *told = strstr(log, "does not know our");
-        ck_assert_msg(told && !strstr(told + 1, "does not know our"), "%s", log);
+        char *log = file_read(c->nodes[n].log, NULL), *found = strstr(log, "does not know our");
+        ck_assert_msg(found && !strstr(found + 1, "does not know our"), "%s", log);
     }
     cluster_stop(c);
 }
@@ -232,8 +232,8 @@ START_TEST(test_who_does_not_know_the_secret_takes_no_memory)
 }
 END_TEST
 
-/* Bytes that nodes sent to who listens where a node was. */
-struct heard {
+/* Bytes that nodes sent to a process that listens where a node was. */
+struct overheard {
     uint8_t *bytes;
     size_t count;
 };
@@ -250,7 +250,7 @@ static int listen_at(int port)
 }
 
 /* How many frames there are in it. */
-static int frames_count(const struct heard *h)
+static int frames_count(const struct overheard *h)
 {
     int count = 0;
     size_t bytes;
@@ -259,12 +259,12 @@ static int frames_count(const struct heard *h)
     return count;
 }
 
-/* Hears so many frames at a port where nobody else listens. */
-static struct heard hear(int port, int frames)
+/* Receives so many frames at a port where nobody else listens. */
+static struct overheard overhear(int port, int frames)
 {
     enum { LINKS = 32, ROOM = 8 << 20 };
     struct pollfd fds[LINKS] = {{listen_at(port), POLLIN, 0}};
-    struct heard of[LINKS] = {{0}}, all = {malloc(ROOM), 0};
+    struct overheard of[LINKS] = {{0}}, all = {malloc(ROOM), 0};
     int links = 1, found = 0;
     for (double end = now() + 30 * slowness(); found < frames;) {
         REQUIRE(now() < end, "%d frames came", found);
@@ -300,7 +300,7 @@ START_TEST(test_old_frames_and_those_of_a_lost_id_change_nothing)
     struct cluster *c = cluster_start(NODES, with_secret("--lease", "1000"));
     keys_put(c, 0);
     node_kill(c, 0);
-    struct heard h = hear(c->nodes[0].port, FRAMES);
+    struct overheard h = overhear(c->nodes[0].port, FRAMES);
     ck_assert_ptr_null(memmem(h.bytes, h.count, secret, strlen(secret)));
     node_start(c, 0);
     cluster_await(c, NODES, 30);

@@ -60,7 +60,7 @@ static struct history_op get_number(uint64_t start, uint64_t end, int64_t number
 static struct history_op get_nothing(uint64_t start, uint64_t end)
 {
     return (struct history_op){
-        .kind = HISTORY_GET, .outcome = HISTORY_REFUSED, .start = start, .end = end};
+        .kind = HISTORY_GET, .outcome = HISTORY_REJECTED, .start = start, .end = end};
 }
 
 static struct history_op delete (uint64_t start, uint64_t end)
@@ -74,7 +74,7 @@ static struct history_op add(uint64_t start, uint64_t end, int64_t delta, int64_
         .kind = HISTORY_ADD, .start = start, .end = end, .delta = delta, .value = (uint64_t)sum};
 }
 
-static struct history_op told(struct history_op op, uint64_t modified)
+static struct history_op with_etag(struct history_op op, uint64_t modified)
 {
     op.etag[0] = modified;
     op.etag[1] = 7;
@@ -124,10 +124,10 @@ START_TEST(test_a_read_sees_the_write_before_it)
 {
     struct history_op good[] = {get_nothing(1, 2),  put(3, 4, 11),
                                 get(5, 6, 11),      delete (7, 8),
-                                get_nothing(9, 10), but(delete (11, 12), HISTORY_REFUSED)};
+                                get_nothing(9, 10), but(delete (11, 12), HISTORY_REJECTED)};
     expect_linearizable(good, COUNT(good));
     struct history_op bad[] = {put(3, 4, 11), get_nothing(5, 6)};
-    expect_violated(bad, COUNT(bad), "#1 client 0 [5, 6] GET: refused");
+    expect_violated(bad, COUNT(bad), "#1 client 0 [5, 6] GET: rejected");
 }
 END_TEST
 
@@ -168,9 +168,9 @@ END_TEST
 START_TEST(test_a_lost_update_is_a_violation)
 {
     struct history_op both_swapped[] = {
-        told(put(1, 2, 11), 5),
-        told(if_etag(put(3, 10, 12), 5), 6),
-        told(if_etag(put(3, 10, 13), 5), 7),
+        with_etag(put(1, 2, 11), 5),
+        with_etag(if_etag(put(3, 10, 12), 5), 6),
+        with_etag(if_etag(put(3, 10, 13), 5), 7),
     };
     expect_violated(both_swapped, COUNT(both_swapped), "if etag 5-7");
     struct history_op both_created[] = {on(put(3, 10, 12), HISTORY_IF_ABSENT),
@@ -184,22 +184,22 @@ END_TEST
 START_TEST(test_one_of_two_swaps_is_refused)
 {
     struct history_op good[] = {
-        told(put(1, 2, 11), 5),
-        told(if_etag(put(3, 10, 12), 5), 6),
-        told(but(if_etag(put(3, 10, 13), 5), HISTORY_REFUSED), 6),
-        but(on(put(3, 10, 14), HISTORY_IF_ABSENT), HISTORY_REFUSED),
+        with_etag(put(1, 2, 11), 5),
+        with_etag(if_etag(put(3, 10, 12), 5), 6),
+        with_etag(but(if_etag(put(3, 10, 13), 5), HISTORY_REJECTED), 6),
+        but(on(put(3, 10, 14), HISTORY_IF_ABSENT), HISTORY_REJECTED),
         on(put(11, 12, 15), HISTORY_IF_PRESENT),
     };
     expect_linearizable(good, COUNT(good));
     good[1].outcome = HISTORY_FAILED;
     good[2].etag[0] = 5;
-    expect_violated(good, COUNT(good), "if etag 5-7: refused, etag 5-7");
+    expect_violated(good, COUNT(good), "if etag 5-7: rejected, etag 5-7");
 }
 END_TEST
 
 START_TEST(test_a_swap_fits_the_etag_and_not_the_value)
 {
-    struct history_op bad[] = {told(put(1, 2, 11), 5), if_etag(put(3, 4, 12), 4)};
+    struct history_op bad[] = {with_etag(put(1, 2, 11), 5), if_etag(put(3, 4, 12), 4)};
     expect_violated(bad, COUNT(bad), "leaves what #0 wrote: value 11");
 }
 END_TEST
@@ -210,17 +210,17 @@ START_TEST(test_a_double_apply_is_a_violation)
     expect_violated(sum, COUNT(sum), "leaves what #0 wrote: number 5");
     struct history_op overwritten[] = {put(1, 2, 11), put(3, 4, 12), get(5, 6, 12), get(7, 8, 11)};
     expect_violated(overwritten, COUNT(overwritten), "must stay for #3");
-    struct history_op two_etags[] = {told(put(1, 2, 11), 5), told(get(3, 4, 11), 6)};
+    struct history_op two_etags[] = {with_etag(put(1, 2, 11), 5), with_etag(get(3, 4, 11), 6)};
     expect_violated(two_etags, COUNT(two_etags), "H2: a value has two ETags");
 }
 END_TEST
 
-START_TEST(test_a_write_applied_after_its_client_was_told_no_is_a_violation)
+START_TEST(test_a_write_applied_after_it_was_rejected_is_a_violation)
 {
-    struct history_op refused[] = {put(1, 2, 11),
-                                   but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED),
-                                   delete (5, 6), get(7, 8, 12)};
-    expect_violated(refused, COUNT(refused), "H1: a refused write was read");
+    struct history_op rejected[] = {put(1, 2, 11),
+                                    but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REJECTED),
+                                    delete (5, 6), get(7, 8, 12)};
+    expect_violated(rejected, COUNT(rejected), "H1: a rejected write was read");
     struct history_op failed[] = {but(put(1, 2, 11), HISTORY_FAILED), get(7, 8, 11)};
     expect_violated(failed, COUNT(failed), "H1: a failed write was read");
     struct history_op unread[] = {but(put(1, 2, 11), HISTORY_FAILED),
@@ -247,7 +247,7 @@ START_TEST(test_an_unknown_write_may_be_applied_late)
                                  get(20, 21, 11)};
     expect_violated(twice, COUNT(twice), "Not linearizable");
     struct history_op unread[] = {put_unknown(1, 11),
-                                  but(on(put(9, 10, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED)};
+                                  but(on(put(9, 10, 12), HISTORY_IF_ABSENT), HISTORY_REJECTED)};
     expect_linearizable(unread, COUNT(unread));
     struct history_op one_for_two[] = {put_unknown(1, 11), delete (2, 3), delete (4, 5)};
     expect_violated(one_for_two, COUNT(one_for_two), "leaves nothing");
@@ -269,14 +269,14 @@ START_TEST(test_of_two_unknown_writes_the_one_that_fits_more_rarely_is_used_firs
     struct history_op good[] = {
         put_unknown(1, 21),
         on(put_unknown(1, 22), HISTORY_IF_ABSENT),
-        but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED),
+        but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REJECTED),
         delete (5, 6),
-        told(put(7, 8, 11), 5),
-        but(if_etag(put(9, 10, 13), 5), HISTORY_REFUSED),
+        with_etag(put(7, 8, 11), 5),
+        but(if_etag(put(9, 10, 13), 5), HISTORY_REJECTED),
     };
     expect_linearizable(good, COUNT(good));
     good[0].outcome = HISTORY_FAILED;
-    expect_violated(good, COUNT(good), "if etag 5-7: refused");
+    expect_violated(good, COUNT(good), "if etag 5-7: rejected");
 }
 END_TEST
 
@@ -296,7 +296,7 @@ START_TEST(test_a_deleted_key_that_comes_back_is_a_violation)
     struct history_op bad[] = {put(1, 2, 11), delete (3, 4), get_nothing(5, 6), get(7, 8, 11)};
     expect_violated(bad, COUNT(bad), "leaves");
     struct history_op unread[] = {put(1, 2, 11), delete (3, 4),
-                                  existed(put(5, 6, 12), HISTORY_MADE), delete (7, 8),
+                                  existed(put(5, 6, 12), HISTORY_CREATED), delete (7, 8),
                                   delete (9, 10)};
     expect_violated(unread, COUNT(unread), "leaves nothing");
 }
@@ -304,47 +304,48 @@ END_TEST
 
 START_TEST(test_etags_never_sort_lower_as_time_goes_on)
 {
-    struct history_op writes[] = {told(put(1, 2, 11), 5), told(put(3, 4, 12), 4)};
+    struct history_op writes[] = {with_etag(put(1, 2, 11), 5), with_etag(put(3, 4, 12), 4)};
     expect_violated(writes, COUNT(writes), "H3: a later ETag sorts lower");
-    struct history_op at_once[] = {told(put(1, 3, 11), 5), told(put(3, 4, 12), 4)};
+    struct history_op at_once[] = {with_etag(put(1, 3, 11), 5), with_etag(put(3, 4, 12), 4)};
     expect_linearizable(at_once, COUNT(at_once));
-    struct history_op reads[] = {told(get(1, 20, 11), 5), put(1, 20, 11), delete (21, 22),
-                                 told(put(23, 24, 12), 3)};
+    struct history_op reads[] = {with_etag(get(1, 20, 11), 5), put(1, 20, 11), delete (21, 22),
+                                 with_etag(put(23, 24, 12), 3)};
     expect_violated(reads, COUNT(reads), "H3: a later ETag sorts lower");
-    struct history_op again[] = {told(get(1, 2, 11), 5), put(1, 9, 11), told(add(3, 4, 1, 1), 5)};
+    struct history_op again[] = {with_etag(get(1, 2, 11), 5), put(1, 9, 11),
+                                 with_etag(add(3, 4, 1, 1), 5)};
     expect_violated(again, COUNT(again), "H2: an ETag names two values");
-    struct history_op number[] = {told(add(1, 2, 1, 1), 5), told(put(1, 2, 1), 5)};
+    struct history_op number[] = {with_etag(add(1, 2, 1, 1), 5), with_etag(put(1, 2, 1), 5)};
     number[1].number = true;
     expect_violated(number, COUNT(number), "H2: two writes got one ETag");
     struct history_op early[] = {
         put(1, 2, 11),
-        told(but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REFUSED), 5),
-        told(put(5, 6, 13), 5),
+        with_etag(but(on(put(3, 4, 12), HISTORY_IF_ABSENT), HISTORY_REJECTED), 5),
+        with_etag(put(5, 6, 13), 5),
     };
-    expect_violated(early, COUNT(early), "H3: an ETag was told before its write");
+    expect_violated(early, COUNT(early), "H3: an ETag was returned before its write");
 }
 END_TEST
 
 START_TEST(test_an_etag_names_one_state_of_a_counter)
 {
-    struct history_op good[] = {add(1, 2, 1, 1), told(get_number(3, 4, 1), 5), add(5, 6, 1, 2),
-                                add(7, 8, -1, 1), told(get_number(9, 10, 1), 8)};
+    struct history_op good[] = {add(1, 2, 1, 1), with_etag(get_number(3, 4, 1), 5), add(5, 6, 1, 2),
+                                add(7, 8, -1, 1), with_etag(get_number(9, 10, 1), 8)};
     expect_linearizable(good, COUNT(good));
     good[4].etag[0] = 5;
     expect_violated(good, COUNT(good), "Not linearizable");
-    struct history_op gone_by_then[] = {add(1, 2, 1, 1), told(get_number(3, 4, 1), 5),
+    struct history_op gone_by_then[] = {add(1, 2, 1, 1), with_etag(get_number(3, 4, 1), 5),
                                         add(5, 6, 1, 2), if_etag(put_unknown(7, 11), 5),
-                                        but(add(9, 10, 1, 0), HISTORY_REFUSED)};
+                                        but(add(9, 10, 1, 0), HISTORY_REJECTED)};
     expect_violated(gone_by_then, COUNT(gone_by_then), "number 2");
 }
 END_TEST
 
 START_TEST(test_a_refused_swap_tells_what_the_etag_is_not)
 {
-    struct history_op bad[] = {add(1, 2, 1, 1), but(if_etag(put(3, 4, 11), 5), HISTORY_REFUSED),
-                               told(get_number(5, 6, 1), 5)};
+    struct history_op bad[] = {add(1, 2, 1, 1), but(if_etag(put(3, 4, 11), 5), HISTORY_REJECTED),
+                               with_etag(get_number(5, 6, 1), 5)};
     expect_violated(bad, COUNT(bad), "ok number 1, etag 5-7");
-    struct history_op good[] = {bad[0], bad[1], add(5, 6, 1, 2), told(get_number(7, 8, 2), 5)};
+    struct history_op good[] = {bad[0], bad[1], add(5, 6, 1, 2), with_etag(get_number(7, 8, 2), 5)};
     expect_linearizable(good, COUNT(good));
 }
 END_TEST
@@ -355,15 +356,15 @@ START_TEST(test_a_counter_counts_from_nothing_and_only_on_numbers)
                                 add(3, 4, 3, 0),
                                 get_number(5, 6, 0),
                                 put(7, 8, 11),
-                                but(add(9, 10, 1, 0), HISTORY_REFUSED),
+                                but(add(9, 10, 1, 0), HISTORY_REJECTED),
                                 delete (11, 12),
                                 add(13, 14, 2, 2)};
     expect_linearizable(good, COUNT(good));
     struct history_op overflow[] = {add(1, 2, INT64_MAX, INT64_MAX),
-                                    but(add(3, 4, 1, 0), HISTORY_REFUSED)};
+                                    but(add(3, 4, 1, 0), HISTORY_REJECTED)};
     expect_linearizable(overflow, COUNT(overflow));
-    struct history_op refused[] = {add(1, 2, 3, 3), but(add(3, 4, 1, 0), HISTORY_REFUSED)};
-    expect_violated(refused, COUNT(refused), "number 3");
+    struct history_op rejected[] = {add(1, 2, 3, 3), but(add(3, 4, 1, 0), HISTORY_REJECTED)};
+    expect_violated(rejected, COUNT(rejected), "number 3");
     struct history_op unknown[] = {add(1, 2, 1, 1), but(add(1, 2, 5, 0), HISTORY_UNKNOWN),
                                    but(add(1, 2, 5, 0), HISTORY_UNKNOWN), add(30, 31, 1, 12)};
     expect_linearizable(unknown, COUNT(unknown));
@@ -388,7 +389,7 @@ START_TEST(test_a_value_expires_within_its_time)
     expect_violated(replaced, COUNT(replaced), "leaves what #1 wrote");
     struct history_op lock[] = {
         on(gone(put(1, 2, 11), 50, 60), HISTORY_IF_ABSENT),
-        but(on(gone(put(3, 4, 12), 50, 60), HISTORY_IF_ABSENT), HISTORY_REFUSED),
+        but(on(gone(put(3, 4, 12), 50, 60), HISTORY_IF_ABSENT), HISTORY_REJECTED),
         on(gone(put(65, 66, 13), 80, 90), HISTORY_IF_ABSENT),
     };
     expect_linearizable(lock, COUNT(lock));
@@ -412,8 +413,8 @@ START_TEST(test_a_write_applied_after_its_expiry_is_never_seen)
                                    get(5, 100, 11)};
     expect_linearizable(patient, COUNT(patient));
     /* The second is made when the first has expired, and that is after its own expiry. */
-    struct history_op second[] = {existed(gone(put(1, 5, 11), 50, 60), HISTORY_MADE),
-                                  existed(gone(put(1, 90, 12), 10, 20), HISTORY_MADE),
+    struct history_op second[] = {existed(gone(put(1, 5, 11), 50, 60), HISTORY_CREATED),
+                                  existed(gone(put(1, 90, 12), 10, 20), HISTORY_CREATED),
                                   get(1, 90, 12)};
     expect_violated(second, COUNT(second), "(expiry)");
     second[1].gone_by = 50;
@@ -435,20 +436,20 @@ END_TEST
 
 START_TEST(test_names_alone_are_checked_where_the_order_may_be_any)
 {
-    const struct history_op stale[] = {told(put(0, 1, 1), 10), told(put(2, 3, 2), 20),
-                                       told(get(4, 5, 1), 10)};
+    const struct history_op stale[] = {with_etag(put(0, 1, 1), 10), with_etag(put(2, 3, 2), 20),
+                                       with_etag(get(4, 5, 1), 10)};
     expect_violated(stale, COUNT(stale), "H3");
     ck_assert_int_eq(history_check_names(stale, COUNT(stale), why, sizeof why),
                      HISTORY_LINEARIZABLE);
-    const struct history_op twice[] = {told(put(0, 1, 1), 10), put(2, 3, 2),
-                                       told(get(4, 5, 1), 20)};
+    const struct history_op twice[] = {with_etag(put(0, 1, 1), 10), put(2, 3, 2),
+                                       with_etag(get(4, 5, 1), 20)};
     ck_assert_int_eq(history_check_names(twice, COUNT(twice), why, sizeof why), HISTORY_VIOLATED);
     ck_assert_ptr_nonnull(strstr(why, "H2: a value has two ETags"));
-    struct history_op refused[] = {put(0, 9, 1), get(2, 3, 1)};
-    refused[0].condition = HISTORY_IF_PRESENT;
-    refused[0].outcome = HISTORY_REFUSED;
-    expect_violated(refused, COUNT(refused), "H1: a refused write was read");
-    ck_assert_int_eq(history_check_names(refused, COUNT(refused), why, sizeof why),
+    struct history_op rejected[] = {put(0, 9, 1), get(2, 3, 1)};
+    rejected[0].condition = HISTORY_IF_PRESENT;
+    rejected[0].outcome = HISTORY_REJECTED;
+    expect_violated(rejected, COUNT(rejected), "H1: a rejected write was read");
+    ck_assert_int_eq(history_check_names(rejected, COUNT(rejected), why, sizeof why),
                      HISTORY_LINEARIZABLE);
     const struct history_op nobodys[] = {put(0, 1, 1), get(2, 3, 2)};
     ck_assert_int_eq(history_check_names(nobodys, COUNT(nobodys), why, sizeof why),
@@ -582,12 +583,12 @@ static void atomic_apply(const struct load *load, struct atomic_register *at,
                (op->condition == HISTORY_IF_PRESENT && at->present) ||
                (op->condition == HISTORY_IF_ETAG && at->present &&
                 memcmp(op->etag_expected, at->etag, sizeof at->etag) == 0);
-    bool refused = !met ||
-                   ((op->kind == HISTORY_GET || op->kind == HISTORY_DELETE) && !at->present) ||
-                   (op->kind == HISTORY_ADD && at->present && !at->number);
-    if (refused) {
+    bool rejected = !met ||
+                    ((op->kind == HISTORY_GET || op->kind == HISTORY_DELETE) && !at->present) ||
+                    (op->kind == HISTORY_ADD && at->present && !at->number);
+    if (rejected) {
         if (!unknown)
-            op->outcome = HISTORY_REFUSED;
+            op->outcome = HISTORY_REJECTED;
         if (op->kind == HISTORY_ADD || op->kind == HISTORY_GET)
             op->value = 0;
         if (at->present)
@@ -612,7 +613,7 @@ static void atomic_apply(const struct load *load, struct atomic_register *at,
         if (op->gone_from != 0)
             at->gone_at = op->gone_from + random_below(op->gone_by - op->gone_from + 1);
         if (!unknown && random_percent(50))
-            op->existed = was.present ? HISTORY_REPLACED : HISTORY_MADE;
+            op->existed = was.present ? HISTORY_REPLACED : HISTORY_CREATED;
         break;
     case HISTORY_ADD:
         if (!at->present)
@@ -826,7 +827,7 @@ static bool plain_take(const struct plain *plain, size_t i, unsigned taken, unsi
         met = met && (!state.present || state.number) &&
               !__builtin_add_overflow((int64_t)state.value, op->delta, &sum);
     bool told = (op->etag[0] | op->etag[1]) != 0;
-    if (op->outcome == HISTORY_REFUSED)
+    if (op->outcome == HISTORY_REJECTED)
         return !met && (!told || (state.present && state.etag == plain_etag(plain, op->etag))) &&
                plain_from(plain, taken, etags_given, moment, state);
     if (!met)
@@ -841,7 +842,7 @@ static bool plain_take(const struct plain *plain, size_t i, unsigned taken, unsi
     case HISTORY_DELETE:
         return plain_from(plain, taken, etags_given, moment, (struct plain_state){0});
     case HISTORY_PUT:
-        if ((op->existed == HISTORY_MADE && state.present) ||
+        if ((op->existed == HISTORY_CREATED && state.present) ||
             (op->existed == HISTORY_REPLACED && !state.present))
             return false;
         state = (struct plain_state){true, op->number, op->value, op->gone_from, op->gone_by, 0};
@@ -890,7 +891,7 @@ static bool plain_etags_sorted(const struct history_op *ops, size_t count)
     for (size_t i = 0; i < count; i++) {
         for (size_t j = 0; j < count; j++) {
             const struct history_op *a = &ops[i], *b = &ops[j];
-            if (a->outcome > HISTORY_REFUSED || b->outcome > HISTORY_REFUSED || a->etag[0] == 0 ||
+            if (a->outcome > HISTORY_REJECTED || b->outcome > HISTORY_REJECTED || a->etag[0] == 0 ||
                 b->etag[0] == 0 || a->end >= b->start)
                 continue;
             bool new = b->kind != HISTORY_GET && b->outcome == HISTORY_OK;
@@ -954,7 +955,7 @@ static struct history_op random_op(uint64_t id, unsigned time_max, bool ttl)
         op.value = op.outcome == HISTORY_OK ? random_below(3) : 0;
     }
     bool tells =
-        op.outcome == HISTORY_REFUSED || (op.outcome == HISTORY_OK && op.kind != HISTORY_DELETE);
+        op.outcome == HISTORY_REJECTED || (op.outcome == HISTORY_OK && op.kind != HISTORY_DELETE);
     if (tells && random_percent(25))
         etag_random(op.etag);
     return op;
@@ -964,8 +965,8 @@ static struct history_op random_op(uint64_t id, unsigned time_max, bool ttl)
 static void mutate(struct history_op *ops, size_t count)
 {
     struct history_op *op = &ops[random_below(count)], *other = &ops[random_below(count)];
-    bool tells =
-        op->outcome == HISTORY_REFUSED || (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
+    bool tells = op->outcome == HISTORY_REJECTED ||
+                 (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
     switch (random_below(6)) {
     case 0:
         if (op->kind == HISTORY_GET && other->kind != HISTORY_DELETE) {
@@ -1069,7 +1070,7 @@ int main(void)
     tcase_add_test(hand, test_one_of_two_swaps_is_refused);
     tcase_add_test(hand, test_a_swap_fits_the_etag_and_not_the_value);
     tcase_add_test(hand, test_a_double_apply_is_a_violation);
-    tcase_add_test(hand, test_a_write_applied_after_its_client_was_told_no_is_a_violation);
+    tcase_add_test(hand, test_a_write_applied_after_it_was_rejected_is_a_violation);
     tcase_add_test(hand, test_a_value_from_nowhere_is_a_violation);
     tcase_add_test(hand, test_an_unknown_write_may_be_applied_late);
     tcase_add_test(hand, test_an_unknown_write_may_never_be_applied);

@@ -2,12 +2,12 @@
  * The simulator: whole clusters of `struct node` in one process, under a network, disks and clocks
  * that a seed decides. Nothing here comes from the real clock, so that a seed replays its run.
  *
- *   1  Limits        smaller than the program's, so that little time shows much
- *   2  The world     events, hosts, what a seed chose
+ *   1  Limits        smaller than the program's, so that they are reached in a short run
+ *   2  State         events, hosts, what a seed chose
  *   3  Trace         what SEED=n TRACE=1 prints
  *   4  The disk      a stream of bytes; what was not synced may be lost, or torn
  *   5  Hosts         start, crash, restart, a new id
- *   6  The network   batches late, lost, doubled, cut off
+ *   6  The network   frames late, lost, doubled, cut off
  *   7  Clients       operations, repeats, and the history of each key
  *   8  Faults        what goes wrong, and when
  *   9  Judgement     histories, and the state after all is healed
@@ -113,39 +113,39 @@ enum {
     AHEAD = 72 << 10,  /* space that it takes behind the log's end, if there is any */
     WARM_MAX = 16,
     OPS_MAX = 9000, /* in the history of one key */
-    HEARD_MAX = 64,
+    OVERHEARD_MAX = 64,
     TICK = 10000, /* microseconds, on average */
 };
 #define FORGET_TIME   (30 * SECOND)       /* owners that agree by chance have done so by then */
 #define VALUE_OF_ONE  (UINT64_C(1) << 40) /* a write of consistency=one has one above it */
 #define WALL_AT_START (UINT64_C(1763712000) * SECOND)
 
-/* The ring of a view is the same for all nodes, and is made once. */
+/* The ring of a view is the same for all nodes, so it is computed once. */
 static void ring_place(struct ring *ring, const struct member *members, size_t members_count,
                        uint64_t mask, unsigned replicas)
 {
     static struct {
         uint64_t name;
         struct ring ring;
-    } made[64];
+    } kept[64];
     uint64_t of[3] = {mask, replicas, members_count};
     uint64_t name = XXH3_64bits_withSeed(of, sizeof of, 1);
     for (size_t i = 0; i < members_count; i++)
         name = XXH3_64bits_withSeed(&members[i].id, 12, name) ^
                XXH3_64bits_withSeed(members[i].zone, ZONE_BYTES, name + 1);
-    if (made[name % 64].name != name) {
-        made[name % 64].name = name;
-        ring_place_slowly(&made[name % 64].ring, members, members_count, mask, replicas);
+    if (kept[name % 64].name != name) {
+        kept[name % 64].name = name;
+        ring_place_slowly(&kept[name % 64].ring, members, members_count, mask, replicas);
     }
-    *ring = made[name % 64].ring;
+    *ring = kept[name % 64].ring;
 }
 
-/* === 2 The world ============================================================================== */
+/* === 2 State ================================================================================== */
 
 enum event_type {
     WORDS,
     TICKS,
-    MAIL,
+    FRAME,
     DISK_DONE,
     ARRIVE,
     CLIENT,
@@ -170,7 +170,7 @@ struct event {
 /* What a node had on disk, so that it must know it after a restart. */
 struct memory {
     uint64_t epoch, clock_bound;
-    struct ballot floors[PARTITIONS];
+    struct ballot promise_floors[PARTITIONS];
     struct bytes records; /* struct record_kept */
 };
 
@@ -234,13 +234,13 @@ enum fault {
     SLOW,
     FULL,    /* no room on the disk */
     MOVE,    /* hosts get new addresses: one, or all at once */
-    LOSS,    /* any disks at once, for good; somebody says so */
+    LOSS,    /* any disks at once, for good; an operator declares them lost */
     SWAP,    /* the disk is put aside, the machine has an empty one; or it is put back */
     HANG,    /* the disk stalls, and then the host dies */
     RESTORE, /* a host's disk is copied, or is the copy again */
     TWIN,    /* another host is started with the copy, and stopped after a while */
     JUMP,    /* one wall clock, or all, are an hour ahead for a while; or all go back, or drift */
-    LIE,     /* frames that were heard are sent again, to anyone, and a stranger sends its own */
+    LIE,     /* old frames are sent again, to anyone, and a stranger sends its own */
     FAULT_KINDS
 };
 
@@ -251,7 +251,7 @@ struct plan {
     uint64_t fault_pause;
     unsigned weight[FAULT_KINDS];
     unsigned loss, twice, cold, late;
-    uint64_t delay, delay_far; /* of mail, usually and sometimes */
+    uint64_t delay, delay_far; /* of frames, usually and sometimes */
     uint64_t sync_time;
     uint64_t lease, evict_after;
     uint64_t skew;        /* clocks are wrong by at most it */
@@ -283,13 +283,13 @@ struct key {
     struct ballot newest; /* the highest that any node had on disk; it may be down by now */
     struct ballot acked;  /* ONE: the highest that was acknowledged */
     bool acked_put;       /* and it was a PUT */
-    struct fact {         /* what was told of a record with that ETag */
+    struct fact {         /* what was reported of a record with that ETag */
         uint64_t etag[2], expiry;
         uint32_t value_bytes;
     } facts[64];
 };
 
-struct world {
+struct simulation {
     uint64_t seed, random, now, sequence, faults_until;
     struct event *heap;
     size_t heap_count, heap_capacity;
@@ -303,8 +303,8 @@ struct world {
     struct client *clients;
     unsigned clients_busy;
     bool healed, over;
-    struct bytes heard[HEARD_MAX]; /* frames that a liar remembers */
-    uint64_t last_reads;           /* that are to be made when all is over */
+    struct bytes overheard[OVERHEARD_MAX]; /* frames that a liar remembers */
+    uint64_t last_reads;                   /* that are to be made when all is over */
     bool last_phase;
     bool clocks_ran_ahead; /* of the clients': what they repeat may count as too old */
     uint64_t next_value;
@@ -325,7 +325,7 @@ struct world {
     uint64_t histories, undecided; /* that were checked; of them those that were too much */
     struct counters sum;
 };
-static struct world w;
+static struct simulation w;
 static int tracing;
 static const char mix_calm[] = "calm";
 static bool quiet_failures; /* a mutant is to fail */
@@ -415,7 +415,7 @@ __attribute__((format(printf, 2, 3))) static void trace(const struct host *h, co
     putchar('\n');
 }
 
-/* Ids are told as the host that had them last. */
+/* An id is printed as the host that had it last. */
 static const char *id_name(uint64_t id)
 {
     static char names[8][24];
@@ -505,8 +505,8 @@ static void on_abort(int number)
 
 /* === 4 The disk ===============================================================================
  *
- * One array of bytes by LSN. Up to disk_synced a crash declares_lost nothing. Whole segments below the
- * log's first needed byte are gone: they are filled with rubbish.
+ * One array of bytes by LSN. Up to disk_synced a crash loses nothing. Whole segments below the
+ * log's first needed byte are removed: they are filled with garbage.
  */
 
 static void host_settle(struct host *h);
@@ -728,7 +728,7 @@ static void host_start(struct host *h);
 
 /* As server_rejoin does it: the new log begins behind the old one, behind damage in a segment of its
  * own. It may stop before what is below is gone. */
-static void host_begin_anew(struct host *h, struct node *before, bool damaged)
+static void host_rejoin(struct host *h, struct node *before, bool damaged)
 {
     if (!RULE(17)) { /* the id is kept: it would count as gone for ever */
         host_begin(h, before);
@@ -757,7 +757,7 @@ static void host_begin_anew(struct host *h, struct node *before, bool damaged)
     node_free(before);
     node_free(h->node);
     h->node = NULL;
-    trace(h, "begins anew with id %016" PRIx64, h->id);
+    trace(h, "rejoins under the new id %016" PRIx64, h->id);
     host_start(h);
 }
 
@@ -772,7 +772,7 @@ static void host_notes(struct host *h)
     for (uint16_t p = 0; p < PARTITIONS; p++) {
         const struct partition *q = &n->partitions[p];
         bool durable = q->promise_floor.time && q->promise_floor_lsn < n->log.durable;
-        k->floors[p] = durable ? q->promise_floor : (struct ballot){0};
+        k->promise_floors[p] = durable ? q->promise_floor : (struct ballot){0};
         for (uint32_t i = 0; i < q->count; i++) {
             const struct entry *e = q->entries[i];
             struct record_kept r = {p, e->key_bytes, {0}, e->accepted};
@@ -789,12 +789,12 @@ static void host_remembers(const struct host *h)
     const struct node *n = h->node;
     const struct memory *k = &h->kept;
     if (n->clock_bound < k->clock_bound || node_epoch(n) < k->epoch)
-        violation("h%d: a restart forgot the reserve, or a view", h->index);
+        violation("h%d: a restart forgot the clock bound, or a view", h->index);
     if (node_epoch(n) > k->epoch)
         return; /* a view adopted in the batch that was being written may drop what was there */
     for (uint16_t p = 0; p < PARTITIONS; p++)
-        if (ballot_compare(n->partitions[p].promise_floor, k->floors[p]) < 0)
-            violation("h%d: a restart forgot the floor of partition %u", h->index, p);
+        if (ballot_compare(n->partitions[p].promise_floor, k->promise_floors[p]) < 0)
+            violation("h%d: a restart forgot the promise floor of partition %u", h->index, p);
     const struct record_kept *r = (const struct record_kept *)k->records.data;
     for (size_t i = 0; i < k->records.count / sizeof *r; i++) {
         const struct entry *e =
@@ -822,7 +822,7 @@ static void host_start(struct host *h)
         trace(h, whole ? "is no member any more" : "its log is damaged");
         struct node *before = h->node;
         h->node = NULL;
-        host_begin_anew(h, before, !whole);
+        host_rejoin(h, before, !whole);
         return;
     }
     host_remembers(h);
@@ -852,7 +852,7 @@ static void host_crash(struct host *h)
         host_notes(h);
     drive_tear(h);
     struct node *n = h->node;
-    h->node = NULL; /* so that no reply is heard */
+    h->node = NULL; /* so that no reply counts */
     h->boot++;
     h->paused_until = 0;
     node_free(n);
@@ -877,7 +877,7 @@ static void views_check(struct host *h)
         const struct view *v = n->views[h->epoch_seen];
         uint64_t e = h->epoch_seen;
         if (n->log.durable < n->view_lsn && w.plan.expects && !e)
-            break; /* nobody but this node has heard of it, and it may forget it in a crash */
+            break; /* only this node knows of it, and may forget it in a crash */
         if (e >= w.views_count) {
             w.views = realloc(w.views, (e + 1) * sizeof *w.views);
             memset(w.views + w.views_count, 0, (e + 1 - w.views_count) * sizeof *w.views);
@@ -907,17 +907,17 @@ static bool is_cut(int from, int to)
 static void mail_push(int from, int to, uint64_t at, const struct bytes *batch)
 {
     void *data = memcpy(allocate(batch->count), batch->data, batch->count);
-    event_push((struct event){at, 0, MAIL, to, 0, data, batch->count, from});
+    event_push((struct event){at, 0, FRAME, to, 0, data, batch->count, from});
 }
 
-static void mail_send(struct host *h, const struct peer *p, const struct bytes *batch)
+static void frame_send(struct host *h, const struct peer *p, const struct bytes *batch)
 {
     int to = *p->address == 'h' ? atoi(p->address + 1) : -1;
     if (to < 0 || to >= (int)w.hosts_count || is_cut(h->index, to) ||
         strcmp(p->address, w.hosts[to].address) != 0)
         return;
     if (w.plan.weight[LIE] && chance(100))
-        bytes_set(&w.heard[below(HEARD_MAX)], batch->data, batch->count);
+        bytes_set(&w.overheard[below(OVERHEARD_MAX)], batch->data, batch->count);
     for (int copies = chance(w.plan.loss)    ? 0
                       : chance(w.plan.twice) ? 2
                                              : 1;
@@ -970,14 +970,14 @@ static void lie_make(const struct node *n, struct bytes *frame)
     f->check = frame_check(f);
 }
 
-/* A liar: some of what it heard, however long ago and of whom, and some of its own. */
+/* A liar sends some frames that it overheard, however old and from anyone, and some of its own. */
 static void fault_lie(void)
 {
     trace(NULL, "a liar sends");
     for (uint64_t i = 1 + below(chance(100) ? 400 : 40); i; i--) {
         struct host *to = &w.hosts[below(w.hosts_count)];
         struct bytes frame = {0};
-        const struct bytes *old = &w.heard[below(HEARD_MAX)];
+        const struct bytes *old = &w.overheard[below(OVERHEARD_MAX)];
         if (chance(700))
             bytes_append(&frame, old->data, old->count);
         else if (to->node)
@@ -1012,7 +1012,7 @@ static struct ballot key_reached(const struct node *n, int ring, const struct ke
         if (!(e = owner_entry(n, ring, i, k)))
             continue;
         if (owners > 1 && e->lsn + e->record_bytes > h->node->log.durable)
-            continue; /* nobody was told of it, and a crash may undo it */
+            continue; /* no other node knows of it, and a crash may undo it */
         unsigned at = count++;
         for (; at && ballot_compare(reached[at - 1], e->accepted) < 0; at--)
             reached[at] = reached[at - 1];
@@ -1043,7 +1043,7 @@ static struct ballot key_chosen(const struct node *n, const struct key *k)
     return chosen[ballot_compare(chosen[1], chosen[0]) < 0];
 }
 
-/* Called when more of what this node took is on disk: from then on others may have been told of it. */
+/* Called when more of what this node accepted is on disk: from then on others may know of it. */
 static void keys_note(const struct host *h)
 {
     for (unsigned i = 0; i < w.keys_count; i++) {
@@ -1102,7 +1102,7 @@ static void host_settle(struct host *h)
         h->node = NULL;
         h->boot++;
         tries_broken(h);
-        host_begin_anew(h, n, false);
+        host_rejoin(h, n, false);
         if (h->leaves)
             event_at(w.now + 2 * w.plan.lease, DOWN, h, NULL, 0);
         return;
@@ -1124,7 +1124,7 @@ static void host_settle(struct host *h)
     for (size_t i = 0; i < n->peers_count && h->serves; i++)
         for (int which = 0; which < 2; which++)
             if (n->peers[i] != n->self_peer && frame_take(n, n->peers[i], which, &batch))
-                mail_send(h, n->peers[i], &batch);
+                frame_send(h, n->peers[i], &batch);
     bytes_free(&batch);
 }
 
@@ -1139,14 +1139,14 @@ static void judge_copy(const struct host *h)
         violation("h%d has an old copy of a disk, and a lease", h->index);
 }
 
-static void mail_deliver(struct host *h, const struct event *e)
+static void frame_deliver(struct host *h, const struct event *e)
 {
     if (is_cut(e->from, h->index) || !h->serves)
         return;
     host_time(h);
     trace_batch(h, e->from, e->data, e->bytes);
     if (!node_receive(h->node, e->data, e->bytes))
-        violation("h%d got mail from h%d that it could not read", h->index, e->from);
+        violation("h%d could not read a frame from h%d", h->index, e->from);
     judge_copy(h);
     host_settle(h);
 }
@@ -1155,7 +1155,7 @@ static void mail_deliver(struct host *h, const struct event *e)
  *
  * A client does one operation after the other. It goes to a random host; unanswered for too long, or
  * "unknown", a write may be sent again through another with the same Idempotency-Key, as nginx does:
- * the client's own, or the one that it was told.
+ * the client's own, or the one that an answer gave it.
  */
 
 struct client {
@@ -1167,29 +1167,29 @@ struct client {
 struct op {
     struct client *client;
     struct key *key;
-    struct history_op told; /* for the key's history */
+    struct history_op seen; /* for the key's history */
     struct message m;       /* as the first try sent it */
     char value[24];
     uint32_t value_bytes;
     uint64_t wait, ttl, tries;
     char retry_key[40]; /* Idempotency-Key; none: the node makes one */
-    uint64_t first_try; /* by its proxy's clock, told with a repeat; 0: it is not */
+    uint64_t first_try; /* by its proxy's clock, sent with a repeat; 0: not sent */
     uint64_t expiry;    /* as its last try had it */
     uint64_t arrived, gone_from, gone_by; /* tries that came, and when what they wrote ends */
     struct try *try;                      /* the one that is listened to */
     bool sent;     /* a try reached a node: the write is open unless an answer says no */
     bool echo;     /* it was answered, `first`, and is sent once more nevertheless */
-    bool recorded; /* if it was refused, that is remembered */
+    bool recorded; /* if it was rejected, that is remembered */
     bool forgets;  /* it is not repeated once it was answered */
     bool listing;
     struct message first;
-    uint64_t changed_at;       /* of a wait: when somebody was told of a change; 0: nobody was */
+    uint64_t changed_at;       /* of a wait: when a change was acknowledged; 0: none was */
     uint64_t held;             /* of a read of consistency=one: key_held when it was sent */
     uint64_t page_start;       /* of a listing's page */
-    struct bytes after, found; /* of that page: the key it comes after; struct told_key */
+    struct bytes after, found; /* of that page: the key it comes after; struct listed_key */
 };
 
-struct told_key {
+struct listed_key {
     char name[24];
     uint64_t modified, write_id, expiry;
     uint32_t value_bytes;
@@ -1242,8 +1242,8 @@ static void op_end(struct op *op, bool known)
 {
     struct client *c = op->client;
     if (known) {
-        op->told.end = w.now;
-        *history_add(op->key) = op->told;
+        op->seen.end = w.now;
+        *history_add(op->key) = op->seen;
     }
     op_free(op);
     c->op = NULL;
@@ -1258,7 +1258,7 @@ static bool op_writes(const struct op *op)
 /* Given up: a write may or may not have been applied. */
 static void op_give_up(struct op *op)
 {
-    op->told.outcome = op->sent ? HISTORY_UNKNOWN : HISTORY_FAILED;
+    op->seen.outcome = op->sent ? HISTORY_UNKNOWN : HISTORY_FAILED;
     w.unknown += op->sent;
     op_end(op, op_writes(op) && !op->echo);
 }
@@ -1292,52 +1292,53 @@ static uint64_t value_parse(const struct op *op, const struct message *m, const 
     return (uint64_t)strtoll(text, NULL, 10);
 }
 
-/* What is told of a record is the same whoever tells it, in whatever way. 0: nothing is known. */
-static void key_learns(struct key *k, uint64_t modified, uint64_t version, uint32_t value_bytes,
+/* Every answer about a record must agree on its size and its end. */
+static void key_learns(struct key *k, uint64_t modified, uint64_t write_id, uint32_t value_bytes,
                        uint64_t expiry)
 {
-    struct fact *f = &k->facts[version % (sizeof k->facts / sizeof *k->facts)];
-    if (f->etag[0] != modified || f->etag[1] != version)
-        *f = (struct fact){{modified, version}, expiry, value_bytes};
+    struct fact *f = &k->facts[write_id % (sizeof k->facts / sizeof *k->facts)];
+    if (f->etag[0] != modified || f->etag[1] != write_id)
+        *f = (struct fact){{modified, write_id}, expiry, value_bytes};
     if (f->value_bytes != value_bytes || f->expiry != expiry)
-        violation("%s: two sizes, or ends, of one record are told: %u and %u bytes, %" PRIu64
-                  " and %" PRIu64,
-                  k->name, f->value_bytes, value_bytes, f->expiry, expiry);
+        violation(
+            "%s: answers differ in the size or the end of one record: %u and %u bytes, %" PRIu64
+            " and %" PRIu64,
+            k->name, f->value_bytes, value_bytes, f->expiry, expiry);
 }
 
-static void op_told_etag(struct op *op, const struct message *m)
+static void op_saw_etag(struct op *op, const struct message *m)
 {
     bool one = op->m.flags & FLAG_ONE;
-    if (op->told.value > VALUE_OF_ONE || (one && op->m.function == DO_READ))
+    if (op->seen.value > VALUE_OF_ONE || (one && op->m.function == DO_READ))
         return; /* it may be put in place twice, as it knows nothing of what was there before */
-    op->told.etag[0] = m->modified;
-    op->told.etag[1] = m->write_id;
+    op->seen.etag[0] = m->modified;
+    op->seen.etag[1] = m->write_id;
     if (m->modified > op->key->etag[0])
-        memcpy(op->key->etag, op->told.etag, sizeof op->told.etag);
+        memcpy(op->key->etag, op->seen.etag, sizeof op->seen.etag);
 }
 
-/* A wait ends with a change, soon after it, or when its time is over: then it tells how things are
- * then, not how they were when it came. (A read takes a while where something goes wrong.) */
+/* A wait ends soon after a change, or when its time is over: then the answer is that of a read made
+ * then, not when the wait began. (A read takes a while where something goes wrong.) */
 static void wait_answered(struct op *op, bool same)
 {
     bool calm = w.mix == mix_calm;
-    uint64_t read = calm ? 200 * MS : REQUEST_TIME, end = op->told.start + op->wait;
+    uint64_t read = calm ? 200 * MS : REQUEST_TIME, end = op->seen.start + op->wait;
     if (same && w.now < end)
         violation("a wait on %s ended without a change", op->key->name);
     if (same)
-        op->told.start = max_u64(op->told.start, end - min_u64(end, read));
+        op->seen.start = max_u64(op->seen.start, end - min_u64(end, read));
     if (calm && op->changed_at && w.now > op->changed_at + 300 * MS)
-        violation("a wait on %s was told %.3f s after it changed", op->key->name,
+        violation("a wait on %s was answered %.3f s after the change", op->key->name,
                   (double)(w.now - op->changed_at) / 1e6);
 }
 
-/* Who waits for the key to change has something to be told. */
+/* The key has changed: every wait for that must end soon. */
 static void waits_note(const struct op *by, const struct message *m)
 {
     for (unsigned i = 0; i < w.plan.clients; i++) {
         struct op *op = w.clients[i].op;
         if (op && op->wait && op->key == by->key && op->m.condition == IF_MATCH &&
-            op->told.start + MS < by->told.start && m->modified > op->m.ballot.time &&
+            op->seen.start + MS < by->seen.start && m->modified > op->m.ballot.time &&
             !op->changed_at)
             op->changed_at = w.now;
     }
@@ -1381,20 +1382,20 @@ static void op_read_answered(struct op *op, const struct message *m)
                    : op->m.condition == IF_ABSENT;
     if (op->wait)
         wait_answered(op, same);
-    op->told.outcome = is ? HISTORY_OK : HISTORY_REFUSED;
+    op->seen.outcome = is ? HISTORY_OK : HISTORY_REJECTED;
     if (is) {
-        op->told.value = value_parse(op, m, &body);
-        op_told_etag(op, m);
+        op->seen.value = value_parse(op, m, &body);
+        op_saw_etag(op, m);
         key_learns(op->key, m->modified, m->write_id, m->value_bytes, m->expiry);
     }
     op_end(op, true);
 }
 
-/* Its history has it; and it is sent once more, as by a proxy that did not hear the answer. */
+/* It is in the history now, and is sent once more, as by a proxy that missed the answer. */
 static void op_echoes(struct op *op, const struct message *m, uint64_t at)
 {
-    op->told.end = w.now;
-    *history_add(op->key) = op->told;
+    op->seen.end = w.now;
+    *history_add(op->key) = op->seen;
     op->echo = true;
     op->first = *m;
     client_wakes(op->client, at, RETRY);
@@ -1407,13 +1408,13 @@ static void op_write_answered(struct op *op, const struct message *m)
     case 200:
     case 201:
     case 204:
-        op->told.outcome = HISTORY_OK;
+        op->seen.outcome = HISTORY_OK;
         if (m->status != 200)
-            op->told.existed = m->status == 201 ? HISTORY_MADE : HISTORY_REPLACED;
+            op->seen.existed = m->status == 201 ? HISTORY_CREATED : HISTORY_REPLACED;
         if (op->m.function == DO_ADD)
-            op->told.value = m->number;
+            op->seen.value = m->number;
         else if (op->m.function == DO_PUT)
-            op_told_etag(op, m);
+            op_saw_etag(op, m);
         if (op->m.function == DO_PUT)
             waits_note(op, m);
         if (op->m.function == DO_PUT && op->tries == 1)
@@ -1422,14 +1423,14 @@ static void op_write_answered(struct op *op, const struct message *m)
     case 404:
     case 409:
     case 412:
-        op->told.outcome = HISTORY_REFUSED;
+        op->seen.outcome = HISTORY_REJECTED;
         if (m->status == 412 && op->m.condition != IF_EXISTS && m->modified)
-            op_told_etag(op, m);
+            op_saw_etag(op, m);
         break;
     default:
         violation("a write was answered %u", m->status);
     }
-    bool echoes = op->told.outcome == HISTORY_OK || op->recorded;
+    bool echoes = op->seen.outcome == HISTORY_OK || op->recorded;
     uint64_t later = below(chance(700) ? 300 * MS : sim_memory + w.plan.late_repeat);
     if (w.now + later < w.faults_until && *op->retry_key && echoes && !op->forgets &&
         chance(w.plan.echo))
@@ -1438,7 +1439,7 @@ static void op_write_answered(struct op *op, const struct message *m)
         op_end(op, true);
 }
 
-/* A repeat of what was answered: it is told the same, or that nobody knows any more. */
+/* A repeat of a write that was answered gets the same answer, or "unknown". */
 static void echo_answered(struct op *op, const struct message *m)
 {
     const struct message *first = &op->first;
@@ -1451,10 +1452,10 @@ static void echo_answered(struct op *op, const struct message *m)
     op_end(op, false);
 }
 
-static void listing_heard(struct op *op, const struct message *m);
+static void listing_page_part(struct op *op, const struct message *m);
 static void listing_answered(struct op *op, const struct message *m);
 
-/* What HTTP tells of it: that nothing was changed, or the key to repeat it with. */
+/* What HTTP answers then: that nothing was changed, or the key to repeat it with. */
 static void op_failed(struct op *op, const struct try *t, uint16_t status)
 {
     struct call c = {.method = PUT, .m = t->m};
@@ -1466,7 +1467,7 @@ static void op_failed(struct op *op, const struct try *t, uint16_t status)
         snprintf(op->retry_key, sizeof op->retry_key, "%s", key);
     op->sent &= outcome != NULL;
     if (!outcome && t->m.flags & FLAG_REPEAT)
-        violation("a repeat was told that nothing was changed");
+        violation("a repeat was answered that nothing was changed");
     MHD_destroy_response(c.response);
     bytes_free(&c.body);
     if (outcome)
@@ -1514,7 +1515,7 @@ static void judge_all(const struct host *h, const struct try *t, const struct me
         const struct entry *e =
             entry_find(&o->node->partitions[t->m.partition], t->key, strlen(t->key));
         if (!e || (etag && e->modified < m->modified))
-            violation("a write of consistency=all to %s was acknowledged, and h%d has it not",
+            violation("a write of consistency=all to %s was acknowledged, and h%d does not have it",
                       t->key, o->index);
     }
 }
@@ -1560,7 +1561,7 @@ static void hook_reply(struct node *n, void *client, const struct message *m)
         return;
     if (m->status == 100) { /* more of the listing comes */
         if (t->op)
-            listing_heard(t->op, m);
+            listing_page_part(t->op, m);
         return;
     }
     struct try **at = &h->tries;
@@ -1631,13 +1632,13 @@ static struct host *random_host(void)
 }
 
 /* A key with a time to live: when it may be, and must be, gone. The time runs from when a try comes
- * to a node, by the latest date that is known there; one that has not come may come whenever. */
+ * to a node, by the latest time known there. A try that has not come may come at any time. */
 static void op_may_expire(struct op *op)
 {
     uint64_t due = w.now + op->ttl, error = 2 * w.clock_error_max; /* of who says it, who judges */
     uint64_t from = max_u64(due, error + 1) - error;
-    op->told.gone_from = op->told.gone_from ? min_u64(op->told.gone_from, from) : from;
-    op->told.gone_by = UINT64_MAX;
+    op->seen.gone_from = op->seen.gone_from ? min_u64(op->seen.gone_from, from) : from;
+    op->seen.gone_by = UINT64_MAX;
 }
 
 static void op_expires(struct op *op, uint64_t expiry)
@@ -1648,8 +1649,8 @@ static void op_expires(struct op *op, uint64_t expiry)
     op->gone_by = max_u64(op->gone_by, due + error);
     if (++op->arrived < op->tries)
         return;
-    op->told.gone_from = op->gone_from;
-    op->told.gone_by = op->gone_by;
+    op->seen.gone_from = op->gone_from;
+    op->seen.gone_by = op->gone_by;
 }
 
 /* Sends it to a random host, where it arrives a little later, or when that is no longer paused. */
@@ -1690,9 +1691,9 @@ static void op_send(struct op *op)
     client_wakes(op->client, w.now + patience + op->wait + op->listing * LISTING_TIME, TIMEOUT);
 }
 
-/* What HTTP does with a write before the core gets it: it makes a key, if there is none, tells by
- * the key which write it is, and refuses one that is too old; or any, if too much is in flight. */
-static bool try_versioned(struct host *h, struct try *t, const char *value, struct message *m)
+/* What HTTP does with a write before the core gets it: it makes an Idempotency-Key if there is none,
+ * derives the write id from it, and rejects a write that is too old; or any, if memory is short. */
+static bool try_identify(struct host *h, struct try *t, const char *value, struct message *m)
 {
     static struct server s;
     s.node = h->node;
@@ -1739,7 +1740,7 @@ static void try_arrive(struct host *h, struct try *t)
     memset(value, ':', t->m.value_bytes);
     memcpy(value, t->value, min_u64(strlen(t->value), t->m.value_bytes));
     struct message m = t->m;
-    if (m.function == DO_READ || try_versioned(h, t, value, &m))
+    if (m.function == DO_READ || try_identify(h, t, value, &m))
         node_request(n, t, &m, &(struct body){.key = t->key, .value = value}, t->wait);
     free(value);
 }
@@ -1760,8 +1761,8 @@ static void try_lost(struct try *t)
 static void op_etag(struct op *op)
 {
     op->m.condition = IF_MATCH;
-    op->m.ballot.time = op->told.etag_expected[0] = op->key->etag[0];
-    op->m.ballot.node = op->told.etag_expected[1] = op->key->etag[1];
+    op->m.ballot.time = op->seen.etag_expected[0] = op->key->etag[0];
+    op->m.ballot.node = op->seen.etag_expected[1] = op->key->etag[1];
 }
 
 static void op_value(struct op *op, bool number)
@@ -1775,8 +1776,8 @@ static void op_value(struct op *op, bool number)
     if (!number)
         op->m.value_bytes += (uint32_t)(chance(w.plan.large) ? below(3 * BULK_BYTES) : below(30));
     op->m.flags |= FLAG_WHOLE;
-    op->told.value = value;
-    op->told.number = number;
+    op->seen.value = value;
+    op->seen.number = number;
 }
 
 static void op_choose_condition(struct op *op)
@@ -1788,7 +1789,7 @@ static void op_choose_condition(struct op *op)
         op->m.condition = IF_ABSENT;
     else if (dice < 6)
         op->m.condition = IF_EXISTS;
-    op->told.condition = (const enum history_condition[]){
+    op->seen.condition = (const enum history_condition[]){
         HISTORY_ALWAYS, HISTORY_IF_ETAG, HISTORY_IF_PRESENT, HISTORY_IF_ABSENT}[op->m.condition];
 }
 
@@ -1797,11 +1798,11 @@ static void op_choose_write(struct op *op)
     enum key_kind kind = op->key->kind;
     bool deletes = chance(kind == COUNTER ? 50 : w.plan.tombstones ? 500 : 250);
     op->m.function = deletes ? DO_DELETE : kind == COUNTER ? DO_ADD : DO_PUT;
-    op->told.kind = deletes ? HISTORY_DELETE : kind == COUNTER ? HISTORY_ADD : HISTORY_PUT;
+    op->seen.kind = deletes ? HISTORY_DELETE : kind == COUNTER ? HISTORY_ADD : HISTORY_PUT;
     if (kind == COUNTER && !deletes) {
-        op->told.delta = (int64_t)below(100) - 30;
-        op->m.number = (uint64_t)op->told.delta;
-        op->told.number = true;
+        op->seen.delta = (int64_t)below(100) - 30;
+        op->m.number = (uint64_t)op->seen.delta;
+        op->seen.number = true;
         return;
     }
     bool mortal = kind == MORTAL || (kind == LISTED && w.plan.mortal && chance(500));
@@ -1822,8 +1823,8 @@ static void op_choose_read(struct op *op)
     op->m.function = DO_READ;
     op->m.number = 0;
     op->m.expiry = UINT64_MAX; /* the whole value */
-    op->told.kind = HISTORY_GET;
-    op->told.number = op->key->kind == COUNTER;
+    op->seen.kind = HISTORY_GET;
+    op->seen.number = op->key->kind == COUNTER;
     if (op->key->kind == ONE && chance(600)) {
         op->m.flags |= FLAG_ONE;
     } else if (op->key->kind == REGISTER && chance(60)) {
@@ -1881,14 +1882,14 @@ static void client_begins(struct client *c)
         op->key = &w.keys[0]; /* others are left alone for a while */
     if (w.plan.crowded && w.healed && !w.over)
         op->key = &w.keys[0];
-    op->told.start = w.now;
-    op->told.client = c->name;
+    op->seen.start = w.now;
+    op->seen.client = c->name;
     if (op->key->kind == LISTED && chance(400)) {
         op->listing = true;
         op->m.type = M_LIST;
     } else if (w.over && op->key->kind == REGISTER && chance(400)) {
         op->m.function = DO_PUT;
-        op->told.kind = HISTORY_PUT;
+        op->seen.kind = HISTORY_PUT;
         op_value(op, false);
     } else if (!w.over && op->key->ops_count < OPS_MAX && chance(550)) {
         op_choose_write(op);
@@ -1903,67 +1904,67 @@ static void client_begins(struct client *c)
     op_send(op);
 }
 
-/* A part of a listing: in order, and after what was told before. */
-static void listing_heard(struct op *op, const struct message *m)
+/* A part of a page: its keys are in order, and after those of the parts before. */
+static void listing_page_part(struct op *op, const struct message *m)
 {
     struct bytes list = message_value(m);
     const struct listed *l;
     for (size_t at = 0; (l = list_next(&list, &at));) {
-        struct told_key t = {{0}, l->modified, l->write_id, l->expiry, l->value_bytes};
+        struct listed_key t = {{0}, l->modified, l->write_id, l->expiry, l->value_bytes};
         memcpy(t.name, l->key, min_u64(l->key_bytes, sizeof t.name - 1));
-        const struct told_key *told = (const struct told_key *)op->found.data;
+        const struct listed_key *so_far = (const struct listed_key *)op->found.data;
         size_t count = op->found.count / sizeof t;
-        const void *before = count ? (const void *)told[count - 1].name : op->after.data;
+        const void *before = count ? (const void *)so_far[count - 1].name : op->after.data;
         size_t before_bytes = count ? strlen(before) : op->after.count;
         if (key_compare(before, before_bytes, l->key, l->key_bytes) >= 0)
-            violation("a listing told %s out of order", t.name);
+            violation("a listing has %s out of order", t.name);
         bytes_append(&op->found, &t, sizeof t);
     }
 }
 
-/* What a page tells of one key: that it was not there at some moment of the page, or that it was,
- * with that ETag: the same as if a DELETE had been refused as it was to be made if it is absent. */
-static void listing_tells(const struct op *op, struct key *k, const struct told_key *t)
+/* What a page says of one key: that it was absent at some moment of the page, or that it was there
+ * with that ETag. The latter is in the history as a DELETE whose condition "absent" was not met. */
+static void listing_observe(const struct op *op, struct key *k, const struct listed_key *t)
 {
-    struct history_op told = {.kind = HISTORY_GET, .outcome = HISTORY_REFUSED};
-    told.start = op->page_start;
-    told.end = w.now;
-    told.client = op->client->name;
+    struct history_op seen = {.kind = HISTORY_GET, .outcome = HISTORY_REJECTED};
+    seen.start = op->page_start;
+    seen.end = w.now;
+    seen.client = op->client->name;
     if (t) {
-        told.kind = HISTORY_DELETE;
-        told.condition = HISTORY_IF_ABSENT;
-        told.etag[0] = t->modified;
-        told.etag[1] = t->write_id;
+        seen.kind = HISTORY_DELETE;
+        seen.condition = HISTORY_IF_ABSENT;
+        seen.etag[0] = t->modified;
+        seen.etag[1] = t->write_id;
         key_learns(k, t->modified, t->write_id, t->value_bytes, t->expiry);
     }
     if (k->ops_count < OPS_MAX + CLIENTS_MAX)
-        *history_add(k) = told;
+        *history_add(k) = seen;
 }
 
-/* Every key between the page's ends was told, or was not there. Then comes the next page. */
+/* Every key between the page's ends is on it, or was absent. Then comes the next page. */
 static void listing_answered(struct op *op, const struct message *m)
 {
     if (m->status != 200) {
         op_end(op, false);
         return;
     }
-    listing_heard(op, m);
-    const struct told_key *found = (const struct told_key *)op->found.data;
+    listing_page_part(op, m);
+    const struct listed_key *found = (const struct listed_key *)op->found.data;
     size_t count = op->found.count / sizeof *found;
     bool more = m->flags & FLAG_MORE;
     if (more && !count)
         violation("a listing's page was empty, and not the last");
     for (unsigned i = 0; i < w.keys_count; i++) {
         struct key *k = &w.keys[i];
-        const struct told_key *t = NULL;
+        const struct listed_key *t = NULL;
         for (size_t j = 0; j < count && !t; j++)
             t = strcmp(found[j].name, k->name) == 0 ? &found[j] : NULL;
         bool within = key_compare(k->name, strlen(k->name), op->after.data, op->after.count) > 0 &&
                       (!more || strcmp(k->name, found[count - 1].name) <= 0);
         if (k->kind == LISTED && within)
-            listing_tells(op, k, t);
+            listing_observe(op, k, t);
         else if (t)
-            violation("a listing told %s, which it was not to tell", k->name);
+            violation("a listing has %s, which is not within its page", k->name);
     }
     if (!more) {
         op_end(op, false);
@@ -2004,7 +2005,7 @@ enum { /* states: of the members of the old and of the new ring */
        TARGET = 1u << MEMBER_UP | 1u << MEMBER_JOINING,
 };
 
-/* The hosts' disks that hold members of a view, if `but` declares_lost its own. */
+/* The hosts' disks that hold members of a view, if `but` loses its own. */
 static uint64_t members_kept(const struct view *v, const struct host *but)
 {
     uint64_t kept = 0;
@@ -2037,7 +2038,7 @@ static bool ring_keeps(const struct view *v, unsigned states, uint64_t kept)
     return keeps;
 }
 
-/* Whether this node, as far as it heard, may end the transition. */
+/* Whether this node, by the heartbeats it has, may end the transition. */
 static bool joiners_are_complete(const struct node *n)
 {
     uint64_t joiners = view_members(n->view, 1u << MEMBER_JOINING) & ~self_bit(n);
@@ -2081,7 +2082,7 @@ static uint64_t ring_least(const struct view *v)
 }
 
 /* Machines: those that lost theirs since the cluster was whole are fewer than half of the copies,
- * however often each of them does. It is whole when the newest view is settled, each of its members is
+ * however often each of them does. It is whole when the newest view is stable, each of its members is
  * there, and a majority of them knows it. */
 static bool machines_allow(const struct view *v, struct host *but)
 {
@@ -2101,7 +2102,7 @@ static bool machines_allow(const struct view *v, struct host *but)
 
 /* Rings: what counts is the newest view that any node has: all that was acknowledged is at a majority of
  * its old ring's owners, so these decide. The new ring's do only when somebody may be about to end the
- * transition: what a joiner told a moment ago counts then. And another host must know that view. */
+ * transition: then a joiner's last heartbeat counts. And another host must know that view. */
 static bool rings_allow(const struct view *v, const struct host *but)
 {
     uint64_t kept = members_kept(v, but);
@@ -2204,8 +2205,8 @@ static void drive_copy(struct host *to, const struct host *from)
     to->disk_last = from->disk_last, to->disk_taken = from->disk_taken;
 }
 
-/* Whether all others can tell the copy from what was written since: they are members, all run, and each
- * was told by this process that its log reaches further. */
+/* Whether all others can distinguish the copy from what was written since: they are members, all run, and each
+ * has a heartbeat of this process that says that its log reaches further. */
 static bool copy_is_known(const struct host *h)
 {
     for (unsigned i = 0; i < w.hosts_count; i++) {
@@ -2295,7 +2296,7 @@ static void fault_drain(struct host *by)
             if (!node_drain(by->node, index))
                 return;
             w.hosts[i].leaves = v->members_count > w.plan.replicas && chance(500);
-            trace(by, "is told to drain h%u", i);
+            trace(by, "is asked to drain h%u", i);
             host_settle(by);
             return;
         }
@@ -2367,7 +2368,7 @@ static void fault_loss(void)
     w.words_after = w.now + below(4 * w.plan.lease);
 }
 
-/* Somebody says which disks are gone, to one host or another, until they are in no view any more. */
+/* An operator declares the disks lost, to one host or another, until no view has them any more. */
 static void words(void)
 {
     struct host *h = random_host();
@@ -2383,8 +2384,8 @@ static void words(void)
     if (!lost)
         return;
     host_time(h);
-    bool heard = node_lose(h->node, lost);
-    trace(h, "is told that %" PRIx64 " are lost: %d", lost, heard);
+    bool accepted = node_lose(h->node, lost);
+    trace(h, "is asked to declare %" PRIx64 " lost: %d", lost, accepted);
     host_settle(h);
 }
 
@@ -2432,7 +2433,7 @@ static void fault_happens(enum fault fault)
     if (!h || !h->serves)
         return;
     if (fault == CRASH && copies_run())
-        return; /* it would forget whom it follows; a copy that nobody could tell would seem newer */
+        return; /* it would forget whom it follows; a copy that nobody could detect would seem newer */
     uint64_t lease = w.plan.lease;
     switch (fault) {
     case CRASH:
@@ -2600,7 +2601,7 @@ static void heal(void)
 
 /* === 9 Judgement ============================================================================== */
 
-static const char *unsettled_host(const struct host *h, char why[200])
+static const char *host_not_at_rest(const struct host *h, char why[200])
 {
     const struct node *n = h->node;
     const struct view *v = newest_view();
@@ -2676,7 +2677,7 @@ static const char *unequal(const struct host *a, const struct host *b, unsigned 
 }
 
 /* Why the cluster has not come to rest, or null. */
-static const char *unsettled(char why[200])
+static const char *not_at_rest(char why[200])
 {
     const struct view *v = newest_view();
     const char *found = NULL;
@@ -2685,7 +2686,7 @@ static const char *unsettled(char why[200])
         return "there is no view yet";
     for (unsigned i = 0; i < w.hosts_count && !found; i++)
         if (w.hosts[i].node && !w.hosts[i].deaf)
-            found = unsettled_host(&w.hosts[i], why), any = w.hosts[i].node;
+            found = host_not_at_rest(&w.hosts[i], why), any = w.hosts[i].node;
     for (uint32_t i = 0; i < v->members_count && !found; i++)
         if (!host_of(v->members[i].id)) {
             snprintf(why, 200, "a member of the view is no more");
@@ -2710,7 +2711,7 @@ static const char *unsettled(char why[200])
     return found;
 }
 
-/* Tombstones that nobody needs count as forgotten, however much goes on in their partition. */
+/* A tombstone that no owner needs must be forgotten, however much goes on in its partition. */
 static void judge_forgetting(const struct host *h)
 {
     for (unsigned i = 0; i < PARTITIONS; i++) {
@@ -2807,7 +2808,7 @@ struct mix {
     void (*shape)(struct plan *p); /* what else is special about it */
 };
 
-/* Deletes are forgotten soon, nobody is evicted, and mail may come after that. */
+/* Tombstones are forgotten soon, nobody is evicted, and frames may come after that. */
 static void shape_forget(struct plan *p)
 {
     p->hosts = (unsigned)between(3, 4);
@@ -2826,7 +2827,7 @@ static void shape_forget(struct plan *p)
     sim_memory = between(700, 1200) * MS;
 }
 
-/* The same, and partitions move: what the floors told is gone with them. */
+/* The same, and partitions move: their promise floors are gone with them. */
 static void shape_forget_moves(struct plan *p)
 {
     shape_forget(p);
@@ -2839,7 +2840,7 @@ static void shape_forget_moves(struct plan *p)
     sim_memory = between(500, 700) * MS;
 }
 
-/* What a node tells while its disk hangs is lost with it. Partitions have few owners. */
+/* What a node sends while its disk hangs is lost with it. Partitions have few owners. */
 static void shape_hangs(struct plan *p)
 {
     p->replicas = (unsigned)between(1, 3);
@@ -2857,7 +2858,7 @@ static void shape_busy(struct plan *p)
     p->crowded = true;
 }
 
-/* Minutes go by, and answers are remembered as long as in earnest. */
+/* Minutes go by, and results are kept as long as in the program. */
 static void shape_minutes(struct plan *p)
 {
     p->fault_time = between(90, 180) * SECOND;
@@ -2889,7 +2890,7 @@ static void shape_deaf(struct plan *p)
     p->deaf_for_good = true;
 }
 
-/* Nodes are back before old mail comes. */
+/* Nodes are back before old frames arrive. */
 static void shape_restarts(struct plan *p)
 {
     p->hosts = p->replicas = 3;
@@ -2902,7 +2903,7 @@ static void shape_restarts(struct plan *p)
     p->built_by_joins = false;
 }
 
-/* What a node told while its disk hung is lost, and it is back before old mail comes. */
+/* What a node sent while its disk hung is lost, and it is back before old frames arrive. */
 static void shape_amnesia(struct plan *p)
 {
     shape_restarts(p);
@@ -3165,7 +3166,7 @@ static void event_free(const struct event *e)
 {
     if (e->type == ARRIVE)
         try_lost(e->data);
-    else if (e->type == MAIL)
+    else if (e->type == FRAME)
         free(e->data);
 }
 
@@ -3232,13 +3233,13 @@ static void event_handle(struct event *e)
         host_off(h);
     } else if (!h) {
         client_event(e);
-    } else if (!h->node || (e->type != MAIL && e->boot != h->boot)) {
+    } else if (!h->node || (e->type != FRAME && e->boot != h->boot)) {
         event_free(e);
     } else if (h->paused_until > w.now) {
         e->time = h->paused_until + 1;
         event_push(*e);
-    } else if (e->type == MAIL) {
-        mail_deliver(h, e);
+    } else if (e->type == FRAME) {
+        frame_deliver(h, e);
         free(e->data);
     } else {
         host_event(h, e);
@@ -3277,7 +3278,7 @@ static void trace_hosts(void)
               " complete %u of %u proposed %d durable %" PRIu64 " of %" PRIu64 " id %" PRIx64,
               node_epoch(n), n->self, n->has_lease, live_members(n), n->voters, complete, changing,
               LIST_FIRST(&n->by_key[VIEWS_PARTITION]) != NULL, n->log.durable, log_end(n), n->id);
-        trace(h, "clock %.3f time %.3f wall %.3f reserve at start %.3f date %.3f leaves %d",
+        trace(h, "clock %.3f time %.3f wall %.3f bound at start %.3f latest %.3f leaves %d",
               (double)(int64_t)(n->clock - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->time - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
@@ -3293,7 +3294,8 @@ static void trace_hosts(void)
         for (int j = 0; j < SYNCS_MAX; j++)
             if (n->syncs[j].due)
                 trace(h,
-                      "syncs partition %u from %u op %" PRIu64 " page %zu here %zu under way %zu",
+                      "syncs partition %u from %u page id %" PRIu64
+                      " page %zu here %zu in flight %zu",
                       n->syncs[j].partition, n->syncs[j].source, n->syncs[j].page_id,
                       n->syncs[j].page.count, n->syncs[j].pulled_to, n->syncs[j].asked_to);
         for (int j = 0; j < ROUND_BUCKETS; j++)
@@ -3314,7 +3316,7 @@ static void rest(uint64_t most)
     const char *found = "clients are busy";
     for (uint64_t end = w.now + most; found && w.now < end;) {
         run_until(w.now + 100 * MS);
-        found = w.clients_busy ? "clients are busy" : unsettled(why);
+        found = w.clients_busy ? "clients are busy" : not_at_rest(why);
     }
     if (found)
         trace_hosts();
@@ -3322,10 +3324,10 @@ static void rest(uint64_t most)
         violation("%.0f s after all faults ended: %s", (double)most / 1e6, found);
 }
 
-static void world_free(void)
+static void simulation_free(void)
 {
-    for (int i = 0; i < HEARD_MAX; i++)
-        bytes_free(&w.heard[i]);
+    for (int i = 0; i < OVERHEARD_MAX; i++)
+        bytes_free(&w.overheard[i]);
     while (w.heap_count) {
         struct event e = event_pop();
         event_free(&e);
@@ -3367,7 +3369,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
 {
     struct client clients[CLIENTS_MAX] = {{0}};
     mix = mix ? mix : &mixes[seed % MIXES];
-    w = (struct world){.seed = seed, .mix = mix->name};
+    w = (struct simulation){.seed = seed, .mix = mix->name};
     w.random = XXH3_64bits(&seed, sizeof seed) | 1;
     plan_make(mix);
     for (int i = 0; i < HOSTS_MAX; i++) {
@@ -3411,7 +3413,7 @@ static void simulate(uint64_t seed, const struct mix *mix)
     judge();
     trace(NULL, "well: %" PRIu64 " events, %" PRIu64 " operations, %" PRIu64 " unknown", w.events,
           w.operations, w.unknown);
-    world_free();
+    simulation_free();
 }
 
 /* === 11 Many runs ============================================================================= */
@@ -3668,7 +3670,7 @@ static void hand_beat(struct node *n, uint64_t id, const char *address)
     hand_deliver(n, id, &m, &(struct body){.key = address, .value = &beat});
 }
 
-/* Whether it proposes a view within so many seconds, while 20 is heard, and 40, which asks to join. */
+/* Whether it proposes a view within so many seconds, while 20 sends heartbeats, and 40 asks to join. */
 static bool hand_proposes(struct node *n, uint64_t seconds, bool joins)
 {
     struct bytes found = {0};
