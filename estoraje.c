@@ -4444,8 +4444,10 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
         return NULL;
     struct peer *from = peer_make(n, f->from, "");
     bool lacks = from && f->boot != from->boot && f->start < from->durable && RULE(32);
+    uint64_t stranger = f->from ^ f->boot;
+    bool forged = stranger == n->id || member_index(n->view, stranger) >= 0;
     if (lacks)
-        from = peer_make(n, f->from ^ f->boot, "");
+        from = forged ? NULL : peer_make(n, stranger, "");
     if (!from)
         return NULL;
     from->refuses_us |= refuses;

@@ -1365,6 +1365,44 @@ START_TEST(test_a_frame_with_any_byte_damaged_is_rejected)
 }
 END_TEST
 
+/* R32: whether a frame of member LONE_ID + 1 is heard as that member's. */
+static bool process_is_followed(uint64_t boot, uint64_t start, uint64_t durable)
+{
+    struct bytes b = batch_make();
+    struct frame *h = (struct frame *)b.data;
+    const struct peer *p = peer_make(l.node, h->from, "");
+    uint64_t before = p->messages_in;
+    h->boot = boot;
+    h->start = start;
+    h->durable = durable;
+    batch_seal(&b);
+    ck_assert(node_receive(l.node, b.data, b.count));
+    bytes_free(&b);
+    return p->messages_in > before;
+}
+
+START_TEST(test_of_one_id_the_process_is_followed_whose_log_has_all_that_was_told)
+{
+    lone_node(&l);
+    lone_view(&l, 1, 2, 3);
+    struct node *n = l.node;
+    ck_assert(process_is_followed(101, 0, 500));
+    ck_assert(process_is_followed(101, 0, 800));
+    ck_assert(process_is_followed(101, 0, 700));    /* overtaken */
+    ck_assert(!process_is_followed(103, 700, 900)); /* an older copy */
+    ck_assert(process_is_followed(105, 800, 800));  /* an honest restart */
+    ck_assert(!process_is_followed(101, 0, 800));   /* late */
+    ck_assert(!process_is_followed(0, 0, 0));       /* forged: these would count as members */
+    ck_assert(!process_is_followed((LONE_ID + 1) ^ (LONE_ID + 2), 0, 0));
+    ck_assert(!process_is_followed((LONE_ID + 1) ^ LONE_ID, 0, 0));
+    ck_assert(process_is_followed(105, 800, 900));
+    const struct peer *copy = peer_make(n, (LONE_ID + 1) ^ 103, "");
+    ck_assert_uint_eq(copy->messages_in, 1);
+    ck_assert_uint_eq(copy->epoch, STRANGER);
+    teardown();
+}
+END_TEST
+
 START_TEST(test_frames_for_others_or_from_the_future_are_ignored)
 {
     lone_begin();
@@ -3540,6 +3578,7 @@ int main(void)
         {"decoders", test_each_half_of_a_records_checksum_covers_its_half, 1},
         {"decoders", test_a_record_with_any_byte_damaged_is_not_returned, 1},
         {"decoders", test_a_frame_with_any_byte_damaged_is_rejected, 1},
+        {"decoders", test_of_one_id_the_process_is_followed_whose_log_has_all_that_was_told, 1},
         {"decoders", test_frames_for_others_or_from_the_future_are_ignored, 1},
         {"decoders", test_a_list_is_read_up_to_its_first_entry_that_is_not_whole, 1},
         {"decoders", test_a_view_makes_sense_only_with_members_that_do, 1},
