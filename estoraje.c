@@ -832,10 +832,11 @@ struct view {
 };
 _Static_assert(sizeof(struct view) == 24, "layout");
 
-/* What the index knows of one key. (E1) accepted >= every earlier accepted. (E2) the log holds
- * record_bytes at lsn with that ballot, unless FLAG_RECORD is not set: then it is a mere promise. */
+/* What the index knows of one key. (E1) Its accepted ballot never falls. (E2) The log holds its record
+ * at lsn, with that ballot; without FLAG_RECORD there is none, and the entry is a mere promise. Memory
+ * is counted in keys, so a promise takes some only while it is above the accepted ballot. */
 struct entry {
-    struct ballot accepted, promised; /* promised: accepted's, or one above it */
+    struct ballot accepted, *promised; /* promised: owned; null: no more than was accepted */
     uint64_t write_id, modified, expiry, lsn;
     uint32_t value_bytes, record_bytes;
     uint16_t key_bytes;
@@ -1358,6 +1359,13 @@ static void entry_count(struct node *n, struct partition *p, const struct entry 
     n->value_bytes += (uint64_t)((int64_t)e->value_bytes * sign);
 }
 
+static void entry_promise(struct entry *e, struct ballot b)
+{
+    free(e->promised);
+    bool above = ballot_compare(b, e->accepted) > 0;
+    e->promised = above ? memcpy(allocate(sizeof b), &b, sizeof b) : NULL;
+}
+
 /* Takes the entry out of the index: its key counts as never seen. */
 static void entry_forget(struct node *n, struct partition *p, struct entry *e)
 {
@@ -1365,6 +1373,7 @@ static void entry_forget(struct node *n, struct partition *p, struct entry *e)
     uint32_t at = partition_seek(p, e->key, e->key_bytes);
     memmove(p->entries + at, p->entries + at + 1, (p->count - at - 1) * sizeof *p->entries);
     p->count--;
+    free(e->promised);
     free(e);
 }
 
@@ -1388,7 +1397,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
         p->gc_floor = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
         p->agreed = 0;
     }
-    e->promised = ballot_max(e->promised, m->ballot);
+    entry_promise(e, e->promised ? *e->promised : e->accepted);
     entry_count(n, p, e, 1);
     p->changed_at = n->now;
 }
@@ -1647,7 +1656,7 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
                                        const struct entry *e)
 {
     struct ballot none = {0}, held = e ? e->accepted : none;
-    struct ballot promised = e && RULE(1) ? e->promised : held;
+    struct ballot promised = e && e->promised && RULE(1) ? *e->promised : held;
     if (RULE(19) && (!e || !is_live(e->flags)))
         promised = ballot_max(promised, n->partitions[partition].promise_floor);
     return promised;
@@ -1772,7 +1781,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     }
     if (!e)
         e = entry_make(&n->partitions[m->partition], message_body(m).key, m->key_bytes);
-    e->promised = m->ballot;
+    entry_promise(e, m->ballot);
     if (!(e->flags & FLAG_RECORD) || e->flags & FLAG_DAMAGED || is_old(n, e->accepted))
         index_reply(n, from, m, e, M_PROMISE);
     else
@@ -3601,7 +3610,7 @@ static void partition_sweep(struct node *n, uint16_t partition)
                 repair_key(n, partition, e->key, e->key_bytes);
         } else if (folds && is_old(n, most) && (agreed || (late && !record))) {
             floor = ballot_max(floor, most);
-            e->promised = e->accepted;
+            entry_promise(e, e->accepted);
             if (!record)
                 entry_forget(n, p, p->entries[i--]);
         }
@@ -3626,7 +3635,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     struct partition *p = &n->partitions[partition];
     if (e->flags & FLAG_TOMBSTONE && n->stable && partition != VIEWS_PARTITION &&
         (ballot_compare(e->accepted, p->gc_floor) <= 0 || !RULE(20)) && is_old(n, e->accepted) &&
-        ballot_equal(e->promised, e->accepted)) {
+        !e->promised) {
         entry_forget(n, p, e);
         return true;
     }

@@ -236,7 +236,7 @@ static void index_check(const struct node *n)
             const struct entry *e = p->entries[j], *before = j ? p->entries[j - 1] : NULL;
             assert(!before ||
                    key_compare(before->key, before->key_bytes, e->key, e->key_bytes) < 0);
-            assert(e->flags & FLAG_RECORD || e->promised.time);
+            assert(e->flags & FLAG_RECORD || e->promised);
             assert(!(e->flags & FLAG_RECORD) || e->lsn + e->record_bytes <= log_end(n));
             count += is_live(e->flags) && i < PARTITIONS;
             bytes += is_live(e->flags) && i < PARTITIONS ? e->value_bytes : 0;

@@ -2299,7 +2299,7 @@ START_TEST(test_promises_are_folded_rarely_but_where_the_owners_agree)
         m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
         peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
         ticks(9, SECOND);
-        entry_of("none")->promised.time -= RESULTS_KEPT_TIME + 10 * SECOND;
+        entry_of("none")->promised->time -= RESULTS_KEPT_TIME + 10 * SECOND;
         partition_sweep(n, at);
         raised += ballot_compare(p->promise_floor, before) > 0;
     }
@@ -2968,7 +2968,7 @@ START_TEST(test_no_promise_floor_is_raised_where_a_full_disk_has_little_room)
     uint16_t at = m.partition = key_partition("none", 4);
     m.ballot = (struct ballot){1, clock_tick(n), LONE_ID + 1};
     peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = "none"});
-    entry_of("none")->promised.time -= RESULTS_KEPT_TIME + 10 * SECOND;
+    entry_of("none")->promised->time -= RESULTS_KEPT_TIME + 10 * SECOND;
     n->log.full = true;
     n->log.room = ROOM_FLOORS / 2;
     uint64_t end = log_end(n);
