@@ -2742,7 +2742,6 @@ static void view_apply(struct node *n)
 }
 
 static void sync_reset(struct node *n);
-static uint64_t live_members(const struct node *n);
 
 /* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30). It was
  * at a majority of the owners; so it is here if this node was compared with any majority since. Each
@@ -3947,7 +3946,6 @@ static void node_bootstrap(struct node *n, uint32_t replicas)
  * Where what a client asks for comes in, and where the reply goes out.
  */
 
-static void view_decided(struct node *n, const struct message *result);
 static void listing_read(struct node *n, const struct request *q, const struct message *result);
 
 static void request_reply(struct node *n, struct request *q, const struct message *reply)
