@@ -889,7 +889,6 @@ struct peer {
     bool leave;           /* a drain was requested, here or at another member, or is under way */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
     uint64_t live_at;     /* when it was last live */
-    uint64_t joins_at;    /* when it was last heard as no member of our view, 0: never */
     int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
     uint64_t messages_in, messages_out;
     void *link; /* the transport's */
@@ -1511,10 +1510,15 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
     return p;
 }
 
+/* Whether its heartbeat came within the lease. */
+static bool peer_is_heard(const struct node *n, const struct peer *p)
+{
+    return p->heard_at && p->heard_at + n->lease > n->now;
+}
+
 static bool peer_is_live(const struct node *n, const struct peer *p)
 {
-    return p == n->self_peer ||
-           (p->heard_at && p->heard_at + n->lease > n->now && (p->hears_us || !RULE(21)));
+    return p == n->self_peer || (peer_is_heard(n, p) && (p->hears_us || !RULE(21)));
 }
 
 static void queue_append(struct bytes *queue, struct peer *peer, uint64_t gate,
@@ -2831,10 +2835,8 @@ static void view_adopt(struct node *n, const struct view *v)
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         bool stays = member_index(v, n->view->members[i].id) >= 0;
         called_off |= ends && (stays ? n->leaving : n->joining) >> i & 1;
-        /* A drain that ended, or was called off, is requested no more. Nor does a member ask to join:
-         * what it sent before must not bring it back when it has left. */
+        /* A drain that ended, or was called off, is requested no more. */
         n->member_peer[i]->leave &= !(n->leaving >> i & 1);
-        n->member_peer[i]->joins_at = 0;
     }
     for (unsigned p = 0; p < PARTITIONS; p++)
         n->partitions[p].caught_up = partition_is_caught_up(n, p);
@@ -2912,10 +2914,11 @@ static bool partition_is_complete(const struct node *n, unsigned partition)
     return n->stable || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
 }
 
-/* Whether it sent a heartbeat, as no member of this node's view, within a lease. */
+/* Whether it sent a heartbeat, as no member of this node's view, within a lease. It had this very view
+ * then: what a member sent before it left does not bring it back. */
 static bool peer_asks_to_join(const struct node *n, const struct peer *p)
 {
-    return p->joins_at && p->joins_at + n->lease > n->now && p->epoch == node_epoch(n) &&
+    return peer_is_heard(n, p) && p->beat_epoch == node_epoch(n) &&
            member_index(n->view, p->id) < 0;
 }
 
@@ -2930,8 +2933,7 @@ static void heartbeat_send(struct node *n)
             beat.complete[p / 8] |= (uint8_t)(1 << p % 8);
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         const struct peer *p = n->member_peer[i];
-        bool heard = p->heard_at && p->heard_at + n->lease > n->now;
-        beat.heard[i] = heard ? p->id ^ p->boot : 0;
+        beat.heard[i] = peer_is_heard(n, p) ? p->id ^ p->boot : 0;
         beat.leave |= (uint64_t)p->leave << i;
         if (!n->has_lease && strcmp(p->address, n->self_peer->address) != 0)
             peer_make(n, 0, p->address);
@@ -2986,7 +2988,7 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
     if (from->epoch != node_epoch(n))
         return; /* it may have been a member: it gets the views first (R17) */
     if (!member)
-        from->joins_at = from->live_at = n->now;
+        from->live_at = n->now;
     n->leaves |= member && beat->leave & self_bit(n);
     for (uint32_t i = 0; member && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat->leave >> i & 1;
