@@ -1052,10 +1052,9 @@ struct node {
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
-    uint64_t doubts_until; /* it was told that it is gone: until then it asks for no views */
-    uint64_t next_fault;   /* until then no clock fault is logged again */
-    uint64_t progress_at;  /* when a transition last moved data, as far as this node heard */
-    uint64_t begin_after;  /* no change begins until then, as one was called off */
+    uint64_t next_fault;  /* until then no clock fault is logged again */
+    uint64_t progress_at; /* when a transition last moved data, as far as this node heard */
+    uint64_t begin_after; /* no change begins until then, as one was called off */
     uint16_t digest_next, sweep_next;
     uint64_t swept_at;
 
@@ -2866,7 +2865,7 @@ static void view_adopt(struct node *n, const struct view *v)
     rounds_restart(n);
 }
 
-/* A view and its drops need room in the log; without it none is adopted, nor asked for. */
+/* A view and its drops need room in the log; without it none is adopted. */
 static bool view_has_room(const struct node *n)
 {
     return log_has_room(n, ROOM_CLEANING + MEMBERS_MAX * sizeof(struct member) +
@@ -2893,9 +2892,7 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
     if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
         v->epoch != node_epoch(n) + 1 || !view_has_room(n))
         return;
-    if (from != n->self_peer && view_is_doubtful(n, v)) /* its own was read at a majority */
-        n->doubts_until = n->now + n->lease / 4;
-    else
+    if (from == n->self_peer || !view_is_doubtful(n, v)) /* its own was read at a majority */
         view_adopt(n, v);
 }
 
@@ -4406,7 +4403,7 @@ static const struct handler handlers[M_TYPES] = {
 };
 
 /* Most messages count only if they come from a member, and were sent in the epoch of this node's view
- * (R6). A node that is no member sends heartbeats, to join, and asks for views. `epoch`: the frame's. */
+ * (R6). A node that is no member sends heartbeats, to join, and gets the views. `epoch`: the frame's. */
 static void message_handle(struct node *n, struct peer *from, const struct message *m,
                            uint64_t epoch)
 {
@@ -4510,11 +4507,8 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
         /* In a frame to nobody by name only heartbeats and views count. */
         message_handle(n, from, m, f->to || !RULE(6) ? f->epoch : UINT64_MAX);
     }
-    if (f->epoch < node_epoch(n) && *from->address)
+    if (f->epoch < node_epoch(n) && *from->address) /* it lacks these views */
         views_send(n, from, f->epoch);
-    else if (f->epoch > node_epoch(n) && n->doubts_until <= n->now &&
-             view_has_room(n)) /* the frame's epoch says which views this node lacks */
-        message_send(n, from, 0, &(struct message){.type = M_VIEW}, NULL);
     node_run(n);
     return true;
 }
