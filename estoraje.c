@@ -268,7 +268,7 @@
  * next view may end the transition (R15).
  *
  * A transition may be called off at any time: whatever was chosen in it is held by a majority of
- * the old owners too (R21). For the same reason its target may be replaced at any time, one view at
+ * the old owners too (R25). For the same reason its target may be replaced at any time, one view at
  * a time, as long as the voters stay: a joiner that died is exchanged, a member that died leaves as
  * well.
  *
@@ -366,8 +366,7 @@
  *    R20  a tombstone goes when all digests are one, it is  a deleted key comes back
  *         a minute old, in a stable view, and nothing
  *         older of its key is in the log
- *    R21  live means heard both ways; a transition that     a deaf node stays coordinator;
- *         cannot end is called off                          stuck for ever
+ *    R21  live means heard both ways                        a deaf node stays coordinator
  *    R22  an expired record is deleted by a round           value, nothing, value again, and
  *                                                           no write
  *    R23  no voter is added while another is dead, except   a second lost disk leaves no
@@ -3010,15 +3009,18 @@ static bool node_drain(struct node *n, int index)
     return true;
 }
 
-/* Members that were not live for the eviction time, of which this node had a lease all along. */
+/* Whether nothing came since `at` for the eviction time, in which this node had a lease all along. */
+static bool rests_since(const struct node *n, uint64_t at)
+{
+    return max_u64(at, n->lease_at) + n->evict_after < n->now;
+}
+
+/* Members that were not live for so long. */
 static uint64_t dead_members(const struct node *n)
 {
     uint64_t dead = 0;
-    for (uint32_t i = 0; i < n->view->members_count; i++) {
-        const struct peer *p = n->member_peer[i];
-        bool lately = max_u64(p->live_at, n->lease_at) + n->evict_after >= n->now;
-        dead |= (uint64_t)(!peer_is_live(n, p) && !lately) << i;
-    }
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        dead |= (uint64_t)rests_since(n, n->member_peer[i]->live_at) << i;
     return dead;
 }
 
@@ -3036,23 +3038,21 @@ static void transition_progress(const struct node *n, unsigned *complete, unsign
     }
 }
 
-/* Whether these members are a majority of the owners of every partition, in that ring. */
-static bool majority_everywhere(const struct node *n, int which, uint64_t members)
+/* Whether the live members are a majority of the owners of every partition. */
+static bool all_partitions_live(const struct node *n)
 {
+    uint64_t live = live_members(n);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        if (!majority(members, n->owners[which][p]))
+        if (!majority(live, n->owners[C_OLD][p]))
             return false;
     return true;
 }
 
-/* Whether the transition would never end: who is to take data is dead (R21), or nobody pulled a record
- * or finished a list for the eviction time (R25). LOST members alone are not called back. */
+/* Whether the transition may never end: nobody pulled a record or finished a list for the eviction time
+ * (R25), because who is to take data is dead, or has no room. LOST members alone are not called back. */
 static bool transition_is_stuck(const struct node *n)
 {
-    uint64_t dead = dead_members(n);
-    bool target_is_dead = n->joining & dead || !majority_everywhere(n, C_NEW, ~dead);
-    bool rests = max_u64(n->progress_at, n->lease_at) + n->evict_after < n->now;
-    return n->joining | n->leaving && ((target_is_dead && RULE(21)) || (rests && RULE(25)));
+    return n->joining | n->leaving && rests_since(n, n->progress_at) && RULE(25);
 }
 
 /* Whether there will be more voters than before. */
@@ -3189,7 +3189,7 @@ static bool view_next(const struct node *n, struct view *next)
         return true;
     if (!n->stable)
         return view_join(n, next) || view_leave(n, next) || view_stabilize(n, next);
-    if (!majority_everywhere(n, C_OLD, live_members(n)) && RULE(25))
+    if (!all_partitions_live(n) && RULE(25))
         return false;
     return (n->begin_after <= n->now && view_join(n, next)) || view_leave(n, next);
 }
