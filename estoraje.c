@@ -2229,17 +2229,6 @@ static uint64_t first_live_owner(const struct node *n, uint16_t partition)
     return 0;
 }
 
-/* The members that have reported, in this epoch, that they hold all of a partition. */
-static uint64_t complete_members(const struct node *n, unsigned partition)
-{
-    uint64_t members = 0;
-    for (uint32_t i = 0; i < n->view->members_count; i++)
-        if (partition < PARTITIONS && n->member_peer[i]->beat_epoch == n->view->epoch &&
-            n->member_peer[i]->beat.complete[partition / 8] >> partition % 8 & 1)
-            members |= UINT64_C(1) << i;
-    return members;
-}
-
 /* The owner that is asked for a value: this node if it is one of C_old, else the first live one. The
  * owners of C_old have all that was chosen among them; a joiner may still pull it. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
@@ -2836,8 +2825,6 @@ static void view_adopt(struct node *n, const struct view *v)
         /* A drain that ended, or was called off, is requested no more. */
         n->member_peer[i]->leave &= !(n->leaving >> i & 1);
     }
-    for (unsigned p = 0; p < PARTITIONS; p++)
-        n->partitions[p].caught_up = partition_is_caught_up(n, p);
     if (called_off) { /* R25: what began now would be called off again */
         n->begin_after = n->now + n->evict_after;
         log_line(LEVEL_WARN, "change of members called off: no data moved, or who takes it is dead",
@@ -2942,8 +2929,7 @@ static void heartbeat_send(struct node *n)
     head.status = (uint16_t)n->self_peer->weight;
     head.has_lease = n->has_lease;
     struct body body = {.key = n->self_peer->address, .type = n->self_peer->zone, .value = &beat};
-    uint64_t all = n->voters | n->joining | n->lost;
-    bool misses = !n->has_lease || all & ~live_members(n);
+    bool misses = !n->has_lease || view_members(n->view, ~0u) & ~live_members(n);
     if (n->self >= 0)
         messages_send(n, ~UINT64_C(0), log_end(n), &head, &body);
     for (size_t i = 0; i < n->peers_count; i++) {
@@ -3022,6 +3008,17 @@ static uint64_t dead_members(const struct node *n)
     for (uint32_t i = 0; i < n->view->members_count; i++)
         dead |= (uint64_t)rests_since(n, n->member_peer[i]->live_at) << i;
     return dead;
+}
+
+/* The members that have reported, in this epoch, that they hold all of a partition. */
+static uint64_t complete_members(const struct node *n, unsigned partition)
+{
+    uint64_t members = 0;
+    for (uint32_t i = 0; i < n->view->members_count; i++)
+        if (n->member_peer[i]->beat_epoch == n->view->epoch &&
+            n->member_peer[i]->beat.complete[partition / 8] >> partition % 8 & 1)
+            members |= UINT64_C(1) << i;
+    return members;
 }
 
 /* Partitions whose owners change, and how many of them are complete: each at a majority of its new
