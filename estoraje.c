@@ -844,19 +844,27 @@ struct entry {
     uint8_t key[];
 };
 
+/* Six words for "all is here", each of which claims another thing:
+ *
+ *   compared   with one member: all that it had at some moment of this lease and view
+ *   caught up  all that was acknowledged while this node had no lease, or was no owner (R30)
+ *   complete   all that the old owners chose before this transition (R14); always, in a stable view
+ *   agreed     one member had our digest, at a promise floor not below ours: for tombstones (R20)
+ *   ready      of a node: it is healthy, and caught up with all its partitions (chapter 24)
+ *   healthy    of a node: it has a lease and room on its disk; says nothing of what it holds */
 struct partition {
     struct entry **entries; /* sorted by key */
     uint32_t count;
     uint64_t digest;             /* XOR over live keys of hash(key, accepted) */
     struct ballot promise_floor; /* promised for every key without a record or with a tombstone */
     uint64_t promise_floor_lsn;  /* of the log's newest entry that tells the floor */
-    uint64_t clock_bound;   /* at start: its keys count as promised up to it; 0: it was not owned */
-    struct ballot gc_floor; /* no owner needs a tombstone up to it */
-    uint64_t agreed;        /* members whose digest was seen to be as ours at this floor */
-    uint64_t differs;  /* members to sync with: whose digest differs, or, while data moves, the old
-                         owners whose list has not been pulled yet */
-    uint64_t compared; /* members all of whose records were seen to be here, in this view */
-    bool caught_up;    /* all that was acknowledged is here; each lease begins without */
+    uint64_t promised_until;     /* clock_bound_found, or 0 if it was not owned at start (R2) */
+    struct ballot gc_floor;      /* no owner needs a tombstone up to it */
+    uint64_t agreed;             /* members; each new promise floor and each view begin without */
+    uint64_t to_sync;     /* members whose digest differs; in a transition those old owners whose
+                                list this node has not gone through, if it is a new owner */
+    uint64_t compared;    /* members; each lease and each view begin without */
+    bool caught_up;       /* each lease begins without */
     uint64_t changed_at;  /* when a record was last accepted */
     struct bytes watches; /* struct queued: M_READs that wait for a change of their keys */
 };
@@ -1020,12 +1028,11 @@ struct node {
     uint64_t random;
     uint64_t boot, start; /* this process's name; where it found the log's end (R32) */
 
-    uint64_t now, wall;   /* microseconds: monotonic; since 1970. Set by every event */
-    uint64_t time;        /* its own, since 1970: chapter 6 */
-    uint64_t latest_time; /* the latest own time told by a peer, microseconds since 1970 */
-    /* Chapter 6, microseconds; clock_bound_start: at start, what every key counts as promised up to. The
-     * LSN is where the log has the reserve. */
-    uint64_t clock, clock_bound, clock_bound_durable, clock_bound_start;
+    uint64_t now; /* monotonic, microseconds; set by every event, as `wall` is */
+    uint64_t wall, time, latest_time; /* since 1970, microseconds: chapter 6 tells them apart */
+    uint64_t clock;                   /* the hybrid one: frames carry it, ballots are made of it */
+    /* The newest in the log; the newest that is durable; that which a restart found there. */
+    uint64_t clock_bound, clock_bound_durable, clock_bound_found;
 
     struct view **views; /* views[epoch - 1], owned */
     size_t views_count;
@@ -1240,7 +1247,7 @@ static void time_adopt(struct node *n, uint64_t time)
  * this node, without a lease, has no time to defend. */
 static bool clock_raise(struct node *n, uint64_t time, uint64_t date)
 {
-    uint64_t most = max_u64(n->time, n->clock_bound_start) + CLOCK_AHEAD_MAX;
+    uint64_t most = max_u64(n->time, n->clock_bound_found) + CLOCK_AHEAD_MAX;
     if ((date > most || time > most + CLOCK_FAR_MAX) && !time_is_unsure(n) && RULE(5))
         return false;
     if (RULE(4))
@@ -1670,14 +1677,14 @@ static bool ballot_allowed(const struct node *n, uint16_t partition, struct ball
                            struct ballot promised)
 {
     return ballot_compare(b, promised) >= 0 && b.time >= promised.time &&
-           (b.time > n->partitions[partition].clock_bound || !RULE(2));
+           (b.time > n->partitions[partition].promised_until || !RULE(2));
 }
 
 static void reject(struct node *n, struct peer *from, const struct message *m,
                    struct ballot promised)
 {
     struct message reply = {.type = M_REJECT, .round_id = m->round_id, .ballot = promised};
-    reply.ballot.time = max_u64(promised.time, n->partitions[m->partition].clock_bound);
+    reply.ballot.time = max_u64(promised.time, n->partitions[m->partition].promised_until);
     message_send(n, from, 0, &reply, NULL);
 }
 
@@ -2722,7 +2729,7 @@ static void view_apply(struct node *n)
         struct partition *q = &n->partitions[p];
         bool comes =
             n->owners[C_NEW][p] & self_bit(n) && n->owners[C_OLD][p] != n->owners[C_NEW][p];
-        q->differs = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
+        q->to_sync = comes ? n->owners[C_OLD][p] & ~n->lost & ~self_bit(n) : 0; /* R14 */
         q->agreed = q->compared = 0;
         q->gc_floor = (struct ballot){0};
         without_copy += !(n->owners[C_OLD][p] & ~n->lost);
@@ -2894,7 +2901,7 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
  * own list counts. */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
-    return n->stable || old_majority(n, partition, ~n->partitions[partition].differs) || !RULE(14);
+    return n->stable || old_majority(n, partition, ~n->partitions[partition].to_sync) || !RULE(14);
 }
 
 /* Whether it sent a heartbeat, as no member of this node's view, within a lease. It had this very view
@@ -3436,7 +3443,7 @@ static bool sync_wants(const struct node *n, const struct sync *s, const struct 
 static void partition_compared(struct node *n, unsigned partition, uint64_t member)
 {
     struct partition *p = &n->partitions[partition];
-    p->differs &= ~member;
+    p->to_sync &= ~member;
     p->compared |= member;
     p->caught_up = partition_is_caught_up(n, partition);
 }
@@ -3483,7 +3490,7 @@ static void sync_tick(struct node *n)
         for (unsigned tries = 0; !s->due && tries < PARTITIONS / SYNCS_MAX; tries++) {
             unsigned turn = (s->partition / SYNCS_MAX + 1) % (PARTITIONS / SYNCS_MAX);
             s->partition = (uint16_t)(turn * SYNCS_MAX + i);
-            uint64_t sources = n->partitions[s->partition].differs & live;
+            uint64_t sources = n->partitions[s->partition].to_sync & live;
             if (!sources)
                 continue;
             uint64_t above = sources & ~((UINT64_C(2) << s->source) - 1); /* the next one's turn */
@@ -3570,7 +3577,7 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
     if (m->round_id)
         digest_send(n, m->partition, bit, m->round_id);
     if (m->digest == p->digest) {
-        p->differs &= ~bit;
+        p->to_sync &= ~bit;
         if (m->write_id == n->lease_clock) /* else it may have been sent before the lease */
             partition_compared(n, m->partition, bit);
         if (ballot_compare(m->ballot, p->promise_floor) >= 0 || !RULE(19))
@@ -3578,7 +3585,7 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
         return;
     }
     if (p->changed_at + 2 * SECOND < n->now || !p->caught_up || node_random(n) % 8 == 0)
-        p->differs |= bit; /* one that is being written differs each time: now and then will do */
+        p->to_sync |= bit; /* one that is being written differs each time: now and then will do */
 }
 
 /* Sweeps a partition's entries: mends what is damaged, deletes what expired, and folds old promises and
@@ -3840,17 +3847,17 @@ static void node_begin(struct node *n)
     for (size_t e = 0; n->self < 0 && e < n->views_count; e++)
         n->gone |= member_index(n->views[e], n->id) >= 0;
     bool promised = n->self >= 0 || n->gone; /* else it was never a member */
-    n->clock_bound_start = promised ? n->clock_bound : 0;
+    n->clock_bound_found = promised ? n->clock_bound : 0;
     for (uint16_t p = 0; p <= VIEWS_PARTITION; p++) {
         struct partition *q = &n->partitions[p];
         if (partition_is_ours(n, p) || p == VIEWS_PARTITION)
-            q->clock_bound = n->clock_bound_start;
+            q->promised_until = n->clock_bound_found;
         for (uint32_t i = 0; i < q->count; i++)
             if (q->entries[i]->flags & FLAG_DAMAGED)
                 log_line(LEVEL_WARN, "damaged record", "lsn=%" PRIu64, q->entries[i]->lsn);
     }
-    if (n->clock_bound_start > n->time + CLOCK_AHEAD_MAX)
-        n->time = n->clock_bound_start; /* the wall clock went back; others still go by that time */
+    if (n->clock_bound_found > n->time + CLOCK_AHEAD_MAX)
+        n->time = n->clock_bound_found; /* the wall clock went back; others still go by that time */
     n->view_lsn = n->start = log_end(n);
 }
 

@@ -3282,7 +3282,7 @@ static void trace_hosts(void)
               (double)(int64_t)(n->clock - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->time - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
-              (double)(int64_t)(n->clock_bound_start - WALL_AT_START) / 1e6,
+              (double)(int64_t)(n->clock_bound_found - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->latest_time - WALL_AT_START) / 1e6, n->leaves);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[C_OLD][p] != n->owners[C_NEW][p])
@@ -4028,7 +4028,7 @@ static bool hand_a_dead_joiner_stays_one(struct node *n)
     bool proposed = false;
     hand_joins(n);
     for (unsigned p = 0; p < PARTITIONS; p++)
-        n->partitions[p].differs = 0;
+        n->partitions[p].to_sync = 0;
     hand_beat(n, 40, true);
     n->now += 2 * n->lease;
     for (int i = 0; i < 12; i++) {

@@ -528,7 +528,7 @@ static void files_accept(const char *key, const char *value, size_t bytes)
 {
     struct message m = {.type = M_ACCEPT, .round_id = 1, .flags = FLAG_RECORD | FLAG_WHOLE};
     struct bytes whole = {0};
-    m.ballot = ballot_at(max_u64(clock_tick(l.node), l.node->clock_bound_start + 1));
+    m.ballot = ballot_at(max_u64(clock_tick(l.node), l.node->clock_bound_found + 1));
     m.key_bytes = (uint16_t)strlen(key);
     m.value_bytes = (uint32_t)bytes;
     m.partition = key_partition(key, m.key_bytes);
@@ -940,14 +940,14 @@ START_TEST(test_a_restart_never_reuses_a_ballot)
                      M_PROMISE); /* the highest that could have been sent */
     ck_assert(recover());
     n = l.node;
-    ck_assert_uint_ge(n->clock_bound_start, promised);
+    ck_assert_uint_ge(n->clock_bound_found, promised);
     ck_assert_uint_ge(n->clock, promised);
     ck_assert_int_eq(prepare_at(promised, "k"), M_REJECT);
-    ck_assert_int_eq(prepare_at(n->clock_bound_start, "other"), M_REJECT);
+    ck_assert_int_eq(prepare_at(n->clock_bound_found, "other"), M_REJECT);
     ck_assert_uint_gt(clock_tick(n), promised);
-    ck_assert_int_eq(prepare_at(n->clock_bound_start + 1, "k"), M_PROMISE);
+    ck_assert_int_eq(prepare_at(n->clock_bound_found + 1, "k"), M_PROMISE);
     uint32_t before = n->log.pending.count;
-    accept_at(n->clock_bound_start, "other", "v");
+    accept_at(n->clock_bound_found, "other", "v");
     ck_assert_int_eq(answer_type(), M_REJECT);
     ck_assert_uint_eq(n->log.pending.count, before);
 }
@@ -3010,7 +3010,7 @@ START_TEST(test_a_node_has_promised_nothing_before_it_was_a_member)
     ck_assert_uint_eq(l.node->repairs, 0);
     ck_assert_uint_eq(l.node->keys, 1);
     ck_assert(recover()); /* now it may have */
-    ck_assert_uint_eq(l.node->clock_bound_start, l.node->clock_bound);
+    ck_assert_uint_eq(l.node->clock_bound_found, l.node->clock_bound);
 }
 END_TEST
 
