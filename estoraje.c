@@ -2368,7 +2368,8 @@ static bool value_is_here(const struct round *r)
 }
 
 /* Counts a reply. Of the records that owners report, that of the highest ballot is kept, and once
- * more if a reply brings the value that was still missing. */
+ * more if a reply brings the value that was still missing. Owners that report one ballot may have lost
+ * different results: where they have no record, one alone may have forgotten a tombstone (R11). */
 static void round_count_reply(struct round *r, uint64_t member, const struct message *m)
 {
     r->replied |= member;
@@ -2379,7 +2380,8 @@ static void round_count_reply(struct round *r, uint64_t member, const struct mes
         r->damaged_by |= member;
         return;
     }
-    int order = r->record.count ? ballot_compare(m->ballot, round_record(r)->ballot) : 1;
+    struct message *kept = (struct message *)r->record.data;
+    int order = r->record.count ? ballot_compare(m->ballot, kept->ballot) : 1;
     if (order > 0)
         r->at_highest = 0;
     if (order >= 0)
@@ -2387,6 +2389,8 @@ static void round_count_reply(struct round *r, uint64_t member, const struct mes
     if (order > 0 || (order == 0 && m->flags & FLAG_WHOLE && !value_is_here(r))) {
         r->record.count = 0;
         message_append(&r->record, m, NULL);
+    } else if (order == 0 && RULE(11)) {
+        kept->results_lost_until = max_u64(kept->results_lost_until, m->results_lost_until);
     }
 }
 

@@ -2472,6 +2472,23 @@ START_TEST(test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it)
 }
 END_TEST
 
+/* This node's own promise comes first, and knows of no lost results, as a joiner's: the other owner
+ * has forgotten a tombstone. */
+START_TEST(test_lost_results_count_whichever_promise_comes_first)
+{
+    peers_begin(2, 3);
+    struct message m = request_for(DO_PUT, "k", 0), prepare;
+    m.flags |= FLAG_REPEAT;
+    request(&m, "k");
+    ck_assert_uint_gt(sent_count(M_PREPARE, 0, &prepare), 0);
+    struct message promise = {.type = M_PROMISE, .round_id = prepare.round_id};
+    promise.results_lost_until = l.node->wall - 100 * SECOND;
+    peer_sends(LONE_ID + 1, l.node->clock, &promise, NULL);
+    ck_assert_uint_eq(sent_count(M_ACCEPT, 0, NULL), 0);
+    ck_assert_uint_eq(((struct message *)l.reply.data)->status, STATUS_UNKNOWN);
+}
+END_TEST
+
 START_TEST(test_a_round_that_nobody_waits_for_is_over)
 {
     peers_begin(4, 5);
@@ -3609,6 +3626,7 @@ int main(void)
         {"peers", test_unknown_is_only_what_could_have_been_lost, 1},
         {"peers", test_a_promise_without_a_record_has_lost_results_up_to_the_floor, 1},
         {"peers", test_a_repeat_is_never_answered_nothing_was_changed, 1},
+        {"peers", test_lost_results_count_whichever_promise_comes_first, 1},
         {"peers", test_a_repeat_is_too_old_by_the_clock_as_the_promises_raised_it, 1},
         {"peers", test_a_round_that_nobody_waits_for_is_over, 1},
         {"peers", test_a_read_of_a_large_value_is_answered_even_if_no_quorum_is, 1},
