@@ -1,7 +1,25 @@
 #!/bin/sh
-# Installs those of the named Debian packages that are missing. Asks nothing and starts no service;
-# where there is no apt, it leaves that to you.
+# Installs those of the named Debian packages that are missing, or what the named group needs. Asks
+# nothing and starts no service; where there is no apt, it leaves that to you.
 set -eu
+if [ "$1" = page ]; then
+    "$0" chromium
+    command -v npm >/dev/null || "$0" nodejs npm
+    [ -d build/node_modules ] || npm install --silent --no-save --prefix build playwright-core
+    exit
+fi
+build='gcc libc6-dev libmicrohttpd-dev libcurl4-openssl-dev libxxhash-dev'
+case $1 in
+build) set -- $build ;;
+test) set -- $build check nginx curl prometheus systemd help2man ;;
+clients) set -- restic ccache git nix-bin qemu-utils qemu-block-extra aria2 wget ;;
+fuzz) set -- clang libclang-rt-14-dev ;;
+run) set -- nginx curl ;;
+bench) set -- wrk etcd-server nginx curl ;;
+fmt) set -- clang-format ;;
+loc) set -- cloc ;;
+install) set -- help2man ;;
+esac
 command -v apt-get >/dev/null || exit 0
 missing() {
     for package; do
