@@ -325,7 +325,7 @@ START_TEST(test_an_underscore_further_in_is_a_key)
 }
 END_TEST
 
-START_TEST(test_bad_percent_encoding_is_refused)
+START_TEST(test_bad_percent_encoding_is_rejected)
 {
     static const struct row rows[] = {
         {"GET", "a%zz", NULL, NULL, 400, 400},    {"PUT", "a%4", NULL, "v", 400, 400},
@@ -338,7 +338,7 @@ END_TEST
 
 /* ================================ values ================================ */
 
-START_TEST(test_put_says_whether_it_made_or_replaced)
+START_TEST(test_put_answers_whether_it_created_or_replaced)
 {
     struct response made = ask(_i, 201, "PUT", own("k"), NULL, "one");
     ck_assert_uint_eq(made.body_bytes, 0);
@@ -349,7 +349,7 @@ START_TEST(test_put_says_whether_it_made_or_replaced)
 }
 END_TEST
 
-START_TEST(test_post_stores_too_and_always_says_200)
+START_TEST(test_post_stores_too_and_always_answers_200)
 {
     for (int i = 0; i < 2; i++) {
         struct response r = ask(_i, 200, "POST", own("k"), NULL, i ? "two" : "one");
@@ -360,7 +360,7 @@ START_TEST(test_post_stores_too_and_always_says_200)
 }
 END_TEST
 
-START_TEST(test_get_tells_all_about_a_value)
+START_TEST(test_get_returns_all_about_a_value)
 {
     time_t before = time(NULL);
     const char *etag = put_etag(_i, own("k"), "value");
@@ -398,7 +398,7 @@ START_TEST(test_head_is_get_without_the_body)
 }
 END_TEST
 
-START_TEST(test_delete_says_whether_there_was_one)
+START_TEST(test_delete_answers_whether_there_was_one)
 {
     put_etag(_i, own("k"), "value");
     struct response r = ask(_i, 200, "DELETE", own("k"), NULL, NULL);
@@ -667,7 +667,7 @@ START_TEST(test_if_match_on_get_and_head_is_for_the_value_that_it_names)
 }
 END_TEST
 
-START_TEST(test_malformed_conditions_are_refused)
+START_TEST(test_malformed_conditions_are_rejected)
 {
     static const struct row rows[] = {
         {"GET", "k", "If-Match:", NULL, 400, -1},
@@ -949,7 +949,7 @@ START_TEST(test_an_expired_key_counts_as_none_for_conditions)
 }
 END_TEST
 
-START_TEST(test_a_lease_is_taken_renewed_and_freed)
+START_TEST(test_a_lock_is_acquired_renewed_and_freed)
 {
     char *lock = text("%s?ttl=20s", own("lock"));
     struct response mine = ask(_i, 201, "PUT", lock, "If-None-Match: *", "me");
@@ -1092,7 +1092,7 @@ START_TEST(test_nothing_but_a_change_wakes_a_waiter)
 }
 END_TEST
 
-START_TEST(test_bad_waits_are_refused)
+START_TEST(test_bad_waits_are_rejected)
 {
     static const struct row rows[] = {
         {"GET", "k?wait=6m", NULL, NULL, 400, 0}, {"GET", "k?wait=301s", NULL, NULL, 400, 0},
@@ -1183,7 +1183,7 @@ START_TEST(test_counters_count)
 }
 END_TEST
 
-START_TEST(test_counters_refuse_what_is_no_64_bit_integer)
+START_TEST(test_counters_reject_what_is_no_64_bit_integer)
 {
     static const char *const bad[] = {"", "x", "1.5", "12x", "9223372036854775808", "1 2"};
     for (int i = 0; i < 6; i++) {
@@ -1201,7 +1201,7 @@ START_TEST(test_counters_refuse_what_is_no_64_bit_integer)
 }
 END_TEST
 
-START_TEST(test_bad_counts_are_refused)
+START_TEST(test_bad_counts_are_rejected)
 {
     static const struct row rows[] = {
         {"POST", "n?op=add&by=", NULL, NULL, 400, 0},
@@ -1486,7 +1486,7 @@ START_TEST(test_many_listings_at_once_hold_up_nobody)
 }
 END_TEST
 
-START_TEST(test_json_tells_more_of_each_key)
+START_TEST(test_json_has_more_of_each_key)
 {
     put_etag(_i, own("j/a"), "12345");
     ask(_i, 201, "PUT", text("%s?ttl=1h", own("j/b\"%22")), NULL, "");
@@ -1536,7 +1536,7 @@ START_TEST(test_restic_lists_names_and_sizes)
 }
 END_TEST
 
-START_TEST(test_bad_listings_are_refused)
+START_TEST(test_bad_listings_are_rejected)
 {
     static const struct row rows[] = {
         {"GET", "l/?limit=x", NULL, NULL, 400, 0},
@@ -1666,7 +1666,7 @@ START_TEST(test_a_repeated_delete_or_condition_gets_the_first_answer)
 }
 END_TEST
 
-START_TEST(test_a_repeat_of_a_refused_write_gets_the_refusal)
+START_TEST(test_a_repeat_of_a_rejected_write_gets_the_same_rejection)
 {
     char *keys[3];
     for (int i = 0; i < 3; i++)
@@ -1686,7 +1686,7 @@ START_TEST(test_a_repeat_of_a_refused_write_gets_the_refusal)
 }
 END_TEST
 
-START_TEST(test_a_repeat_that_was_refused_stays_refused)
+START_TEST(test_a_repeat_that_was_rejected_stays_rejected)
 {
     put_etag(_i, own("c"), "there");
     char *key = text("%s\nIf-None-Match: *", idempotency(0, "c", true));
@@ -1783,7 +1783,7 @@ static void race_add_keyed(void *context, int index)
     }
 }
 
-START_TEST(test_a_proxy_whose_clock_is_behind_is_told_unknown_no_more_often)
+START_TEST(test_a_proxy_whose_clock_is_behind_gets_unknown_no_more_often)
 {
     struct race r = {.target = _i, .path = text("%s?op=add", own("n"))};
     crowd(8, race_add_keyed, &r);
@@ -1844,7 +1844,7 @@ START_TEST(test_answers_unknown_put_no_node_aside)
 }
 END_TEST
 
-START_TEST(test_any_idempotency_key_of_1_to_255_bytes_is_taken)
+START_TEST(test_any_idempotency_key_of_1_to_255_bytes_is_accepted)
 {
     char *most = letters(255), *quoted = idempotency(0, "q", false) + strlen("Idempotency-Key: ");
     const char *const keys[] = {"a",
@@ -1903,7 +1903,7 @@ START_TEST(test_a_node_forgets_an_answer_that_has_come_and_that_nobody_asks_for_
 }
 END_TEST
 
-START_TEST(test_malformed_idempotency_keys_are_refused)
+START_TEST(test_malformed_idempotency_keys_are_rejected)
 {
     const struct row rows[] = {
         {"PUT", "k", text("Idempotency-Key: %s", letters(256)), "v", 400, 0},
@@ -1924,7 +1924,7 @@ END_TEST
 
 /* ================================ errors ================================ */
 
-START_TEST(test_unknown_or_misplaced_parameters_are_refused)
+START_TEST(test_unknown_or_misplaced_parameters_are_rejected)
 {
     static const struct row rows[] = {
         {"PUT", "k?tttl=1s", NULL, "v", 400, 0},   {"POST", "k?x", NULL, "v", 400, 0},
@@ -2235,7 +2235,7 @@ START_TEST(test_ambiguous_requests_are_400_and_the_connection_is_closed)
 }
 END_TEST
 
-START_TEST(test_a_smuggled_request_is_not_heard)
+START_TEST(test_a_smuggled_request_is_not_served)
 {
     put_etag(_i, own("k"), "safe");
     static const char *const tricks[] = {
@@ -2455,7 +2455,7 @@ START_TEST(test_ready_is_ok_at_a_node_that_has_all_its_data)
 }
 END_TEST
 
-START_TEST(test_status_tells_the_cluster)
+START_TEST(test_status_describes_the_cluster)
 {
     struct response r = ask(_i, 200, "GET", "/_status", NULL, NULL);
     int members = _i == ALONE ? 1 : 3;
@@ -2489,7 +2489,7 @@ START_TEST(test_status_counts_tombstones)
 }
 END_TEST
 
-START_TEST(test_nodes_are_told_one_a_line)
+START_TEST(test_nodes_are_listed_one_a_line)
 {
     struct response r = ask(_i, 200, "GET", "/_nodes", NULL, NULL);
     const struct cluster *c = _i == ALONE ? alone : three;
@@ -2502,7 +2502,7 @@ START_TEST(test_nodes_are_told_one_a_line)
 }
 END_TEST
 
-START_TEST(test_the_owners_of_a_key_are_told)
+START_TEST(test_the_owners_of_a_key_are_listed)
 {
     char *first = NULL;
     for (int i = 0; i < 3; i++) {
@@ -2740,7 +2740,7 @@ START_TEST(test_a_node_that_others_can_reach_needs_a_secret)
 }
 END_TEST
 
-START_TEST(test_what_every_user_can_read_is_told_at_start)
+START_TEST(test_files_that_every_user_can_read_are_logged_at_start)
 {
     char *data = fresh("data"), *secret = secret_file("wide", "a secret of more than 16 bytes\n");
     char *start = text("--listen 127.0.0.1:%d --bootstrap --data %s --secret-file %s", free_port(),
@@ -2903,7 +2903,7 @@ START_TEST(test_a_node_comes_back_with_what_it_had_and_without_options)
 }
 END_TEST
 
-START_TEST(test_a_node_refuses_to_change_its_cluster)
+START_TEST(test_a_node_never_changes_its_cluster)
 {
     struct cluster *c = cluster_start(1, NULL);
     ck_assert_int_eq(node_stop(c, 0), 0);
@@ -3054,7 +3054,7 @@ START_TEST(test_what_is_under_way_at_sigterm_is_finished)
 }
 END_TEST
 
-START_TEST(test_while_it_finishes_new_requests_are_told_503)
+START_TEST(test_while_a_node_finishes_new_requests_get_503)
 {
     struct cluster *c = cluster_start(1, NULL);
     const struct node *n = &c->nodes[0];
@@ -3166,7 +3166,7 @@ static void notified(int fd, const char *what)
     ck_abort_msg("no %s came", what);
 }
 
-START_TEST(test_systemd_is_told_ready_and_stopping)
+START_TEST(test_systemd_is_notified_of_ready_and_stopping)
 {
     char *path;
     int fd = notify_socket(&path);
@@ -3377,7 +3377,7 @@ START_TEST(test_who_holds_much_and_stands_still_is_let_go_while_others_wait)
 }
 END_TEST
 
-START_TEST(test_nginx_lets_go_of_who_sends_half_a_request_and_no_more)
+START_TEST(test_nginx_disconnects_a_client_that_sends_half_a_request)
 {
     int port = port_of(NGINX), head = raw_connect(port), body = raw_connect(port);
     raw_print(head, "PUT %s HTTP/1.1\r\nHost: x\r\nContent-Le", own("k"));
@@ -3504,12 +3504,12 @@ static const struct entry *entries(size_t *count)
     EACH("keys", test_keys_have_at_most_1024_bytes);
     EACH("keys", test_paths_that_begin_with_an_underscore_are_reserved);
     EACH("keys", test_an_underscore_further_in_is_a_key);
-    EACH("keys", test_bad_percent_encoding_is_refused);
-    EACH("values", test_put_says_whether_it_made_or_replaced);
-    EACH("values", test_post_stores_too_and_always_says_200);
-    EACH("values", test_get_tells_all_about_a_value);
+    EACH("keys", test_bad_percent_encoding_is_rejected);
+    EACH("values", test_put_answers_whether_it_created_or_replaced);
+    EACH("values", test_post_stores_too_and_always_answers_200);
+    EACH("values", test_get_returns_all_about_a_value);
     EACH("values", test_head_is_get_without_the_body);
-    EACH("values", test_delete_says_whether_there_was_one);
+    EACH("values", test_delete_answers_whether_there_was_one);
     EACH("values", test_what_is_not_there_is_404_with_an_empty_body);
     EACH("values", test_content_types_are_given_back);
     EACH("values", test_values_of_all_sizes_come_back_as_they_were);
@@ -3524,7 +3524,7 @@ static const struct entry *entries(size_t *count)
     EACH("conditions", test_if_none_match_star_only_creates);
     EACH("conditions", test_if_none_match_on_get_saves_the_body);
     EACH("conditions", test_if_match_on_get_and_head_is_for_the_value_that_it_names);
-    EACH("conditions", test_malformed_conditions_are_refused);
+    EACH("conditions", test_malformed_conditions_are_rejected);
     EACH("conditions", test_one_of_many_creators_wins);
     EACH("conditions", test_no_update_is_lost_to_another);
     EACH("ranges", test_ranges_are_cut_out);
@@ -3536,19 +3536,19 @@ static const struct entry *entries(size_t *count)
     EACH("ttl", test_a_time_to_live_runs_from_when_the_body_was_there);
     EACH("ttl", test_a_write_without_a_time_to_live_stays);
     EACH("ttl", test_an_expired_key_counts_as_none_for_conditions);
-    EACH("ttl", test_a_lease_is_taken_renewed_and_freed);
+    EACH("ttl", test_a_lock_is_acquired_renewed_and_freed);
     EACH("wait", test_a_waiting_get_is_answered_by_the_change);
     EACH("wait", test_a_get_can_wait_for_a_key_to_come);
     EACH("wait", test_a_waiting_get_is_answered_by_delete_and_expiry);
     EACH("wait", test_a_wait_ends_when_its_time_is_over);
     EACH("wait", test_no_wait_where_there_is_nothing_to_wait_for);
     EACH("wait", test_nothing_but_a_change_wakes_a_waiter);
-    EACH("wait", test_bad_waits_are_refused);
+    EACH("wait", test_bad_waits_are_rejected);
     ONCE("wait", test_thousands_wait_at_once_and_others_are_served);
     ONCE("wait", test_a_waiting_client_that_leaves_is_noticed);
     EACH("counters", test_counters_count);
-    EACH("counters", test_counters_refuse_what_is_no_64_bit_integer);
-    EACH("counters", test_bad_counts_are_refused);
+    EACH("counters", test_counters_reject_what_is_no_64_bit_integer);
+    EACH("counters", test_bad_counts_are_rejected);
     EACH("counters", test_no_count_is_lost_or_made_twice);
     ONCE("counters", test_a_body_that_a_count_does_not_need_is_no_damaged_frame);
     EACH("listings", test_a_path_that_ends_in_a_slash_lists_the_keys_below);
@@ -3560,31 +3560,31 @@ static const struct entry *entries(size_t *count)
     ONCE("listings", test_many_listings_at_once_hold_up_nobody);
     EACH("listings", test_the_next_page_is_on_the_same_host_whatever_the_key);
     EACH("listings", test_the_next_page_is_encoded_however_the_path_was_spelt);
-    EACH("listings", test_json_tells_more_of_each_key);
+    EACH("listings", test_json_has_more_of_each_key);
     EACH("listings", test_restic_lists_names_and_sizes);
-    EACH("listings", test_bad_listings_are_refused);
+    EACH("listings", test_bad_listings_are_rejected);
     EACH("consistency", test_each_consistency_reads_and_writes);
     EACH("consistency", test_consistency_one_has_no_conditions_and_no_counters);
     EACH("retries", test_a_repeated_put_gets_the_first_answer_and_is_not_applied_again);
     EACH("retries", test_a_repeated_count_counts_once);
     EACH("retries", test_a_repeated_delete_or_condition_gets_the_first_answer);
-    EACH("retries", test_a_repeat_of_a_refused_write_gets_the_refusal);
-    EACH("retries", test_a_repeat_that_was_refused_stays_refused);
+    EACH("retries", test_a_repeat_of_a_rejected_write_gets_the_same_rejection);
+    EACH("retries", test_a_repeat_that_was_rejected_stays_rejected);
     EACH("retries", test_the_same_key_on_another_request_is_another_write);
     EACH("retries", test_a_write_whose_key_is_over_a_minute_old_is_503_and_the_text_says_how_far);
     EACH("retries", test_a_write_made_ahead_takes_no_time_from_other_keys);
     EACH("retries", test_a_first_try_that_comes_late_is_unknown_too);
     EACH("retries", test_a_write_follows_one_of_consistency_one);
-    EACH("retries", test_a_proxy_whose_clock_is_behind_is_told_unknown_no_more_often);
+    EACH("retries", test_a_proxy_whose_clock_is_behind_gets_unknown_no_more_often);
     EACH("retries",
          test_a_repeat_whose_answer_was_let_go_is_unknown_and_an_unmarked_one_is_a_new_write);
     EACH("retries", test_a_mark_is_0_or_1_or_the_time_of_the_first_try);
     EACH("retries", test_answers_unknown_put_no_node_aside);
-    EACH("retries", test_any_idempotency_key_of_1_to_255_bytes_is_taken);
+    EACH("retries", test_any_idempotency_key_of_1_to_255_bytes_is_accepted);
     ONCE("retries", test_a_node_forgets_an_answer_that_has_come_and_that_nobody_asks_for_again);
-    EACH("retries", test_malformed_idempotency_keys_are_refused);
+    EACH("retries", test_malformed_idempotency_keys_are_rejected);
     EACH("retries", test_consistency_one_ignores_idempotency_keys);
-    EACH("errors", test_unknown_or_misplaced_parameters_are_refused);
+    EACH("errors", test_unknown_or_misplaced_parameters_are_rejected);
     EACH("errors", test_a_read_may_have_parameters_that_nobody_knows);
     EACH("errors", test_a_plus_in_a_query_is_a_space_and_in_a_path_it_is_a_plus);
     EACH("errors", test_a_part_of_a_value_is_not_written);
@@ -3596,7 +3596,7 @@ static const struct entry *entries(size_t *count)
     ONCE("errors", test_nginx_names_the_limit_of_values_too);
     ONCE("errors", test_what_does_not_fit_in_memory_is_503_and_comes_later);
     EACH("wire", test_ambiguous_requests_are_400_and_the_connection_is_closed);
-    EACH("wire", test_a_smuggled_request_is_not_heard);
+    EACH("wire", test_a_smuggled_request_is_not_served);
     EACH("wire", test_pipelined_requests_are_answered_in_order);
     EACH("wire", test_a_client_may_ask_before_it_sends);
     EACH("wire", test_the_whole_address_may_stand_in_the_request_line);
@@ -3608,10 +3608,10 @@ static const struct entry *entries(size_t *count)
     EACH("wire", test_noise_is_answered_or_closed_and_hurts_nobody);
     EACH("reserved", test_health_is_ok);
     EACH("reserved", test_ready_is_ok_at_a_node_that_has_all_its_data);
-    EACH("reserved", test_status_tells_the_cluster);
+    EACH("reserved", test_status_describes_the_cluster);
     EACH("reserved", test_status_counts_tombstones);
-    EACH("reserved", test_nodes_are_told_one_a_line);
-    EACH("reserved", test_the_owners_of_a_key_are_told);
+    EACH("reserved", test_nodes_are_listed_one_a_line);
+    EACH("reserved", test_the_owners_of_a_key_are_listed);
     EACH("reserved", test_the_ring_page_is_a_page);
     ONCE("reserved", test_nothing_dangerous_is_reached_through_nginx);
     ONCE("reserved", test_the_last_member_cannot_leave);
@@ -3620,7 +3620,7 @@ static const struct entry *entries(size_t *count)
     ONCE("metrics", test_metrics_count_requests_and_keys);
     ONCE("options", test_wrong_usage_is_2_and_says_why);
     ONCE("options", test_a_node_that_others_can_reach_needs_a_secret);
-    ONCE("options", test_what_every_user_can_read_is_told_at_start);
+    ONCE("options", test_files_that_every_user_can_read_are_logged_at_start);
     ONCE("options", test_the_log_is_never_written_through_a_link);
     ONCE("options", test_an_empty_folder_needs_bootstrap_or_join);
     ONCE("options", test_help_names_every_option);
@@ -3628,18 +3628,18 @@ static const struct entry *entries(size_t *count)
     ONCE("options", test_two_processes_never_share_a_folder);
     ONCE("options", test_a_port_in_use_is_1_and_says_so);
     ONCE("options", test_a_node_comes_back_with_what_it_had_and_without_options);
-    ONCE("options", test_a_node_refuses_to_change_its_cluster);
+    ONCE("options", test_a_node_never_changes_its_cluster);
     ONCE("options", test_a_node_starts_with_the_join_of_its_first_start);
     ONCE("options", test_a_node_without_a_cluster_says_so_at_once);
     ONCE("options", test_nodes_have_names_and_serve_ipv6_and_ipv4_at_once);
     ONCE("options", test_sigterm_sigint_and_sighup_stop_it_as_asked);
     ONCE("options", test_what_is_under_way_at_sigterm_is_finished);
-    ONCE("options", test_while_it_finishes_new_requests_are_told_503);
+    ONCE("options", test_while_a_node_finishes_new_requests_get_503);
     ONCE("options", test_a_wait_at_sigterm_is_answered);
     ONCE("options", test_log_lines_are_logfmt);
     ONCE("options", test_sync_none_says_what_it_gives_up);
     ONCE("options", test_the_first_node_sets_the_replicas);
-    ONCE("options", test_systemd_is_told_ready_and_stopping);
+    ONCE("options", test_systemd_is_notified_of_ready_and_stopping);
     ONCE("secret", test_a_secret_is_asked_of_nodes_and_not_of_clients);
     ONCE("secret", test_a_node_with_another_secret_stays_outside);
     ONCE("secret", test_the_secret_is_never_sent);
@@ -3648,7 +3648,7 @@ static const struct entry *entries(size_t *count)
     EACH("clients", test_half_sent_requests_leave_the_others_served);
     ONCE("clients", test_idle_connections_make_place_for_others);
     ONCE("clients", test_who_holds_much_and_stands_still_is_let_go_while_others_wait);
-    ONCE("clients", test_nginx_lets_go_of_who_sends_half_a_request_and_no_more);
+    ONCE("clients", test_nginx_disconnects_a_client_that_sends_half_a_request);
     EACH("clients", test_a_slow_body_is_stored);
     EACH("clients", test_a_client_that_leaves_in_the_middle_stores_nothing);
     EACH("clients", test_clients_that_leave_in_mid_answer_hurt_nobody);

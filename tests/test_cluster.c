@@ -521,7 +521,7 @@ START_TEST(test_all_killed_at_once_lose_nothing_acknowledged)
 }
 END_TEST
 
-START_TEST(test_a_minority_says_503_at_once_and_keeps_what_it_has)
+START_TEST(test_a_minority_answers_503_at_once_and_keeps_its_data)
 {
     struct cluster *c = cluster_start(3, NULL);
     keys_on("PUT", 100, c->nodes[0].url);
@@ -659,7 +659,7 @@ START_TEST(test_a_joiner_is_ready_when_it_is_up_and_has_its_share)
 }
 END_TEST
 
-START_TEST(test_deleted_keys_stay_deleted_whoever_was_away)
+START_TEST(test_deleted_keys_stay_deleted_whichever_node_was_away)
 {
     struct cluster *c = cluster_start(3, NULL);
     keys_on("PUT", 150, c->nodes[0].url);
@@ -759,7 +759,7 @@ START_TEST(test_a_drained_member_leaves_and_its_data_stays)
 }
 END_TEST
 
-START_TEST(test_a_dead_member_is_evicted_and_joins_anew)
+START_TEST(test_a_dead_member_is_evicted_and_joins_again)
 {
     int count = setting("ESTORAJE_TEST_KEYS", 2000);
     struct cluster *c = behind_nginx(4, (const char *const[]){"--evict-after", "3", NULL});
@@ -1610,7 +1610,7 @@ START_TEST(test_values_damaged_at_every_node_are_all_there_after_a_restart)
 }
 END_TEST
 
-START_TEST(test_damage_found_at_start_makes_a_node_join_anew)
+START_TEST(test_damage_found_at_start_makes_a_node_rejoin_under_a_new_id)
 {
     enum { COUNT = 600 };
     struct cluster *c = behind_nginx(3, (const char *const[]){"--evict-after", "3", NULL});
@@ -1846,7 +1846,7 @@ static bool small_disk(const struct node *n, int mib)
     return mount("none", in_folder(n->folder, "data"), "tmpfs", 0, text("size=%dm", mib)) == 0;
 }
 
-START_TEST(test_a_full_disk_refuses_writes_and_recovers)
+START_TEST(test_a_full_disk_rejects_writes_and_recovers)
 {
     enum { SIZE = 1 << 20, DISK_MIB = 280, FILLER_MIB = 60 };
     struct cluster *c = cluster_new(NULL, false);
@@ -2428,7 +2428,7 @@ static void *adder_run(void *argument)
     return NULL;
 }
 
-START_TEST(test_a_counter_ends_at_what_its_clients_were_told)
+START_TEST(test_a_counter_ends_at_what_its_clients_were_answered)
 {
     enum { ADDERS = 24 };
     struct cluster *c = cluster_start(3, NULL);
@@ -2466,7 +2466,7 @@ static void *holder_run(void *argument)
     return (void *)(intptr_t)r.status;
 }
 
-START_TEST(test_a_dead_holders_lock_goes_to_the_one_who_waits)
+START_TEST(test_a_dead_holders_lock_goes_to_the_waiting_client)
 {
     struct cluster *c = cluster_start(3, NULL);
     struct response first =
@@ -2547,17 +2547,17 @@ int main(void)
         {"failures", test_a_node_cut_off_costs_no_request_through_nginx},
         {"failures", test_a_link_cut_one_way_costs_no_request_through_nginx},
         {"failures", test_all_killed_at_once_lose_nothing_acknowledged},
-        {"failures", test_a_minority_says_503_at_once_and_keeps_what_it_has},
+        {"failures", test_a_minority_answers_503_at_once_and_keeps_its_data},
         {"failures", test_a_rolling_restart_costs_no_request},
         {"failures", test_a_node_that_was_away_catches_up},
         {"failures", test_a_node_is_ready_when_what_it_missed_is_there},
-        {"failures", test_deleted_keys_stay_deleted_whoever_was_away},
+        {"failures", test_deleted_keys_stay_deleted_whichever_node_was_away},
         {"moves", test_a_joiner_takes_its_share_while_clients_run},
         {"moves", test_two_can_join_at_once},
         {"moves", test_a_joiner_is_ready_when_it_is_up_and_has_its_share},
         {"moves", test_a_drained_member_leaves_and_its_data_stays},
         {"moves", test_a_member_that_is_drained_right_after_it_joined_stays_away},
-        {"moves", test_a_dead_member_is_evicted_and_joins_anew},
+        {"moves", test_a_dead_member_is_evicted_and_joins_again},
         {"moves", test_nobody_is_evicted_when_too_few_would_remain},
         {"moves", test_a_join_is_called_off_when_the_joiner_dies},
         {"moves", test_a_change_goes_on_when_the_coordinator_dies},
@@ -2579,13 +2579,13 @@ int main(void)
         {"disks", test_a_flipped_bit_reaches_nobody_and_is_repaired},
         {"disks", test_bits_flipped_on_two_nodes_cost_a_rolling_restart_no_request},
         {"disks", test_values_damaged_at_every_node_are_all_there_after_a_restart},
-        {"disks", test_damage_found_at_start_makes_a_node_join_anew},
+        {"disks", test_damage_found_at_start_makes_a_node_rejoin_under_a_new_id},
         {"disks", test_a_directory_restored_from_an_older_copy_joins_under_a_new_id},
         {"disks", test_a_twin_serves_nothing_and_says_why},
         {"disks", test_a_lone_node_with_a_damaged_log_says_so_and_stops},
         {"disks", test_with_sync_none_holes_in_all_logs_cost_what_is_behind_them},
         {"disks", test_a_torn_tail_is_dropped},
-        {"disks", test_a_full_disk_refuses_writes_and_recovers},
+        {"disks", test_a_full_disk_rejects_writes_and_recovers},
         {"disks", test_a_small_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_larger_disk_that_is_filled_and_emptied_takes_writes_again},
         {"disks", test_a_full_disk_of_one_node_stops_nobody},
@@ -2597,8 +2597,8 @@ int main(void)
         {"disks", test_the_log_does_not_grow_without_bound},
         {"retries", test_writes_whose_node_is_killed_get_their_true_answer_once},
         {"retries", test_writes_whose_node_is_stopped_get_their_true_answer_once},
-        {"retries", test_a_counter_ends_at_what_its_clients_were_told},
-        {"retries", test_a_dead_holders_lock_goes_to_the_one_who_waits},
+        {"retries", test_a_counter_ends_at_what_its_clients_were_answered},
+        {"retries", test_a_dead_holders_lock_goes_to_the_waiting_client},
         {"others", test_prometheus_scrapes_three_nodes},
     };
     harness_begin("cluster");

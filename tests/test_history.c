@@ -181,7 +181,7 @@ START_TEST(test_a_lost_update_is_a_violation)
 }
 END_TEST
 
-START_TEST(test_one_of_two_swaps_is_refused)
+START_TEST(test_one_of_two_swaps_is_rejected)
 {
     struct history_op good[] = {
         with_etag(put(1, 2, 11), 5),
@@ -340,7 +340,7 @@ START_TEST(test_an_etag_names_one_state_of_a_counter)
 }
 END_TEST
 
-START_TEST(test_a_refused_swap_tells_what_the_etag_is_not)
+START_TEST(test_a_rejected_swap_shows_what_the_etag_is_not)
 {
     struct history_op bad[] = {add(1, 2, 1, 1), but(if_etag(put(3, 4, 11), 5), HISTORY_REJECTED),
                                with_etag(get_number(5, 6, 1), 5)};
@@ -1067,7 +1067,7 @@ int main(void)
     tcase_add_test(hand, test_a_stale_read_is_a_violation);
     tcase_add_test(hand, test_a_value_read_and_then_gone_is_a_violation);
     tcase_add_test(hand, test_a_lost_update_is_a_violation);
-    tcase_add_test(hand, test_one_of_two_swaps_is_refused);
+    tcase_add_test(hand, test_one_of_two_swaps_is_rejected);
     tcase_add_test(hand, test_a_swap_fits_the_etag_and_not_the_value);
     tcase_add_test(hand, test_a_double_apply_is_a_violation);
     tcase_add_test(hand, test_a_write_applied_after_it_was_rejected_is_a_violation);
@@ -1079,7 +1079,7 @@ int main(void)
     tcase_add_test(hand, test_a_deleted_key_that_comes_back_is_a_violation);
     tcase_add_test(hand, test_etags_never_sort_lower_as_time_goes_on);
     tcase_add_test(hand, test_an_etag_names_one_state_of_a_counter);
-    tcase_add_test(hand, test_a_refused_swap_tells_what_the_etag_is_not);
+    tcase_add_test(hand, test_a_rejected_swap_shows_what_the_etag_is_not);
     tcase_add_test(hand, test_a_counter_counts_from_nothing_and_only_on_numbers);
     tcase_add_test(hand, test_a_value_expires_within_its_time);
     tcase_add_test(hand, test_a_write_applied_after_its_expiry_is_never_seen);

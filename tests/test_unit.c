@@ -292,7 +292,7 @@ START_TEST(test_an_empty_log_is_whole)
 }
 END_TEST
 
-START_TEST(test_a_log_of_another_version_is_not_taken_for_an_empty_one)
+START_TEST(test_a_log_of_another_version_is_not_treated_as_empty)
 {
     log_make();
     for (int b = 0; b < BATCHES; b++)
@@ -1381,7 +1381,7 @@ static bool process_is_followed(uint64_t boot, uint64_t start, uint64_t durable)
     return p->messages_in > before;
 }
 
-START_TEST(test_of_one_id_the_process_is_followed_whose_log_has_all_that_was_told)
+START_TEST(test_of_two_processes_with_one_id_only_the_newer_is_followed)
 {
     lone_node(&l);
     lone_view(&l, 1, 2, 3);
@@ -3507,7 +3507,7 @@ START_TEST(test_after_a_restart_what_was_not_owned_is_pulled_at_once)
         m.partition = key_partition(key, m.key_bytes);
         peer_sends(LONE_ID + 1, n->clock, &m, &(struct body){.key = key});
         bool had = owned[m.partition] & 1, stored = entry_of(key) && entry_of(key)->lsn;
-        ck_assert_msg(stored == !had, "%s", had ? "owned before, and not refused" : "refused");
+        ck_assert_msg(stored == !had, "%s", had ? "owned before, and not rejected" : "rejected");
         kept += had;
         given += !had;
     }
@@ -3552,7 +3552,7 @@ int main(void)
         {"log", test_what_a_torn_tail_held_is_not_found_behind_the_next_batch, 1},
         {"log", test_an_empty_log_is_whole, 1},
         {"log", test_a_batch_counts_only_where_it_was_written, 1},
-        {"log", test_a_log_of_another_version_is_not_taken_for_an_empty_one, 1},
+        {"log", test_a_log_of_another_version_is_not_treated_as_empty, 1},
         {"log", test_a_view_and_its_drop_are_one_batch, 1},
         {"log", test_views_promise_floors_and_the_clock_bound_are_replayed, 1},
         {"log", test_of_records_in_any_order_the_highest_ballot_is_replayed, 1},
@@ -3595,7 +3595,7 @@ int main(void)
         {"decoders", test_each_half_of_a_records_checksum_covers_its_half, 1},
         {"decoders", test_a_record_with_any_byte_damaged_is_not_returned, 1},
         {"decoders", test_a_frame_with_any_byte_damaged_is_rejected, 1},
-        {"decoders", test_of_one_id_the_process_is_followed_whose_log_has_all_that_was_told, 1},
+        {"decoders", test_of_two_processes_with_one_id_only_the_newer_is_followed, 1},
         {"decoders", test_frames_for_others_or_from_the_future_are_ignored, 1},
         {"decoders", test_a_list_is_read_up_to_its_first_entry_that_is_not_whole, 1},
         {"decoders", test_a_view_makes_sense_only_with_members_that_do, 1},
