@@ -424,8 +424,8 @@ enum {
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
     LARGE_BYTES_MAX = 2 << 20,    /* values of this node's large writes under way; others wait */
     RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
-    DUELS_FIRST = 1,              /* the same of the time that a refused round waits: at the */
-    DUELS_OTHER = 7,              /* partition's first live owner, and elsewhere */
+    DUELS_FIRST = 1,              /* the same of the time that a rejected round waits: at */
+    DUELS_OTHER = 7,              /* the partition's first live owner, and elsewhere */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
     READ_TRIES = 2,              /* fast ones, before a read becomes a request of the key's round */
@@ -688,7 +688,7 @@ enum message_type {
     M_CLOCK_BOUND = 32, /* from here on in the log only */
     M_PROMISE_FLOOR,
     M_DROP,
-    M_LOST,
+    M_DAMAGED,
     M_LOG_TYPES,
 };
 
@@ -701,7 +701,7 @@ enum {
     FLAG_MORE = 64,     /* of a list: there are keys behind its last */
     FLAG_DAMAGED = 128, /* its bytes in the log failed their checksum (index, M_PROMISE) */
     /* Of requests, beside FLAG_WHOLE and FLAG_WATCH: */
-    FLAG_KEYED = 1,   /* its client may repeat it by a key of its own: rejections are remembered */
+    FLAG_KEYED = 1,   /* its client may repeat it by a key of its own: refusals are recorded */
     FLAG_FIRST = 2,   /* its first try, of which nothing was sent */
     FLAG_REPEAT = 8,  /* an earlier try of this write may be under way */
     FLAG_ALL = 16,    /* consistency=all */
@@ -892,7 +892,7 @@ struct peer {
     uint64_t beat_epoch, beat_clock; /* of that with its last heartbeat */
     struct heartbeat beat;           /* the last */
     bool hears_us, has_lease;        /* by that */
-    bool refuses_us;                 /* it follows another process of our id (R32) */
+    bool disowns_us;                 /* it follows another process of our id (R32) */
     bool leave;           /* a drain was requested, here or at another member, or is under way */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
     uint64_t live_at;     /* when it was last live */
@@ -1054,7 +1054,7 @@ struct node {
     size_t peers_count;
     struct peer *self_peer;
     bool has_lease;
-    bool refused;         /* by a voter that has a lease: it takes no part (R32) */
+    bool disowned;        /* by a voter that has a lease: it takes no part (R32) */
     uint64_t lease_at;    /* when it was gained or lost */
     uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
     uint64_t next_heartbeat;
@@ -1110,8 +1110,8 @@ static uint64_t node_random(struct node *n)
  *   16 lsn      where it stands: a batch is valid only there
  *   24 first    where the log began when it was written; nothing below is needed
  *   32 id       of the node whose log it is
- *   40 messages: M_ACCEPT (a record), M_VIEW, M_CLOCK_BOUND, M_PROMISE_FLOOR, M_DROP, M_LOST (a record that is
- *      damaged: what the index knew of it); each has its check
+ *   40 messages: M_ACCEPT (a record), M_VIEW, M_CLOCK_BOUND, M_PROMISE_FLOOR, M_DROP, M_DAMAGED (what the index
+ *      knew of a record that is damaged); each has its check
  */
 
 #define LOG_MAGIC 0x32674c65u
@@ -1887,7 +1887,7 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
  *
  * A write is a function of the current record. It has a write id, fixed when it arrived; the record
  * lists the ids of the writes that made it and their results, so that a write that goes round again,
- * from here or from another node, finds that it was applied (R10) or rejected (R12).
+ * from here or from another node, finds that it was applied (R10) or refused (R12).
  */
 
 /* The record that a round will propose, while the writes are applied to it. */
@@ -3281,15 +3281,15 @@ static void view_decided(struct node *n, const struct message *result)
 
 static void lease_tick(struct node *n)
 {
-    uint64_t live = live_members(n), refuse = 0;
+    uint64_t live = live_members(n), disown = 0;
     for (uint32_t i = 0; i < n->view->members_count; i++) {
         struct peer *p = n->member_peer[i];
         p->live_at = live >> i & 1 ? n->now : p->live_at;
-        refuse |= (uint64_t)(p->refuses_us && p->has_lease) << i;
+        disown |= (uint64_t)(p->disowns_us && p->has_lease) << i;
     }
-    n->refused = refuse & n->voters;
-    n->gone |= majority(refuse, n->voters); /* they live without what its disk has (R32) */
-    if (n->has_lease == (majority(live, n->voters) && !n->refused))
+    n->disowned = disown & n->voters;
+    n->gone |= majority(disown, n->voters); /* they live without what its disk has (R32) */
+    if (n->has_lease == (majority(live, n->voters) && !n->disowned))
         return;
     n->has_lease = !n->has_lease;
     n->lease_at = n->now;
@@ -3651,7 +3651,7 @@ static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
     if (record) {
         e->lsn = log_append(n, record, NULL);
     } else if (e->flags & FLAG_DAMAGED) {
-        struct message mark = {.type = M_LOST, .partition = partition, .ballot = e->accepted};
+        struct message mark = {.type = M_DAMAGED, .partition = partition, .ballot = e->accepted};
         mark.flags = e->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
         mark.key_bytes = e->key_bytes;
         entry_store(n, p, e, &mark, log_append(n, &mark, &(struct body){.key = e->key}));
@@ -3757,11 +3757,11 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
             partition_drop(n, p);
         break;
     case M_ACCEPT:
-    case M_LOST: {
+    case M_DAMAGED: {
         struct entry *e = entry_make(p, body.key, m->key_bytes);
         if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0) {
             entry_store(n, p, e, m, lsn);
-            e->flags |= m->type == M_LOST ? FLAG_DAMAGED : 0;
+            e->flags |= m->type == M_DAMAGED ? FLAG_DAMAGED : 0;
         }
         break;
     }
@@ -4420,7 +4420,7 @@ static void message_handle(struct node *n, struct peer *from, const struct messa
     const struct handler *h = &handlers[m->type];
     bool ours = !h->owned || partition_is_ours(n, m->partition);
     bool same_view = epoch == node_epoch(n) || !RULE(6);
-    same_view &= member_index(n->view, from->id) >= 0 && !n->refused && !from->refuses_us;
+    same_view &= member_index(n->view, from->id) >= 0 && !n->disowned && !from->disowns_us;
     if (ours && (same_view || h->any_epoch))
         h->handle(n, from, m);
 }
@@ -4451,8 +4451,8 @@ static void node_run(struct node *n)
  * grow then, or it would seem to reach far enough after another start: so it hears no clock. */
 static struct peer *frame_sender(struct node *n, const struct frame *f)
 {
-    bool refuses = f->to == (n->id ^ n->boot);
-    bool to_us = f->to == n->id || f->to == 0 || refuses || !RULE(6);
+    bool disowns = f->to == (n->id ^ n->boot);
+    bool to_us = f->to == n->id || f->to == 0 || disowns || !RULE(6);
     bool foreign = f->cluster && n->cluster && f->cluster != n->cluster;
     if (!to_us || foreign || f->from == 0 || f->from == n->id)
         return NULL;
@@ -4464,17 +4464,17 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
         from = forged ? NULL : peer_make(n, stranger, "");
     if (!from)
         return NULL;
-    from->refuses_us |= refuses;
+    from->disowns_us |= disowns;
     bool late = from->live_at + n->lease > n->now; /* it was sent before a restart, maybe */
-    bool copy = (lacks && !late) || refuses;
-    bool faulty = !lacks && !from->refuses_us && !clock_raise(n, f->clock, f->date);
+    bool copy = (lacks && !late) || disowns;
+    bool faulty = !lacks && !from->disowns_us && !clock_raise(n, f->clock, f->date);
     if ((copy || faulty) && n->next_fault <= n->now) {
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
         log_line(LEVEL_WARN,
                  faulty ? "clock fault: messages from a clock that is ahead are ignored"
                         : "a copy of a node's data directory runs, or an old one: it is ignored",
-                 "node=%016" PRIx64 " address=%s ahead_seconds=%.3f", refuses ? n->id : f->from,
-                 refuses ? n->self_peer->address : from->address,
+                 "node=%016" PRIx64 " address=%s ahead_seconds=%.3f", disowns ? n->id : f->from,
+                 disowns ? n->self_peer->address : from->address,
                  (double)(f->clock - n->time) / 1e6);
     }
     if (faulty)
@@ -4998,8 +4998,8 @@ struct server {
     TAILQ_HEAD(, call) calls; /* of each connection one, the longest without a request first */
     LIST_HEAD(, call) whole;  /* those in this state */
     uint64_t clients_count, clients_max;
-    uint64_t refused_at; /* when there was no memory for something last */
-    uint64_t swept_at;   /* when it was last looked whose clients had left */
+    uint64_t no_memory_at; /* when there was no memory for something last */
+    uint64_t swept_at;     /* when it was last looked whose clients had left */
     uint64_t calls_count;
     uint64_t turn_bytes; /* of values that are read in this turn of the loop */
     uint64_t responses[METHODS][CODES];
@@ -5890,7 +5890,7 @@ static bool call_reserve(struct call *c, uint64_t bytes)
     if (c->body.count + bytes > s->options.max_value)
         return call_text(c, 413, "a value has at most %" PRIu64 " bytes", s->options.max_value);
     if (c->body.count + bytes > c->body.capacity && bytes_held + bytes > bytes_limit + small) {
-        s->refused_at = s->node->now;
+        s->no_memory_at = s->node->now;
         return call_text(c, 503, "overloaded: too much is in flight");
     }
     bytes_reserve(&c->body, bytes);
@@ -6314,7 +6314,7 @@ static void reply_list(struct call *c, const struct message *m)
 /* The core's hook: `client` is the call that waits. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
-    static const char *const rejections[CODES] = {
+    static const char *const texts[CODES] = {
         [409] = "the value is no 64-bit integer, or the sum would overflow",
         [412] = "the condition is not met: read the key and decide again",
         [503] = "no quorum in time: try again",
@@ -6335,8 +6335,8 @@ static void http_reply(struct node *n, void *client, const struct message *m)
         status = 412;
     if (c->m.function == DO_ADD)
         bytes_print(&c->body, "%" PRId64, (int64_t)m->number);
-    if (rejections[status])
-        call_text(c, status, "%s", rejections[status]);
+    if (texts[status])
+        call_text(c, status, "%s", texts[status]);
     else if (status == 404)
         call_respond(c, 404, NULL);
     else if (c->route == ROUTE_LIST)
@@ -6360,7 +6360,7 @@ static bool http_room(struct node *n, uint64_t bytes)
     struct server *s = n->context;
     uint64_t all = bytes < bytes_limit / 3 ? 3 * bytes : bytes;
     bool full = bytes_held + all > bytes_limit, room = !full && s->turn_bytes < TURN_BYTES_MAX;
-    s->refused_at = full ? n->now : s->refused_at;
+    s->no_memory_at = full ? n->now : s->no_memory_at;
     s->turn_bytes += room ? bytes : 0;
     return room;
 }
@@ -6395,7 +6395,7 @@ static bool http_client_gone(struct node *n, void *client)
 static void calls_sweep(struct server *s)
 {
     struct call *c;
-    bool full = s->refused_at + SECOND > s->node->now;
+    bool full = s->no_memory_at + SECOND > s->node->now;
     TAILQ_FOREACH(c, &s->calls, place) {
         bool arrives = c->state == HEADERS || c->state == BODY;
         if (arrives && call_ended(c))

@@ -1133,7 +1133,7 @@ static void judge_copy(const struct host *h)
 {
     const struct node *n = h->node;
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++)
-        if (n->member_peer[i]->refuses_us && !h->copied)
+        if (n->member_peer[i]->disowns_us && !h->copied)
             violation("h%d counts as a copy", h->index);
     if (h->copied && n->has_lease && RULE(32))
         violation("h%d has an old copy of a disk, and a lease", h->index);
