@@ -2141,7 +2141,8 @@ static void requests_expire(struct node *n, struct requests *list)
     }
 }
 
-static bool round_is_keyed(const struct round *r)
+/* Whether it is the key's write round, found by its key: the first states are that one's. */
+static bool is_write_round(const struct round *r)
 {
     return r->state <= ACCEPT;
 }
@@ -2185,7 +2186,7 @@ static struct round *round_make(struct node *n, struct request *q, enum round_st
     STAILQ_INIT(&r->queued);
     STAILQ_INIT(&r->in_flight);
     STAILQ_INSERT_TAIL(&r->in_flight, q, next);
-    if (round_is_keyed(r))
+    if (is_write_round(r))
         LIST_INSERT_HEAD(&n->by_key[r->partition], r, by_key);
     round_rename(n, r);
     return r;
@@ -2197,7 +2198,7 @@ static void round_end(struct round *r, struct requests *left)
     STAILQ_CONCAT(left, &r->in_flight);
     STAILQ_CONCAT(left, &r->queued);
     LIST_REMOVE(r, by_id);
-    if (round_is_keyed(r))
+    if (is_write_round(r))
         LIST_REMOVE(r, by_key);
     bytes_free(&r->record);
     free(r);
@@ -2258,7 +2259,7 @@ static void round_message(struct node *n, const struct round *r, uint64_t member
  * client asked for. */
 static struct message round_part(const struct round *r)
 {
-    return round_is_keyed(r) ? (struct message){.expiry = UINT64_MAX} : *round_request(r)->m;
+    return is_write_round(r) ? (struct message){.expiry = UINT64_MAX} : *round_request(r)->m;
 }
 
 /* Asks for the record, with what the round needs of its value if that is not above `most` bytes. */
@@ -2318,7 +2319,7 @@ static void round_begin(struct node *n, struct round *r)
     struct request *q;
     STAILQ_CONCAT(&all, &r->in_flight);
     STAILQ_CONCAT(&all, &r->queued);
-    if (!round_is_keyed(r) || STAILQ_EMPTY(&all)) {
+    if (!is_write_round(r) || STAILQ_EMPTY(&all)) {
         round_end(r, &all);
         requests_admit(n, &all);
         return;
@@ -2343,7 +2344,7 @@ static void round_rejected(struct node *n, struct round *r, uint64_t member)
     bool first = first_live_owner(n, r->partition) == self_bit(n);
     uint64_t most = MS << min_u64(r->rejections++, first ? DUELS_FIRST : DUELS_OTHER);
     r->due = n->now + 1 + node_random(n) % most;
-    if (round_is_keyed(r))
+    if (is_write_round(r))
         r->state = REST;
 }
 
@@ -2431,7 +2432,7 @@ static void round_fetch(struct node *n, struct round *r)
     assert(r->state == PREPARE || r->state == FETCH || r->state >= READ);
     uint64_t from = r->at_highest & live_members(n), bytes = value_wanted(r);
     uint64_t time = bytes / BYTES_PER_US;
-    if (round_is_keyed(r))
+    if (is_write_round(r))
         r->state = FETCH;
     r->due = n->now + STEP_TIME / 4;
     if (n->hooks->room && !n->hooks->room(n, bytes))
@@ -4192,7 +4193,7 @@ static void listing_send(struct node *n, struct listing *l, uint16_t status)
         if (is_live(keys[i]->flags))
             listed_append(&page, keys[i], keys[i]->key);
     struct message m = {.status = status, .flags = FLAG_WHOLE};
-    m.flags |= l->more ? FLAG_WATCH : 0;
+    m.flags |= l->more ? FLAG_MORE : 0;
     m.value_bytes = (uint32_t)page.count;
     bytes_clear(&n->scratch);
     n->hooks->reply(n, l->client,

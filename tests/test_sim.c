@@ -465,7 +465,7 @@ static void trace_batch(const struct host *h, int from, const uint8_t *data, siz
               m->flags & FLAG_TOMBSTONE ? ", a tombstone" : "",
               m->flags & FLAG_WHOLE && m->value_bytes ? ", with the value" : "",
               m->flags & FLAG_REPEAT ? ", a repeat" : "",
-              m->flags & FLAG_WATCH ? m->type == M_LISTED ? ", more to come" : ", a watch" : "",
+              m->flags & FLAG_MORE ? m->type == M_LISTED ? ", more to come" : ", a watch" : "",
               m->round_id % 1000000000, b->epoch);
     }
 }
