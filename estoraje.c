@@ -114,20 +114,25 @@
  *    boot               a random name of a process; with each start a node has a new one
  *    live               a peer whose heartbeat came within the lease, and says that ours reach it
  *    lease              what a node has while a majority of the voters is live
+ *    complete           a new owner that has gone through the lists of a majority of the old
+ *                       owners, in this epoch
+ *    caught up          a partition of a node that has all that was acknowledged while the node had
+ *                       no lease, or was no owner; a node is ready when all its partitions are
  *
  * --- What an acceptor keeps ---
  *
  * For each key: `promised`, the highest ballot that it promised, in memory; `accepted`, the ballot
  * of its record, and the record, in the log. It handles three messages:
  *
- *   prepare(b)      if b is above promised: promised = b; reply with accepted and its record
+ *   prepare(b)      if b is not below promised: promised = b; reply with accepted and its
+ *                   record (an equal b is the same prepare, sent again)
  *   accept(b, rec)  if b is not below promised: promised = accepted = b, the record is rec; reply
  *                   when the log has it on disk
  *   read            reply with accepted and, if asked for, the record
  *
- * Otherwise it replies "rejected", with what it promised. "Below" means in ballot or in time (R7).
- * It handles only messages of its own epoch, about partitions that it owns in its view, that are
- * addressed to its id (R6).
+ * Otherwise it replies "rejected"; the clock of that frame lets the proposer choose a higher ballot
+ * next time. "Below" means in ballot or in time (R7). It handles only messages of its own epoch,
+ * about partitions that it owns in its view, that are addressed to its id (R6).
  *
  * Nothing is shown that is not durable (R3). A record is visible at once to the next prepare or
  * read, but the reply that shows it waits until the log is on disk up to that record. A node whose
@@ -155,10 +160,20 @@
  * taken back.
  *
  * When a proposer dies between two steps, its record is at no acceptor, at a minority or at a
- * quorum. After step 1 nothing has changed but promises. In step 4 the next proposer finds the
- * record, if its quorum meets an acceptor that has it, and makes it part of history; or it does not
- * find it, and the dead proposer's ballot is rejected from then on. Its client got no answer, and
- * may repeat the write (see below).
+ * quorum. After step 1 nothing has changed but promises. In step 4, if a quorum has accepted the
+ * record, it is chosen: all that follows finds it. If a minority has, the next reader either gets
+ * equal ballots from a quorum without that minority, and returns the old record; or it meets the
+ * minority, finds no agreement, and becomes a round. The next round whose quorum meets an acceptor
+ * that has the record makes it part of history; one that does not meet it makes another record, and
+ * the dead proposer's ballot is rejected from then on. Its client got no answer, or 503 with
+ * "unknown", and may repeat the write (see below).
+ *
+ * --- Writes of consistency=one ---
+ *
+ * They have no step 1: such a write is made of nothing, accepted at a new ballot, and acknowledged
+ * when one owner has it. The highest ballot wins, so it may destroy a write that was acknowledged
+ * just before, also one of a quorum. It lists no results, and says so: its results are lost until
+ * its own ballot. It is for caches, and for what is written once.
  *
  * --- Two writers at once ---
  *
@@ -170,7 +185,8 @@
  *
  * Ask all owners for their accepted ballot, and the nearest for its record. If a quorum reports
  * *one and the same* ballot, and the record is of that ballot, it is the answer (R9): one round
- * trip, no disk.
+ * trip, and nothing is written. The ballots are in memory; only the value may have to be read from
+ * disk, at one node.
  *
  * Why the same ballot and not the highest: a ballot that fewer than a quorum report may not be
  * chosen. A read that returned it could be followed by one that does not see it. If a quorum has
@@ -189,11 +205,12 @@
  * is above all that its maker has heard of. Promises are in memory only. What stands for them is
  * the clock bound: a time in the log, and no frame leaves with a clock above it (R2).
  *
- * A node promises only ballots that reached it in frames, and no frame carries a ballot whose time
- * is above that frame's clock, which the receiver's clock is raised to. So everything that this
- * node ever promised has a time at or below its own clock then, and its reply left only when that
- * clock was at or below the durable bound. After a restart the node rejects every ballot whose time
- * is not above the bound that it finds. That rejects all that its forgotten promises excluded.
+ * A node promises only its own ballots, which are not above its clock, and those that reached it in
+ * frames; no frame carries a ballot whose time is above that frame's clock, which the receiver's
+ * clock is raised to. So everything that this node ever promised has a time at or below its own
+ * clock then, and its reply left only when that clock was at or below the durable bound. After a
+ * restart the node rejects every ballot whose time is not above the bound that it finds. That
+ * rejects all that its forgotten promises excluded.
  *
  * Why a time may stand for ballots, which are ordered by their epoch first. An acceptor rejects a
  * falling time as well as a falling ballot. Any two ballots of a key that both reached step 4 share
@@ -213,7 +230,7 @@
  *   then the record lists the result, or its results are lost until t or later, or nobody can ask for
  *   the result any more (R35);
  *
- *   a repeat of a write counts as issued no later than the result of an earlier try was recorded.
+ *   issued_at(any try of a write) <= recorded(result of any earlier try).
  *
  * Step 4 keeps the first: a new record lists the results of the one it replaces, and where it drops
  * some, "results lost until" rises to the latest of them. write_issued_at keeps the second. So in
@@ -224,8 +241,8 @@
  * A refusal (412, 409, 404) of a write that may have an earlier try under way is recorded as well.
  * Otherwise that try might be applied after its client was told "no" (R12).
  *
- * Why a write over a minute old is "unknown" even so: a tombstone may be forgotten when it is a
- * minute old (below), and what it says of lost results goes with it.
+ * Why a write over a minute old is "unknown" even so: a tombstone may be forgotten when it is 70 s
+ * old (below), and what it says of lost results goes with it.
  *
  * --- Expiry ---
  *
@@ -239,20 +256,25 @@
  *
  * Every member sends every other one a heartbeat each quarter of the lease time; it names the
  * members that the sender hears. A node has a lease while a majority of the voters is live: heard
- * within the lease time, and hearing this node (R21). No answer is safe because of a lease: each
- * read and each write asks a quorum, and no promise depends on how long something takes. What the
- * lease protects is time: a node that is cut off learns it early, refuses requests at once, so that
- * clients ask another node, and proposes no views. Of the live voters with a lease the one with the
- * smallest id is the coordinator. It alone proposes views, so that proposals seldom meet. That two
- * nodes think they are the coordinator does no harm, because a view's register is written once
- * (R16).
+ * within the lease time, and hearing this node (R21). It is no exclusive right, as elsewhere: all
+ * nodes may have one at once, and no answer is safe because of it. Each read and each write asks a
+ * quorum, and no promise depends on how long something takes.
+ *
+ * What a lease is for: a node without one is cut off, learns it early, and refuses requests at
+ * once, so that clients ask another node. Only a node with a lease tells others what time it is
+ * (R31), counts the others as dead, tells a stranger that it is one (R32), and proposes views. Of
+ * the live voters with a lease the one with the smallest id, the coordinator, does that alone, so
+ * that proposals seldom meet. That two nodes think they are the coordinator does no harm, because a
+ * view's register is written once. Each new lease begins a new comparison with the others: the node
+ * is ready when all that was acknowledged without it is there (R30).
  *
  * --- Views ---
  *
- * The view of epoch e + 1 is the register view/<e + 1>, whose acceptors are the voters of view e,
- * and which is written once (R16). So each view is chosen by a majority of the one before, and
- * there is never a second one: two rings cannot be. Every node adopts every view, in order, and
- * keeps the chain, so that it can bring any other node up to date.
+ * The view of epoch e + 1 is the register view/<e + 1>, whose acceptors are the voters of view e.
+ * It is written with If-None-Match: *, as a client would write it; a coordinator that loses reads
+ * what the winner wrote (R16). So each view is chosen by a majority of the one before, and there is
+ * never a second one: two rings cannot be. Every node adopts every view, in order, and keeps the
+ * chain. A node that is behind names its epoch in its frames, and gets the views that it misses.
  *
  * In a transition a quorum is one of C_old and of C_new (R13; joint consensus in Ongaro's thesis,
  * 4.3). A proposer that adopts a view begins its rounds again at step 1: a quorum that it had in
@@ -264,11 +286,13 @@
  * because any single list may lack a record that the two others chose. In this epoch, because an
  * owner that lists in epoch e accepts nothing of epoch e - 1 any more: so a record that was chosen
  * in e - 1 is in one of the lists. What is chosen in e itself, a majority of the new owners accepts
- * anyway. When a majority of the new owners of each partition is complete, and every joiner, the
- * next view may end the transition (R15).
+ * anyway. When a majority of the new owners of each partition is complete, the next view may end
+ * the transition (R15): a majority of those is enough for what was chosen before. It also waits for
+ * every joiner, because an owner of a stable view counts as one that has all, for instance when
+ * tombstones are forgotten.
  *
  * A transition may be called off at any time: whatever was chosen in it is held by a majority of
- * the old owners too (R25). For the same reason its target may be replaced at any time, one view at
+ * the old owners too (R13). For the same reason its target may be replaced at any time, one view at
  * a time, as long as the voters stay: a joiner that died is exchanged, a member that died leaves as
  * well.
  *
@@ -334,8 +358,9 @@
  *     R4  messages raise the clock                          a node with a slow clock never
  *                                                           wins a ballot
  *     R5  a clock that is far ahead is ignored              one bad clock stops the others
- *     R6  only what names the own id, epoch and partition   a wiped or evicted node votes for
- *         is handled                                        the one it was; two rings choose
+ *     R6  only what names the own id, epoch and partition   a wiped or evicted node votes in
+ *         is handled                                        place of the node that it was;
+ *                                                           two rings choose
  *     R7  a ballot is ordered by its epoch first; its time  what an old epoch wrote at a
  *         never falls for a key either                      minority comes back above what is
  *                                                           newer
@@ -351,9 +376,9 @@
  *    R13  a quorum is one of C_old and of C_new             writes are split between the rings
  *    R14  a joiner needs the lists of a majority of the     it misses a write, or revives a
  *         old owners, made in this epoch, with tombstones   deleted key
- *    R15  a transition ends when a majority of each         the same; or it waits for a dead
- *         partition's new owners is complete, and each      joiner
- *         joiner
+ *    R15  a transition ends when a majority of each         a write is missed; or a joiner
+ *         partition's new owners is complete, and each      counts as one that has all, and
+ *         joiner                                            a deleted key comes back
  *    R16  a view is written once; views are adopted in      two rings at once; a node stranded
  *         order, and the chain is kept                      for ever
  *    R17  what is no longer owned is dropped, at replay     old records come back, or live
