@@ -2765,7 +2765,7 @@ static void view_apply(struct node *n)
         without_copy += !(n->owners[C_OLD][p] & ~n->lost);
     }
     if (n->lost)
-        log_line(LEVEL_WARN, "lost members are given up; see README on what that may cost",
+        log_line(LEVEL_WARN, "members are given up as lost: README says what that may cost",
                  "partitions=%d without_any_copy=%u", PARTITIONS, without_copy);
 }
 
@@ -3327,8 +3327,8 @@ static void lease_tick(struct node *n)
         log_line(LEVEL_INFO, "lease gained", "epoch=%" PRIu64, n->view->epoch);
     } else {
         n->counters.lease_expirations++;
-        log_line(LEVEL_WARN, n->gone ? "no member any more" : "lease lost", "epoch=%" PRIu64,
-                 n->view->epoch);
+        log_line(LEVEL_WARN, n->gone ? "this node is no member any more" : "lease lost",
+                 "epoch=%" PRIu64, n->view->epoch);
     }
 }
 
@@ -4497,7 +4497,7 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
     if ((copy || faulty) && n->next_fault <= n->now) {
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
         log_line(LEVEL_WARN,
-                 faulty ? "clock fault: messages from a clock that is ahead are ignored"
+                 faulty ? "clock fault: frames of a node are ignored, set its clock right"
                         : "a copy of a node's data directory runs, or an old one: it is ignored",
                  "node=%016" PRIx64 " address=%s ahead_seconds=%.3f", disowns ? n->id : f->from,
                  disowns ? n->self_peer->address : from->address,
@@ -4824,7 +4824,7 @@ static bool segment_make(struct disk *d)
         return false;
     errno = fault;
     if (fault || fsync(d->dir) < 0)
-        die("cannot make a file of the log");
+        die("cannot create a file of the log");
     d->allocated += SEGMENT_BYTES;
     return true;
 }
@@ -4910,7 +4910,7 @@ static int folder_open(const char *path)
     }
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
-        die("cannot make the data directory");
+        die("cannot create the data directory");
     if (flock(folder, LOCK_EX | LOCK_NB) < 0)
         die("another process uses this data directory");
     return folder;
@@ -5190,7 +5190,7 @@ static void channels_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         if (!c->retry_at || c->opened_at + 2 * SECOND < s->node->now)
             log_line(LEVEL_WARN,
-                     code == 401 ? "a peer refuses our certificate: expired, or not of its CA"
+                     code == 401 ? "a peer rejects our certificate: expired, or not of its CA"
                      : done->data.result == CURLE_GOT_NOTHING && c->server->secret
                          ? "a peer hung up: has it the same secret?"
                          : "no link to a peer",
@@ -5360,7 +5360,7 @@ static void print_peers(struct bytes *out, const struct node *n)
     static const struct {
         const char *name, *more, *help;
     } rows[] = {
-        {"estoraje_peer_up", "", "Whether the peer is live: heard, and hears us."},
+        {"estoraje_peer_up", "", "Whether heartbeats come and go."},
         {"estoraje_clock_offset_seconds", "", "The peer's wall clock less ours."},
         {"estoraje_peer_messages_total", ",direction=\"in\"", "Messages from and to the peer."},
         {"estoraje_peer_messages_total", ",direction=\"out\"", NULL},
@@ -5410,20 +5410,20 @@ static void print_metrics(struct bytes *out, const struct server *s)
         const char *name, *labels, *help;
         double value;
     } rows[] = {
-        {"estoraje_http_requests_in_flight", "", "Requests under way.", s->calls_count},
+        {"estoraje_http_requests_in_flight", "", "Requests in flight.", s->calls_count},
         {"estoraje_keys", "", "Live keys on this node.", n->keys},
-        {"estoraje_data_bytes", "", "Bytes of their values.", n->value_bytes},
+        {"estoraje_data_bytes", "", "Bytes of live values.", n->value_bytes},
         {"estoraje_log_bytes", "", "Bytes of the log.", log_bytes},
-        {"estoraje_log_garbage_bytes", "", "Those not needed.", log_bytes - n->log.live_bytes},
+        {"estoraje_log_garbage_bytes", "", "Bytes of garbage in it.",
+         log_bytes - n->log.live_bytes},
         {"estoraje_lease_expirations_total", "", "Leases that ran out.", k->lease_expirations},
-        {"estoraje_epoch", "", "Of the membership.", node_epoch(n)},
+        {"estoraje_epoch", "", "Epoch of the membership.", node_epoch(n)},
         {"estoraje_partitions_owned", "", "Partitions held here.", owned},
-        {"estoraje_partitions_incomplete", "", "Those that are not all here.",
-         partitions_behind(n)},
-        {"estoraje_proposals_total", "{outcome=\"ok\"}", "Writes.", k->proposals_ok},
+        {"estoraje_partitions_incomplete", "", "Partitions to be completed.", partitions_behind(n)},
+        {"estoraje_proposals_total", "{outcome=\"ok\"}", "Rounds of writes.", k->proposals_ok},
         {"estoraje_proposals_total", "{outcome=\"unknown\"}", NULL, k->proposals_unknown},
         {"estoraje_proposals_total", "{outcome=\"duel\"}", NULL, k->proposals_rejected},
-        {"estoraje_repairs_total", "{reason=\"damage\"}", "Repairs.", k->repairs_damage},
+        {"estoraje_repairs_total", "{reason=\"damage\"}", "Records repaired.", k->repairs_damage},
         {"estoraje_repairs_total", "{reason=\"promise\"}", NULL, k->repairs_pull},
         {"estoraje_repairs_total", "{reason=\"read\"}", NULL, k->repairs_read},
         {"estoraje_repairs_total", "{reason=\"pulled\"}", NULL, k->pulled},
@@ -6096,7 +6096,7 @@ static void answer_leave(struct call *c, uint64_t members)
     else if (c->query.lost && !node_lose(n, members))
         call_text(c, 409, "one of these is live: what it holds is not lost; drain it, or stop it");
     else if (c->query.lost)
-        call_text(c, 202, "they are given up: see /_status for progress");
+        call_text(c, 202, "proposed: ask again unless /_status shows them lost");
     else if (n->view->members[index].state == MEMBER_LEAVING || node_drain(n, index))
         call_text(c, 202, "draining: see /_status for progress");
     else
@@ -6233,7 +6233,7 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->under_way = c->route != ROUTE_MESSAGES && !c->server->draining;
     c->server->calls_count += c->under_way;
     if (fine && c->server->draining && c->route != ROUTE_MESSAGES)
-        call_text(c, 503, "this node is stopping");
+        call_text(c, 503, "this node is stopping: ask another");
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
         call_text(c, 503, "%s", unhealthy(c->server));
     else if (fine && c->server->clients_count + CLIENTS_SPARE / 2 > c->server->clients_max &&
@@ -6616,8 +6616,8 @@ static void disk_events(struct server *s)
         histogram_add(&s->fsync_seconds, done.seconds);
     bool full = done.room < s->disk.ahead_bytes;
     if (full != s->node->log.full)
-        log_line(LEVEL_WARN, full ? "the disk is full" : "the disk has room again", "data=\"%s\"",
-                 s->options.data);
+        log_line(LEVEL_WARN, full ? "the disk is full: make room" : "the disk has room again",
+                 "data=\"%s\"", s->options.data);
     node_durable(s->node, done.room, full);
 }
 
@@ -6705,8 +6705,8 @@ static void server_open(struct server *s)
         if (strcmp(one, o->advertise) != 0)
             peer_make(n, 0, one);
     for (int tries = 0; !whole && !others_are_healthy(s, true); tries++) {
-        log_line(LEVEL_ERROR, "the log is damaged, and no other node is healthy", "data=\"%s\"",
-                 o->data);
+        log_line(LEVEL_ERROR, "the log is damaged, no other node is healthy: start others",
+                 "data=\"%s\"", o->data);
         if (tries == DAMAGED_TRIES && n->log.torn && n->self >= 0 && !s->disk.sync) {
             /* It forgets what it accepted and promised behind the hole. So this is the last resort:
              * where a majority lives, which may have been told of that, a node begins anew. */
@@ -6719,7 +6719,7 @@ static void server_open(struct server *s)
             return;
         }
         if (tries == DAMAGED_TRIES)
-            die("the log is damaged: restore it, or move it away and join other nodes");
+            die("the log is damaged: move it away, and join others or restore a backup");
         usleep((useconds_t)o->lease);
     }
     if (!whole)
@@ -6739,7 +6739,7 @@ static void server_open(struct server *s)
     if (!o->force_new_cluster)
         unlinkat(s->disk.dir, "forced", AT_REMOVEDIR);
     else if (mkdirat(s->disk.dir, "forced", 0700) < 0 || fsync(s->disk.dir) < 0)
-        log_line(LEVEL_WARN, "--force-new-cluster was done: start without it", "errno=%d", errno);
+        log_line(LEVEL_WARN, "--force-new-cluster is done: start without it", "errno=%d", errno);
     else if (n->self >= 0 && n->view->members_count > 1)
         node_bootstrap(n, n->view->replicas);
     if (!n->view && o->bootstrap)
@@ -6808,7 +6808,7 @@ static void server_listen(struct server *s)
         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)STALL_SECONDS_MAX,
         o->tls_cert ? MHD_OPTION_ARRAY : MHD_OPTION_END, tls, MHD_OPTION_END);
     if (!s->daemon)
-        error(1, errno, "cannot listen at %s: is the port taken?", o->listen);
+        error(1, errno, "cannot listen at %s: is the port in use?", o->listen);
 }
 
 static volatile sig_atomic_t stop_asked; /* looked at in each turn of the loop */
@@ -6870,7 +6870,7 @@ static void server_turn(struct server *s)
         server_rejoin(s, false); /* when the log's thread is at rest */
     errno = ENOSPC;
     if (node_is_too_small(s->node))
-        die("joining needs more disk: give the data directory more, and start again");
+        die("joining needs more disk: give the data directory more space");
     if (!s->held_at)
         s->held_at = s->node->now;
     if (!(events || ready) || s->held_at + HOLD_TIME <= s->node->now) {
@@ -6974,7 +6974,7 @@ static void options_check(struct options *o)
               "--secret-file, or --tls-ca, or say --insecure",
               o->listen);
     if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
-        log_line(LEVEL_WARN, "peers elsewhere cannot reach this address: say --advertise",
+        log_line(LEVEL_WARN, "peers elsewhere cannot reach this address: give --advertise",
                  "address=%s", o->advertise);
     uint64_t places = 0;
     for (char *one, *list = o->join ? strdupa(o->join) : NULL; (one = strsep(&list, ",")); places++)

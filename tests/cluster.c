@@ -202,7 +202,7 @@ static int socket_on(int port, bool listening)
 /* Ports lie below the range of outgoing connections, so that a node finds its port free again when it
  * is restarted. A block of them is of this process alone, by a name that is bound as long as it lives:
  * or another test that runs meanwhile is given the port of a node that is down here, and its node
- * hears what was meant for that one. */
+ * receives what was meant for that one. */
 enum { PORTS_FIRST = 10000, PORTS_EACH = 200, PORT_BLOCKS = 100 };
 
 static int port_block(void)
@@ -814,7 +814,7 @@ int json_count(const char *json, const char *path)
 
 /*
  * A proxy listens for one node, the address that this node gives to the others, and passes on what
- * comes, each way of each connection by a thread of its own. It has to know who calls: the socket's
+ * comes, each way of each connection by a thread of its own. It has to know the caller: the socket's
  * inode, looked for among the nodes' open files.
  */
 struct proxy {

@@ -1,7 +1,7 @@
 /*
  * fuzz_log.c - a log of any bytes is read at a start. The bytes are a list of batches (struct piece):
  * whole ones, whose messages are what the log holds and whose checksum fits, and anything between.
- * Whatever it is, it is read without harm, read twice it says the same, and a node that got through
+ * Any log is read without harm, read twice it gives the same, and a node that got through
  * goes on.
  */
 #define PARTITION_BITS 4

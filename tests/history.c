@@ -244,7 +244,7 @@ static void op_assert_sound(const struct history_op *op)
     assert(op->kind != HISTORY_PUT || op->number || op->value != 0);
     assert(op->gone_from == 0 || (op->kind == HISTORY_PUT && op->gone_from <= op->gone_by));
     assert(op->condition != HISTORY_IF_ETAG || etag_is_known(op->etag_expected));
-    assert(op->existed == HISTORY_NOT_TOLD ||
+    assert(op->existed == HISTORY_NOT_KNOWN ||
            (op->kind == HISTORY_PUT && op->outcome == HISTORY_OK));
 }
 
@@ -1309,7 +1309,7 @@ static void story_add_awaiting(struct text *why, const struct search *search)
     text_add(why, ".\n");
 }
 
-/* Tells of the configuration that came farthest: what was done last, and what should follow. */
+/* Describes the configuration that came farthest: what was done last, and what should follow. */
 static void story_add(struct text *why, struct search *search)
 {
     const struct history_op *ops = search->known.ops;

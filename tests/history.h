@@ -52,7 +52,7 @@ enum history_outcome {
 };
 
 enum history_existed {
-    HISTORY_NOT_TOLD,
+    HISTORY_NOT_KNOWN,
     HISTORY_CREATED,  /* there was nothing: 201 */
     HISTORY_REPLACED, /* there was a value: 204 */
 };

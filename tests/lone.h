@@ -100,7 +100,7 @@ static void lone_free(struct lone *l)
     bytes_free(&l->reply);
 }
 
-/* Puts a batch on the disk; there is no hurry to tell the node. */
+/* Puts a batch on the disk; the node learns of it later. */
 static void lone_write(struct lone *l, const struct bytes *batch, uint64_t lsn)
 {
     if (lsn + batch->count > l->disk.count) {

@@ -161,8 +161,8 @@ static int post(const struct node *n, const struct forger *f, const void *bytes,
     return post_end(fd);
 }
 
-/* Some of each kind, as a stranger's and as a member's; first goes what a node sends first, or one that
- * was heard and is right, or none. */
+/* Some of each kind, as a stranger's or as a member's. Before them goes what a node sends first, or a
+ * frame that was overheard and is right, or none. */
 static void forge_some(const struct node *n, const char *signs, bool member)
 {
     enum { EACH = 6 };

@@ -499,7 +499,7 @@ struct load {
     unsigned ttl_percent;     /* of PUTs */
     unsigned number_percent;  /* of PUTs */
     unsigned late_max;        /* how long after its end an unknown write is applied */
-    unsigned told_percent;    /* of ETags that could be told */
+    unsigned seen_percent;    /* of ETags that could be seen */
     unsigned kinds[4];        /* weights, in the order of enum history_kind */
 };
 
@@ -560,13 +560,13 @@ static struct planned plan(const struct load *load, uint64_t client, uint64_t st
 
 static void tell_etag(const struct load *load, struct history_op *op, const uint64_t etag[2])
 {
-    if (op->outcome == HISTORY_UNKNOWN || !random_percent(load->told_percent))
+    if (op->outcome == HISTORY_UNKNOWN || !random_percent(load->seen_percent))
         return;
     op->etag[0] = etag[0];
     op->etag[1] = etag[1];
 }
 
-/* Does one operation at its moment and writes down what its client is told. */
+/* Does one operation at its moment and writes down what its client sees. */
 static void atomic_apply(const struct load *load, struct atomic_register *at,
                          struct planned *planned, const uint64_t etag_known[2], uint64_t etag_next)
 {
@@ -625,7 +625,7 @@ static void atomic_apply(const struct load *load, struct atomic_register *at,
     }
     at->etag[0] = etag_next;
     at->etag[1] = random_next() | 1;
-    if (op->kind == HISTORY_PUT) /* counters tell no ETag */
+    if (op->kind == HISTORY_PUT) /* counters have no ETag */
         tell_etag(load, op, at->etag);
 }
 
@@ -676,7 +676,7 @@ static struct load random_load(unsigned clients, unsigned ops_each)
         .ttl_percent = random_percent(60) ? 0 : (unsigned)random_below(60),
         .number_percent = random_percent(60) ? 0 : (unsigned)random_below(60),
         .late_max = (unsigned)random_below(200),
-        .told_percent = random_percent(40) ? 100 : (unsigned)random_below(101),
+        .seen_percent = random_percent(40) ? 100 : (unsigned)random_below(101),
     };
     for (int i = 0; i < 4; i++)
         load.kinds[i] = (unsigned)random_below(5);
@@ -735,7 +735,7 @@ START_TEST(test_one_stale_read_among_many_operations_is_found)
         struct load load = random_load(clients, 1 + (unsigned)random_below(50));
         load.kinds[HISTORY_GET] += 2;
         if (seed % 2 == 0)
-            load.told_percent = 0; /* then neither H2 nor H3 can help */
+            load.seen_percent = 0; /* then neither H2 nor H3 can help */
         size_t count = generate(&load, ops);
         if (!make_stale(ops, count))
             continue;
@@ -826,9 +826,9 @@ static bool plain_take(const struct plain *plain, size_t i, unsigned taken, unsi
     if (op->kind == HISTORY_ADD)
         met = met && (!state.present || state.number) &&
               !__builtin_add_overflow((int64_t)state.value, op->delta, &sum);
-    bool told = (op->etag[0] | op->etag[1]) != 0;
+    bool seen = (op->etag[0] | op->etag[1]) != 0;
     if (op->outcome == HISTORY_REJECTED)
-        return !met && (!told || (state.present && state.etag == plain_etag(plain, op->etag))) &&
+        return !met && (!seen || (state.present && state.etag == plain_etag(plain, op->etag))) &&
                plain_from(plain, taken, etags_given, moment, state);
     if (!met)
         return op->outcome == HISTORY_UNKNOWN &&
@@ -837,7 +837,7 @@ static bool plain_take(const struct plain *plain, size_t i, unsigned taken, unsi
     case HISTORY_GET:
         return (op->outcome == HISTORY_UNKNOWN ||
                 (state.number == op->number && state.value == op->value &&
-                 (!told || state.etag == plain_etag(plain, op->etag)))) &&
+                 (!seen || state.etag == plain_etag(plain, op->etag)))) &&
                plain_from(plain, taken, etags_given, moment, state);
     case HISTORY_DELETE:
         return plain_from(plain, taken, etags_given, moment, (struct plain_state){0});
@@ -954,19 +954,19 @@ static struct history_op random_op(uint64_t id, unsigned time_max, bool ttl)
         op.delta = (int64_t)random_below(3) - 1;
         op.value = op.outcome == HISTORY_OK ? random_below(3) : 0;
     }
-    bool tells =
+    bool has_etag =
         op.outcome == HISTORY_REJECTED || (op.outcome == HISTORY_OK && op.kind != HISTORY_DELETE);
-    if (tells && random_percent(25))
+    if (has_etag && random_percent(25))
         etag_random(op.etag);
     return op;
 }
 
-/* Changes one thing that a client was told, mostly to another thing told in this history. */
+/* Changes one thing that a client saw, mostly to another thing seen in this history. */
 static void mutate(struct history_op *ops, size_t count)
 {
     struct history_op *op = &ops[random_below(count)], *other = &ops[random_below(count)];
-    bool tells = op->outcome == HISTORY_REJECTED ||
-                 (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
+    bool has_etag = op->outcome == HISTORY_REJECTED ||
+                    (op->outcome == HISTORY_OK && op->kind != HISTORY_DELETE);
     switch (random_below(6)) {
     case 0:
         if (op->kind == HISTORY_GET && other->kind != HISTORY_DELETE) {
@@ -975,12 +975,12 @@ static void mutate(struct history_op *ops, size_t count)
         }
         break;
     case 1:
-        if (tells)
+        if (has_etag)
             memcpy(op->etag, other->etag, sizeof op->etag);
         break;
     case 2:
         op->outcome = (enum history_outcome)random_below(4);
-        op->existed = HISTORY_NOT_TOLD;
+        op->existed = HISTORY_NOT_KNOWN;
         memset(op->etag, 0, sizeof op->etag);
         break;
     case 3:

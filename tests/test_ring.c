@@ -67,7 +67,7 @@ static struct load load_of(const struct ring *from)
     return load;
 }
 
-/* Copies that someone has in `to` who had none in `from`: what must be sent. */
+/* Copies that a member has in `to` and not in `from`: what must be sent. */
 static double copies_moved(const struct ring *from, const struct ring *to)
 {
     double moved = 0;

@@ -932,8 +932,8 @@ static void frame_send(struct host *h, const struct peer *p, const struct bytes 
 
 static struct host *host_of(uint64_t id);
 
-/* What somebody may say to a node who is no member, but read all that it was told: bad addresses, wishes,
- * questions, ballots and floors. (Who says a view is believed, without a secret.) */
+/* What a stranger that has read all frames to a node may send it: bad addresses, requests to leave,
+ * messages of rounds, ballots and promise floors. (Without a secret, views are believed of anybody.) */
 static void lie_make(const struct node *n, struct bytes *frame)
 {
     static const uint8_t types[] = {M_HEARTBEAT, M_PREPARE, M_ACCEPT,     M_ACCEPTED,
@@ -1635,7 +1635,9 @@ static struct host *random_host(void)
  * to a node, by the latest time known there. A try that has not come may come at any time. */
 static void op_may_expire(struct op *op)
 {
-    uint64_t due = w.now + op->ttl, error = 2 * w.clock_error_max; /* of who says it, who judges */
+    uint64_t due = w.now + op->ttl,
+             error =
+                 2 * w.clock_error_max; /* of the node that sets it, and of the one that judges */
     uint64_t from = max_u64(due, error + 1) - error;
     op->seen.gone_from = op->seen.gone_from ? min_u64(op->seen.gone_from, from) : from;
     op->seen.gone_by = UINT64_MAX;
@@ -2433,7 +2435,7 @@ static void fault_happens(enum fault fault)
     if (!h || !h->serves)
         return;
     if (fault == CRASH && copies_run())
-        return; /* it would forget whom it follows; a copy that nobody could detect would seem newer */
+        return; /* it would forget which process it follows; a copy that nobody could detect would seem newer */
     uint64_t lease = w.plan.lease;
     switch (fault) {
     case CRASH:
@@ -2983,7 +2985,7 @@ static void shape_again(struct plan *p)
     p->large = chance(500) ? 500 : 0;
 }
 
-/* Old copies of disks come back, or are at two hosts; nobody is evicted who would then forget. */
+/* Old copies of disks come back, or are at two hosts; no node is evicted that would then forget. */
 static void shape_copies(struct plan *p)
 {
     p->hosts = (unsigned)between(3, 4);

@@ -1365,7 +1365,7 @@ START_TEST(test_a_frame_with_any_byte_damaged_is_rejected)
 }
 END_TEST
 
-/* R32: whether a frame of member LONE_ID + 1 is heard as that member's. */
+/* R32: whether a frame of member LONE_ID + 1 counts as that member's. */
 static bool process_is_followed(uint64_t boot, uint64_t start, uint64_t durable)
 {
     struct bytes b = batch_make();
