@@ -1007,7 +1007,7 @@ struct log {
     struct bytes flight;     /* the batch being written, at `durable` */
     struct bytes pending;    /* the batch being filled, behind it; header first */
     uint64_t pending_entries;
-    uint64_t flight_clock_bound; /* the newest reserve in `flight` or below */
+    uint64_t flight_clock_bound; /* the newest in `flight` or below */
     uint64_t flight_at;          /* when it was handed to the disk, microseconds */
     bool writing;                /* the disk is at work: on that batch or, without one, on room */
     uint64_t write_time;         /* what the disk takes for a batch, the longest of late */
@@ -1181,8 +1181,8 @@ static void log_mark(struct log *log, uint64_t lsn)
 }
 
 /* The batch to be written now at n->log.durable, or null if there is none or one is under way. Of a full
- * disk, an empty one asks for room now and then: without room nothing is appended, not even a reserve,
- * and no other batch would tell that there is some again. */
+ * disk, an empty one asks for room now and then: without room nothing is appended, not even a clock bound,
+ * and no other batch would report that there is some again. */
 static const struct bytes *log_flush(struct node *n)
 {
     struct log *log = &n->log;
@@ -1227,19 +1227,26 @@ static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
 
 /* === 6 The clock ================================================================================
  *
- * A hybrid logical clock (Kulkarni et al. 2014): never behind the node's own time, raised by every
- * message (R4). The reserve is a time in the log that nothing sent goes beyond, so that a restarted
- * node, which counts every key as promised up to it, forgets no promise (R2).
+ * A node has four times, in microseconds since 1970:
  *
- * A wall clock that jumps moves nothing (R31). A node's own time is the wall clock at its start, and
- * what passed since by the monotonic clock; it is led towards the wall clock by a sixteenth of that at
- * most. Ballots, expiry and dates go by it. Who is started with a wrong wall clock would be the only
- * one to go by that: so a node's own time counts, for itself and for others, only when it has a lease,
- * and without one it takes the time of a node that has. Until its first lease its clock stands at the
- * reserve and at what it heard: no frame with a wrong time leaves it.
+ *   wall         what the machine says; it may jump
+ *   own time     the wall clock at the start, and what passed since by the monotonic clock
+ *   latest time  the latest own time of any node that this one has heard of: expiry goes by it
+ *   clock        the hybrid logical one (Kulkarni et al. 2014): never behind the own time, raised by
+ *                every frame (R4); ballots, round ids and times of issue are made of it
+ *
+ * The clock bound is a time in the log, and no frame leaves with a clock above it. So a restarted node,
+ * which counts every key as promised up to the bound that it finds, forgets no promise (R2).
+ *
+ * A wall clock that jumps moves nothing (R31): the own time is led towards it by a sixteenth of what
+ * passes, at most. A node that is started with a wrong wall clock would be the only one to go by that. So
+ * an own time counts, for the node and for others, only while it has a lease, or lost it a moment ago;
+ * else the node takes over the latest time that a frame names. Until its first lease its clock stands at
+ * the clock bound and at what it heard: no frame with a wrong time leaves it.
  */
 
-/* Whether this node cannot tell what time it is: it has had no lease since its start, or for long. */
+/* Whether this node cannot tell what time it is: it has had no lease since its start, or for long. Then
+ * its own time counts for nobody, and its frames name no latest time. */
 static bool time_is_unsure(const struct node *n)
 {
     return !n->has_lease && (!n->lease_at || n->lease_at + 4 * n->lease < n->now);
@@ -1255,7 +1262,7 @@ static void node_time(struct node *n, uint64_t now, uint64_t wall)
     n->wall = wall;
 }
 
-/* A peer that has a lease tells its time. */
+/* Takes over a time that a frame named, if this node cannot tell it by itself. */
 static void time_adopt(struct node *n, uint64_t time)
 {
     if (!time_is_unsure(n) || llabs((int64_t)(time - n->time)) <= (int64_t)CLOCK_AHEAD_MAX)
@@ -1267,30 +1274,31 @@ static void time_adopt(struct node *n, uint64_t time)
     n->time = time;
 }
 
-/* False: who told that clock is too far off to be heard (R5), by its own time, `date`. Who has no lease
- * tells none: its clock is what a reserve holds, so it was a majority's time once, and is followed. And
- * this node, without a lease, has no time to defend. */
-static bool clock_raise(struct node *n, uint64_t time, uint64_t date)
+/* Takes over a frame's clock. False: it, or the latest time that the frame names, is too far ahead (R5).
+ * A frame that names none, 0, is of a node that cannot tell the time: its clock is what a clock bound
+ * holds, so it was a majority's time once, and is followed. And a node that cannot tell the time itself
+ * has none to defend. */
+static bool clock_raise(struct node *n, uint64_t clock, uint64_t latest_time)
 {
     uint64_t most = max_u64(n->time, n->clock_bound_found) + CLOCK_AHEAD_MAX;
-    if ((date > most || time > most + CLOCK_FAR_MAX) && !time_is_unsure(n) && RULE(5))
+    if ((latest_time > most || clock > most + CLOCK_FAR_MAX) && !time_is_unsure(n) && RULE(5))
         return false;
     if (RULE(4))
-        n->clock = max_u64(n->clock, time);
+        n->clock = max_u64(n->clock, clock);
     if (n->clock > n->time + CLOCK_AHEAD_MAX && RULE(5))
-        n->time = n->clock; /* a reserve is behind it: there is no way back */
+        n->time = n->clock; /* a clock bound is behind it: there is no way back */
     return true;
 }
 
-/* The latest own time of a node, as far as it was heard here: what expiry goes by. Not this node's
- * alone (R22); nor the hybrid clock, which a client may push ahead by the time when its write was
- * made: that would end the time of other keys. */
+/* What expiry goes by. Not this node's own time alone: it may be behind that of a node which has found
+ * the key expired (R22). Nor the clock: it may be ahead of all own times, by CLOCK_AHEAD_MAX at most, and
+ * would end keys early. */
 static uint64_t node_latest_time(const struct node *n)
 {
     return RULE(22) ? max_u64(n->time, n->latest_time) : n->time;
 }
 
-/* A time that this node never gave before: ballots and ops are made of it. */
+/* A time that this node never gave before: ballots and round ids are made of it. */
 static uint64_t clock_tick(struct node *n)
 {
     n->clock = max_u64(n->clock + 1, n->lease_at ? n->time : 0);
@@ -1302,8 +1310,9 @@ static void clock_bound_log(struct node *n)
     log_append(n, &(struct message){.type = M_CLOCK_BOUND, .clock_bound = n->clock_bound}, NULL);
 }
 
-/* Moves the reserve ahead before the clock reaches it, though a batch be in flight, and this one behind
- * it: a slow disk makes requests slow, not impossible. Without room for that the node falls silent. */
+/* Moves the clock bound ahead before the clock reaches it, though a batch may be in flight, and this one
+ * behind it: a slow disk makes requests slow, not impossible. Without room for that the node stops
+ * sending. */
 static void clock_bound_raise(struct node *n)
 {
     n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
@@ -1471,7 +1480,7 @@ static void promise_floor_raise(struct node *n, uint16_t partition, struct ballo
  *   16 mac: of the same bytes, by the cluster's secret (chapter 23); zeros without one
  *   32 cluster       40 from: id
  *   48 to: id, or 0 to whoever has this address, or id ^ boot to a process that is not followed (R32)
- *   56 clock         64 date       72 epoch        80 wall: the sender's wall clock
+ *   56 clock         64 latest_time, or 0 if it cannot tell the time   72 epoch   80 wall (chapter 6)
  *   88 boot: a random name of the sender's process
  *   96 start: where that process found the end of its log   104 durable: its log is on disk up to there
  *  112 messages
@@ -1483,7 +1492,7 @@ struct frame {
     uint32_t magic, bytes;
     uint64_t check;
     uint8_t mac[16];
-    uint64_t cluster, from, to, clock, date, epoch, wall, boot, start, durable;
+    uint64_t cluster, from, to, clock, latest_time, epoch, wall, boot, start, durable;
 };
 _Static_assert(sizeof(struct frame) == 112 && offsetof(struct frame, cluster) == 32, "layout");
 
@@ -1620,11 +1629,11 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
     bytes_swap(out, box);
     /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
-    uint64_t to = stranded ? 0 : p->id, time = time_is_unsure(n) ? 0 : node_latest_time(n);
+    uint64_t to = stranded ? 0 : p->id, latest = time_is_unsure(n) ? 0 : node_latest_time(n);
     struct frame *f = (struct frame *)out->data;
     assert(n->log.durable >= n->start || !RULE(3)); /* it shows all that it found (R32) */
     *f = (struct frame){FRAME_MAGIC, out->count, 0,        {0},           n->cluster,
-                        n->id,       to,         n->clock, time,          node_epoch(n),
+                        n->id,       to,         n->clock, latest,        node_epoch(n),
                         n->wall,     n->boot,    n->start, n->log.durable};
     f->check = frame_check(f);
     return true;
@@ -1640,12 +1649,13 @@ static void messages_discard(struct node *n)
 
 /* === 9 The acceptor =============================================================================
  *
- * (A1) it answers for a partition only that it owns in its view, and only messages of its epoch (R6);
- * (A2) it accepts nothing below what it promised, in ballot or in time (R1, R7);
- * (A3) after a restart every key of a partition that it owned counts as promised up to the reserve
- * (R2). Of others it has promised nothing that still counts: what it promised in a view is in a
- * partition that the view gives it, no promise leaves before the view is in the log, and a settled view
- * that takes the partition away drops its promises, too (R17). So what it is given later can be pulled.
+ * It replies for a partition only that it owns in its view, and only to messages of its epoch (R6). It
+ * accepts nothing below what it promised, in ballot or in time (R1, R7).
+ *
+ * After a restart every key of a partition that it owned counts as promised up to the clock bound (R2).
+ * Of others it has promised nothing that still counts: what it promised in a view is in a partition that
+ * the view gives it, no promise leaves before the view is in the log, and a stable view that takes the
+ * partition away drops its promises, too (R17). So what it is given later can be pulled.
  */
 
 static uint64_t self_bit(const struct node *n)
@@ -1806,7 +1816,7 @@ static void log_reply(struct node *n, struct peer *to, const struct message *m, 
 
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
 {
-    assert(partition_is_ours(n, m->partition)); /* (A1) */
+    assert(partition_is_ours(n, m->partition)); /* R6 */
     struct entry *e = message_entry(n, m);
     struct ballot promised = register_promised(n, m->partition, e);
     if (!ballot_allowed(n, m->partition, m->ballot, promised)) {
@@ -1845,14 +1855,14 @@ static void watches_notify(struct node *n, uint16_t partition, const struct entr
  *
  *   its ballot is our record's      accepted again: that still holds, though more be promised (R8);
  *                                   where our record is damaged it is stored, which mends it
- *   it is allowed (A2)              stored, and accepted
+ *   it is allowed (R1, R7)          stored, and accepted
  *   it is not, and was pulled       if it is newer than ours, a round is to accept it anew (R18)
  *   it is not                       rejected
  *
  * Nothing is stored without room, nor accepted: whoever sent it does so again. */
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
-    assert(partition_is_ours(n, m->partition)); /* (A1) */
+    assert(partition_is_ours(n, m->partition)); /* R6 */
     struct partition *p = &n->partitions[m->partition];
     const void *key = message_body(m).key;
     struct entry *e = entry_find(p, key, m->key_bytes);
@@ -2678,10 +2688,10 @@ static void round_due(struct node *n, struct round *r)
 
 /* === 13 Views ===================================================================================
  *
- * (V1) A view is written once, in the register view/<epoch>, whose acceptors are the voters of the
- * view before it. (V2) Views are adopted in order, none is skipped, and the chain is kept (R16).
- * (V3) A node replies for its newest view only (R6). In a transition, while members are JOINING,
- * LEAVING or LOST, there are two rings, C_OLD and C_NEW (R13).
+ * A view is written once, in the register view/<epoch>, whose acceptors are the voters of the view
+ * before it. Views are adopted in order, none is skipped, and the chain is kept (R16). A node replies for
+ * its newest view only (R6). In a transition, while members are JOINING, LEAVING or LOST, there are two
+ * rings, C_OLD and C_NEW (R13).
  */
 
 static void rounds_restart(struct node *n);
@@ -2852,7 +2862,7 @@ static void views_log(struct node *n)
  * middle of an event: so after a crash a node has both or neither. */
 static void view_adopt(struct node *n, const struct view *v)
 {
-    assert(v->epoch == node_epoch(n) + 1); /* V2 */
+    assert(v->epoch == node_epoch(n) + 1); /* R16 */
     assert(!n->view || v->cluster == n->view->cluster);
     bool was_member = n->self >= 0;
     bool ends = !view_members(v, ~(1u << MEMBER_UP)), called_off = false;
@@ -4493,7 +4503,7 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
     from->disowns_us |= disowns;
     bool late = from->live_at + n->lease > n->now; /* it was sent before a restart, maybe */
     bool copy = (lacks && !late) || disowns;
-    bool faulty = !lacks && !from->disowns_us && !clock_raise(n, f->clock, f->date);
+    bool faulty = !lacks && !from->disowns_us && !clock_raise(n, f->clock, f->latest_time);
     if ((copy || faulty) && n->next_fault <= n->now) {
         n->next_fault = n->now + 10 * SECOND; /* it goes on sending */
         log_line(LEVEL_WARN,
@@ -4507,9 +4517,9 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
         return NULL;
     from->boot = f->boot;
     from->durable = max_u64(from->durable, f->durable);
-    if (f->date)
-        time_adopt(n, f->date);
-    n->latest_time = max_u64(n->latest_time, min_u64(f->date, f->clock));
+    if (f->latest_time)
+        time_adopt(n, f->latest_time);
+    n->latest_time = max_u64(n->latest_time, min_u64(f->latest_time, f->clock));
     return from;
 }
 

@@ -23,7 +23,7 @@ static uint8_t *frame_close(const struct forger *f, struct bytes *frame, uint64_
     b->cluster = f->cluster;
     b->from = f->from;
     b->to = f->to;
-    b->clock = b->date = b->wall = clock;
+    b->clock = b->latest_time = b->wall = clock;
     b->epoch = f->epoch;
     b->check = frame_check(b);
     struct server signer = {.secret = (char *)f->secret};

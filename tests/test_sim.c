@@ -3758,7 +3758,7 @@ static bool hand_far_time_is_not_followed(struct node *n)
     struct frame *b = bytes_extend(&frame, sizeof *b);
     n->has_lease = true;
     *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = 20, .to = n->id};
-    b->clock = b->date = n->time + 11 * SECOND;
+    b->clock = b->latest_time = n->time + 11 * SECOND;
     b->epoch = node_epoch(n);
     b->bytes = sizeof *b;
     b->check = frame_check(b);

@@ -875,14 +875,14 @@ START_TEST(test_a_node_without_a_lease_takes_the_time_of_one_that_has)
     struct frame *h = (struct frame *)b.data;
     h->from = LONE_ID + 1;
     h->to = LONE_ID;
-    h->clock = h->date = LONE_WALL + SECOND;
+    h->clock = h->latest_time = LONE_WALL + SECOND;
     batch_seal(&b);
     ck_assert(node_receive(n, b.data, b.count));
     ck_assert_uint_eq(n->time, LONE_WALL + SECOND);
     lone_tick(&l, 20 * MS, true);
     ck_assert(n->has_lease);
     ck_assert_uint_lt(n->clock, LONE_WALL + 2 * SECOND);
-    h->clock = h->date = LONE_WALL + 13 * SECOND;
+    h->clock = h->latest_time = LONE_WALL + 13 * SECOND;
     batch_seal(&b);
     ck_assert(node_receive(n, b.data, b.count));
     ck_assert_uint_lt(n->clock, LONE_WALL + 2 * SECOND);
@@ -1425,7 +1425,7 @@ START_TEST(test_frames_for_others_or_from_the_future_are_ignored)
         h->cluster = rows[i].cluster;
         h->from = rows[i].from;
         h->to = rows[i].to;
-        h->clock = h->date = n->wall + rows[i].ahead;
+        h->clock = h->latest_time = n->wall + rows[i].ahead;
         batch_seal(&b);
         uint64_t clock = n->clock;
         ck_assert(node_receive(n, b.data, b.count));
