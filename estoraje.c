@@ -442,9 +442,9 @@ enum {
     PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
     SYNCS_MAX = 8,                /* partitions that sync at once */
     REPAIRS_MAX = 64,             /* repairs of single keys under way */
-    BULK_BYTES = 64 << 10,        /* a message above it goes by the second link */
+    BULK_BYTES = 64 << 10,        /* a message above it goes by the bulk channel */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
-    OUTBOX_BYTES_MAX = 256 << 20, /* mail that waits for one peer; more is lost */
+    OUTBOX_BYTES_MAX = 256 << 20, /* messages that wait for one peer; more is lost */
     OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live, or while memory is short */
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
     LARGE_BYTES_MAX = 2 << 20,    /* values of this node's large writes under way; others wait */
@@ -478,7 +478,7 @@ enum {
 #define REPEAT_TIME       (60 * SECOND)    /* how long a repeat surely finds its answer */
 #define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
 #define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
-#define RESULTS_KEPT_TIME (REPEAT_TIME + 2 * KEY_TIME_MARGIN)
+#define RESULTS_KEPT_TIME (REPEAT_TIME + 2 * KEY_TIME_MARGIN) /* 70 s, Part I's "a minute" */
 #define FIRST_TRY_LEAD    (100 * MS) /* no repeat is carried out so soon after its first try came */
 #define REQUEST_TIME      (2300 * MS) /* a request is answered within it */
 #define STEP_TIME         (100 * MS)  /* a step of a round, before it is sent again */
@@ -730,7 +730,7 @@ enum {
     FLAG_FIRST = 2,   /* its first try, of which nothing was sent */
     FLAG_REPEAT = 8,  /* an earlier try of this write may be under way */
     FLAG_ALL = 16,    /* consistency=all */
-    FLAG_ONE = 32,    /* consistency=one */
+    FLAG_ONE = 32,    /* consistency=one; such a write is a one-write: no prepare, one owner */
     FLAG_FRESH = 128, /* this node made its write id, and nothing of it was ever sent */
 };
 
@@ -845,7 +845,7 @@ static uint16_t key_partition(const void *key, size_t bytes)
 /* === 4 The node =================================================================================
  *
  * All protocol state hangs off one struct. Events go in by chapter 21's functions; effects come out
- * as mail in outboxes, bytes in the log's buffers, and calls of the hooks.
+ * as messages in outboxes, bytes in the log's buffers, and calls of the hooks.
  */
 
 /* A view of the membership, as it stands on the wire, on disk and in the register view/<epoch>. */
@@ -911,7 +911,7 @@ struct peer {
     uint64_t id; /* 0: a seed, known by its address alone */
     char address[ADDRESS_BYTES], zone[ZONE_BYTES];
     uint32_t weight;
-    struct bytes outbox[2];          /* frames to come, on the link and on the bulk channel */
+    struct bytes outbox[2];          /* the next frames: of the channel, of the bulk channel */
     uint64_t epoch, clock;           /* of its last frame; epoch: or STRANGER (R32) */
     uint64_t boot, durable;          /* of the process that is followed (R32), the highest */
     uint64_t beat_epoch, beat_clock; /* of that with its last heartbeat */
@@ -1032,7 +1032,7 @@ struct counters {
 enum { C_OLD, C_NEW };
 
 struct node;
-/* What a node asks of the world. `world` is the caller's. */
+/* What a node asks of its caller, whose n->context is. */
 struct hooks {
     /* `result`: a status, and what was read; valid during the call. */
     void (*reply)(struct node *n, void *client, const struct message *result);
@@ -1100,7 +1100,7 @@ struct node {
     LIST_HEAD(rounds, round) by_id[ROUND_BUCKETS];
     struct rounds by_key[VIEWS_PARTITION + 1]; /* of each partition */
     size_t rounds_resting;
-    uint64_t delivered[DELIVERED_PLACES]; /* versions, each at itself modulo that (R35) */
+    uint64_t delivered[DELIVERED_PLACES]; /* write ids, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
     struct requests large; /* writes of large values that wait for others */
@@ -1127,7 +1127,7 @@ static uint64_t node_random(struct node *n)
  * durable. Hence at start: a damaged batch with another one after it was durable once, and is
  * corruption; damage with nothing after it is a torn tail. A corrupt batch is read message by message:
  * a value that fails its checksum is a damaged record of that key, which other owners have; what cannot
- * be told apart makes the node begin anew.
+ * be told apart makes the node rejoin under a new id.
  *
  *    0 magic    "eLg2"
  *    4 bytes    of the batch, header included, a multiple of 8
@@ -1473,10 +1473,10 @@ static void promise_floor_raise(struct node *n, uint16_t partition, struct ballo
 /* === 8 Sending ==================================================================================
  *
  * Any message may be lost, late, doubled or out of order. Nothing undurable is shown (R3): a message
- * that tells of a record waits in `gated` until the log is durable up to that record; no batch leaves
- * before the view and the clock that it is sent with are durable.
+ * that tells of a record waits in `awaiting_durable` until the log is durable up to that record; no frame
+ * leaves before the view and the clock that it is sent with are durable.
  *
- *    0 magic "eMl6"   4 bytes of the batch   8 check: XXH3 of bytes 32 to the end
+ *    0 magic "eMl6"   4 bytes of the frame   8 check: XXH3 of bytes 32 to the end
  *   16 mac: of the same bytes, by the cluster's secret (chapter 23); zeros without one
  *   32 cluster       40 from: id
  *   48 to: id, or 0 to whoever has this address, or id ^ boot to a process that is not followed (R32)
@@ -1526,7 +1526,7 @@ static int member_index(const struct view *view, uint64_t id)
 
 /* The peer of that id or, with id 0, of that address; else a new one. Where there is no place for it,
  * it takes that of the peer that is no member and was last live: a member at any time, who is none only
- * after a minute. Null if there is none. */
+ * after 60 s. Null if there is none. */
 static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
 {
     struct peer *p = NULL;
@@ -1574,7 +1574,7 @@ static const struct queued *queue_next(const struct bytes *queue, const struct q
     return at && at < queue->data + queue->count ? (const struct queued *)at : NULL;
 }
 
-/* Sends a message when the log is durable up to `gate`. Mail to itself goes the same way. */
+/* Sends a message when the log is durable up to `gate`; one to this node itself, too. */
 static void message_send(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
                          const struct body *body)
 {
@@ -1612,14 +1612,14 @@ static void messages_release(struct node *n)
     bytes_clear(&n->handled);
 }
 
-/* No mail leaves before the view and the clock that it is sent with are durable. */
+/* No frame leaves before the view and the clock that it is sent with are durable. */
 static bool frame_may_leave(const struct node *n)
 {
     return (n->clock <= n->clock_bound_durable && n->log.durable >= n->view_lsn) || !RULE(3);
 }
 
-/* Moves all mail that waits for the peer into `out` as one batch. False: there is none, or it may not
- * leave yet. `which`: 0 mail, 1 parcels. */
+/* Moves all messages that wait for the peer's channel, or with `which` 1 for its bulk channel, into `out`
+ * as one frame. False: there is none, or it may not leave yet. */
 static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *out)
 {
     struct bytes *box = &p->outbox[which];
@@ -1639,7 +1639,7 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
     return true;
 }
 
-/* What was not sent belongs to a view that is no more. */
+/* What was not sent belongs to an older view. */
 static void messages_discard(struct node *n)
 {
     n->awaiting_durable.count = n->inbox.count = n->cold.count = 0;
@@ -1751,12 +1751,13 @@ static struct message *record_read(struct node *n, uint16_t partition, struct en
     return here ? m : NULL;
 }
 
-/* The part of a value of `total` bytes that M_READ asks for: `expiry` bytes from `number` on or, if that
- * is above all sizes, the last ones; nothing if the client has the version that it names. */
-static uint64_t read_part(const struct message *read, uint64_t modified, uint64_t version,
+/* The part of a value of `total` bytes that M_READ asks for. Its `expiry` is the number of bytes
+ * wanted, from part_start on or, if that is above all sizes, the last ones. None are if the client has this
+ * record: M_READ's `modified` and write_id name the one that it has. */
+static uint64_t read_part(const struct message *read, uint64_t modified, uint64_t write_id,
                           uint64_t total, uint64_t *from)
 {
-    uint64_t most = read->modified == modified && read->write_id == version ? 0 : read->expiry;
+    uint64_t most = read->modified == modified && read->write_id == write_id ? 0 : read->expiry;
     *from = min_u64(read->part_start > UINT32_MAX ? total - min_u64(total, most) : read->part_start,
                     total);
     return min_u64(most, total - *from);
@@ -1977,7 +1978,8 @@ static void draft_expire(const struct node *n, struct draft *d)
         draft_write(d, d->head.write_id, NULL, 0);
 }
 
-/* Whether the condition of request `m` holds for a record. */
+/* Whether the condition of request `m` holds for a record. Its ballot is an ETag: the time is that of
+ * `modified`, the node is the write id. */
 static bool condition_holds(const struct message *record, const struct message *m)
 {
     bool exists = is_live(record->flags);
@@ -2031,7 +2033,7 @@ static uint16_t draft_apply(struct draft *d, const struct message *m)
 
 /* The client of a write has its result, and nobody can ask for it again. So what this node proposes
  * next for the key need not list it (R35). It may be forgotten here at any time: then the result is
- * kept for its minute. */
+ * kept for RESULTS_KEPT_TIME. */
 static void node_delivered(struct node *n, uint64_t write_id)
 {
     n->delivered[write_id % DELIVERED_PLACES] = write_id;
@@ -2052,7 +2054,7 @@ static const struct result *draft_result(const struct draft *d, uint64_t write_i
 }
 
 /* Whether a write whose result is not listed may have been applied even so (R11). A fresh one was
- * not, because no try of it was sent before; and one-writes are applied each time. The minute goes
+ * not, because no try of it was sent before; and one-writes are applied each time. The age goes
  * by the clock as the promises raised it: an owner may have forgotten a tombstone by its own. */
 static bool result_may_be_lost(const struct node *n, const struct draft *d, const struct message *m)
 {
@@ -2272,8 +2274,8 @@ static uint64_t first_live_owner(const struct node *n, uint16_t partition)
     return 0;
 }
 
-/* The owner that is asked for a value: this node if it is one of C_old, else the first live one. The
- * owners of C_old have all that was chosen among them; a joiner may still pull it. */
+/* The nearest owner, which is asked for a value: this node if it is one of C_old, else the first live one
+ * in C_old's order. The owners of C_old have all that was chosen among them; a joiner may still pull it. */
 static uint64_t nearest_owner(const struct node *n, uint16_t partition)
 {
     uint64_t self = n->owners[C_OLD][partition] & self_bit(n);
@@ -3577,7 +3579,8 @@ static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
 }
 
 /* Sends a partition's digest and promise floor to some of its owners. Until it has caught up, it asks for
- * theirs by the lease's clock; `answers`: that of an owner that asked, or 0. */
+ * theirs by the lease's clock, as the round id; `answers`: that of an owner that asked, or 0, is sent back
+ * as the write id. */
 static void digest_send(struct node *n, uint16_t partition, uint64_t to, uint64_t answers)
 {
     const struct partition *p = &n->partitions[partition];
@@ -4055,18 +4058,18 @@ static struct request *request_make(struct node *n, const struct message *m,
 }
 
 /* When a write counts as issued, for R11. `key_time`: the Unix time that its Idempotency-Key begins
- * with, by its client's clock; 0: none. What has to hold is that
+ * with, by its client's clock; 0: none. What has to hold is the second invariant of Part I, Repeats:
  *
- *    a try of a write counts as issued no later than the result of an earlier try was recorded.
+ *    issued_at(any try of a write) <= recorded(the result of any earlier try)
  *
  * For if the earlier try was applied, and its result is listed no more, then results are lost until
- * at least the time when that one was recorded, so at least the time when this try was issued:
- * unknown.
+ * `recorded` or later, so until issued_at or later: unknown.
  *
  * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as issued when
  *   it comes: no clock of a client makes a new write unknown, and how long results are kept goes by
- *   arrival. (FIRST_TRY_LEAD is for one-writes before it, of which this node has not heard: its clock
- *   may be a little behind. It counts until something of this try was sent.)
+ *   arrival. (FIRST_TRY_LEAD: a one-write by a node whose clock is 50 ms ahead makes the record say
+ *   that results are lost until 50 ms from now. A PUT with a key that comes here next is new even so; thus,
+ *   until something of it was sent, results lost up to 100 ms after its time of issue are none of its.)
  * - One that comes later may have been overtaken by its repeat, and counts as one.
  * - A repeat counts as issued KEY_TIME_MARGIN before its key's time: the first try did not come earlier
  *   than that, as long as its client's clock is not ahead by more than the margin.
@@ -4424,7 +4427,7 @@ static void node_list(struct node *n, void *client, struct bytes prefix, struct 
  * frame_take returns. Replies to clients leave by a hook.
  *
  * What a peer sends is never asserted. A frame that is damaged, or whose messages do not fit into it,
- * ends the link. One from another cluster, for another node, or from a clock that is far ahead (R5) is
+ * closes its channel. One from another cluster, for another node, or from a clock that is far ahead (R5) is
  * ignored. A frame's clock is taken over before its messages are handled (R4), and none of these may
  * have a time above it. That is what the durable clock bound rests on (R2): whatever this node promises
  * has a time at or below its own clock.
@@ -4523,7 +4526,7 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
     return from;
 }
 
-/* A frame came, aligned to 8. False: it is damaged, and the link is not worth keeping. */
+/* A frame came, aligned to 8. False: it is damaged, and its channel is not worth keeping. */
 static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
 {
     const struct frame *f = (const struct frame *)data;
@@ -4989,8 +4992,8 @@ static void disk_start(struct disk *d, uint64_t end)
  * One thread, one loop, one poll: libmicrohttpd serves what comes in, libcurl sends what goes out, and a
  * socket tells what the log's thread has done.
  *
- * Frames travel in HTTP. To each peer this node has two POSTs of /_mail whose bodies never end: one for
- * small messages, and the bulk channel, so that a large value holds up no heartbeat. Each body is a
+ * Frames travel in HTTP. To each peer this node has two POSTs of /_mail whose bodies never end: the
+ * channel, and the bulk channel for large messages, so that a large value holds up no heartbeat. Each body is a
  * sequence of frames (chapter 8). Nothing comes back on them but an error; a peer's replies come in its
  * own POSTs. When a POST breaks, its frames are lost, as any message may be; it is opened again when
  * there is something to send.

@@ -16,9 +16,9 @@
  *   (G3) At no rank does a member go over its capacity while another, that (G1) and (G2) allow,
  *        has room.
  *
- * The order of these is the order in which they yield, last first. (G3) yields to (G2): a zone
- * that fails must not take a majority with it, even if a lone member of a zone then holds more than
- * the others. Nothing yields to a lack of room: every partition gets all its owners.
+ * (G1) holds always, and every partition gets all its owners. (G2) and (G3) hold for each choice by
+ * itself, as walk_choose says; where not both can be kept, (G3) yields: a zone that fails must not
+ * take a majority with it, even if a lone member of a zone then holds more than the others.
  *
  * Whom a walk meets first depends only on how far off each member's next point is. So no sorted
  * list of points is kept, only those distances. That takes half a MiB of stack whatever the weights
@@ -32,7 +32,7 @@
 
 enum {
     POINTS_PER_WEIGHT = 256, /* 64: twice as much moves without need, at worst */
-    CAPACITY_PERCENT = 105,  /* of its share; 100: three times as much */
+    CAPACITY_PERCENT = 105,  /* of its share; 100: three times as much moves */
 };
 
 static const uint64_t ARC = UINT64_MAX / PARTITIONS + 1; /* the length of a partition */
@@ -80,7 +80,8 @@ static void walk_add_points(struct walk *walk, unsigned m)
 }
 
 /* Fewer copies than the capacity: its share of `ranks` copies of everything and a little, rounded
- * up. (In whole numbers, as every machine must come to the same answer.) */
+ * up: of 64 equal members each may be first for 17 partitions, 6.25 % above its 16. Where zones are
+ * few, (G2) gives a member more. (In whole numbers: every machine must come to the same answer.) */
 static bool walk_has_room(const struct walk *walk, unsigned m, unsigned ranks)
 {
     uint64_t share = (uint64_t)ranks * PARTITIONS * walk->members[m].weight;
@@ -104,7 +105,7 @@ static unsigned walk_choose(const struct walk *walk, unsigned partition, unsigne
             best_fault = fault;
         }
     }
-    assert(allowed >> best & 1);
+    assert(allowed >> best & 1); /* (G1) */
     return best;
 }
 

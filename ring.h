@@ -45,7 +45,7 @@ _Static_assert(offsetof(struct member, address) == 32, "the format of views");
 
 struct ring {
     unsigned owners_count; /* of each partition: min(replicas, members that take part) */
-    uint8_t owners[PARTITIONS][REPLICAS_MAX]; /* indexes into the members; the owner first */
+    uint8_t owners[PARTITIONS][REPLICAS_MAX]; /* indexes into the members; the first owner first */
     uint64_t sets[PARTITIONS];                /* the same, as bits */
 };
 
