@@ -1,5 +1,5 @@
 /*
- * estoraje: a small distributed key-value store that a reader can finish in an evening.
+ * estoraje: a small distributed key-value store whose heart a reader can finish in an evening.
  *
  * Every key is its own Paxos register (CASPaxos, Rystsov 2018). A consistent-hash ring (ring.c) says
  * which nodes hold it. The membership is a register of the same kind. There is no leader and no
