@@ -4868,12 +4868,14 @@ static void disk_write(struct disk *d, struct disk_job *job)
     for (; (d->oldest + 1) * SEGMENT_BYTES <= job->first; d->oldest++) {
         segment_name(name, d->oldest);
         snprintf(aside, sizeof aside, "%s.damaged", name);
+        int file = segment_open(d, &d->written, d->oldest * SEGMENT_BYTES, O_WRONLY);
         if (job->damaged)
             renameat(d->dir, name, d->dir, aside);
         else if (!d->sync && syncfs(d->dir) < 0) /* or cleaning's copies may be lost as well */
             die("the disk failed");
-        else
-            unlinkat(d->dir, name, 0);
+        else if (unlinkat(d->dir, name, 0) == 0 &&
+                 ftruncate(file, 0) < 0) /* the loop has it open */
+            die("the disk failed");
     }
 }
 
@@ -6619,12 +6621,6 @@ static void disk_events(struct server *s)
     struct disk_job done;
     if (recv(s->disk.ends[0], &done, sizeof done, MSG_DONTWAIT) != sizeof done)
         return;
-    struct segment *hot = s->disk.hot;
-    for (; hot < s->disk.hot + HOT_SEGMENTS; hot++)
-        if (hot->file > 0 && (hot->number + 1) * SEGMENT_BYTES <= done.first) {
-            close(hot->file); /* a file that was removed takes space while it is open */
-            hot->file = 0;
-        }
     if (s->node->log.flight.count)
         histogram_add(&s->fsync_seconds, done.seconds);
     bool full = done.room < s->disk.ahead_bytes;
