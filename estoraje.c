@@ -6700,8 +6700,10 @@ static bool others_are_healthy(const struct server *s, bool members)
     return healthy;
 }
 
-/* Reads the log into a node; makes it a member of a new cluster, or one that asks to join. */
-static void server_open(struct server *s)
+/* Reads the log into a node. If the log is damaged, the node joins again, once a majority is known to live
+ * without it. The last resort is for a log with a hole that was written with --sync none: the node goes on
+ * with what stands before the hole. It forgets what it accepted and promised behind it. */
+static void server_recover(struct server *s)
 {
     struct options *o = &s->options;
     uint64_t start, end;
@@ -6713,26 +6715,30 @@ static void server_open(struct server *s)
     for (char *one, *list = o->join ? strdupa(o->join) : NULL; (one = strsep(&list, ","));)
         if (strcmp(one, o->advertise) != 0)
             peer_make(n, 0, one);
-    for (int tries = 0; !whole && !others_are_healthy(s, true); tries++) {
-        log_line(LEVEL_ERROR, "the log is damaged, no other node is healthy: start others",
-                 "data=\"%s\"", o->data);
-        if (tries == DAMAGED_TRIES && n->log.torn && n->self >= 0 && !s->disk.sync) {
-            /* It forgets what it accepted and promised behind the hole. So this is the last resort:
-             * where a majority lives, which may have been told of that, a node begins anew. */
-            log_line(LEVEL_ERROR,
-                     "going on without what is behind a hole in the log: writes are lost",
-                     "sync=none lsn=%" PRIu64, log_end(n));
-            disk_cut(&s->disk, log_end(n), end);
-            close(s->disk.dir);
-            server_open(s);
-            return;
-        }
-        if (tries == DAMAGED_TRIES)
-            die("the log is damaged: move it away, and join others or restore a backup");
+    if (whole)
+        return;
+    log_line(LEVEL_ERROR, "the log is damaged, others are asked: start them", "data=\"%s\"",
+             o->data);
+    for (int tries = 0; tries < DAMAGED_TRIES; tries++) {
+        if (others_are_healthy(s, true))
+            server_rejoin(s, true);
         usleep((useconds_t)o->lease);
     }
-    if (!whole)
-        server_rejoin(s, true);
+    if (!n->log.torn || n->self < 0 || s->disk.sync)
+        die("the log is damaged: move it away, and join others or restore a backup");
+    log_line(LEVEL_ERROR, "going on without what is behind a hole in the log: writes are lost",
+             "sync=none lsn=%" PRIu64, log_end(n));
+    disk_cut(&s->disk, log_end(n), end);
+    close(s->disk.dir);
+    server_recover(s);
+}
+
+/* Opens the data directory, and makes this node a member of a new cluster, or one that asks to join. */
+static void server_open(struct server *s)
+{
+    const struct options *o = &s->options;
+    server_recover(s);
+    struct node *n = s->node;
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
     if (!n->view && !o->bootstrap == !o->join && !o->expected)
