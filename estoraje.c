@@ -4656,23 +4656,35 @@ static bool node_is_restless(const struct node *n)
 #include <time.h>
 #include <unistd.h>
 
+static uint64_t clock_us(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* A time since 1970 as text, in UTC and in a format of strftime. */
+static const char *time_text(char to[64], const char *format, uint64_t us)
+{
+    time_t seconds = (time_t)(us / SECOND);
+    struct tm utc;
+    strftime(to, 64, format, gmtime_r(&seconds, &utc));
+    return to;
+}
+
 static void log_line(enum log_level level, const char *message, const char *format, ...)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
     if (level > log_level)
         return;
-    char pairs[512];
+    char pairs[512], date[64];
     va_list list;
     va_start(list, format);
     vsnprintf(pairs, sizeof pairs, format, list);
     va_end(list);
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    struct tm utc;
-    gmtime_r(&t.tv_sec, &utc);
-    char stamp[32];
-    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
-    fprintf(stderr, "time=%s.%03ldZ level=%s msg=\"%s\"%s%s\n", stamp, t.tv_nsec / 1000000,
+    uint64_t now = clock_us(CLOCK_REALTIME);
+    time_text(date, "%Y-%m-%dT%H:%M:%S", now);
+    fprintf(stderr, "time=%s.%03" PRIu64 "Z level=%s msg=\"%s\"%s%s\n", date, now / MS % 1000,
             names[level], message, *pairs ? " " : "", pairs);
 }
 
@@ -4755,13 +4767,6 @@ static void histogram_add(struct histogram *h, double value)
         i++;
     h->buckets[i]++;
     h->sum += value;
-}
-
-static uint64_t clock_us(clockid_t clock)
-{
-    struct timespec t;
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec / 1000;
 }
 
 static void segment_name(char name[32], uint64_t number)
@@ -4901,12 +4906,11 @@ static void disk_submit(const struct disk *d, const struct log *log)
 }
 
 /* Warns if every user of this machine may read, or even change, what is at `path`. */
-static void warn_if_open(const char *path, const char *what)
+static void warn_if_open(const char *path)
 {
     struct stat file;
     if (stat(path, &file) == 0 && file.st_mode & S_IRWXO)
-        log_line(LEVEL_WARN, "open to every user of this machine: chmod go-rwx", "%s=\"%s\"", what,
-                 path);
+        log_line(LEVEL_WARN, "open to every user: chmod go-rwx", "path=\"%s\"", path);
 }
 
 static int is_segment(const struct dirent *e)
@@ -4941,7 +4945,7 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     bool whole = true;
     if (count < 0)
         die("cannot read the data directory");
-    warn_if_open(path, "data");
+    warn_if_open(path);
     d->oldest = count ? strtoull(names[0]->d_name, NULL, 10) : 0;
     *start = *end = d->oldest * SEGMENT_BYTES;
     for (int i = 0; i < count; i++) {
@@ -5026,6 +5030,8 @@ struct options {
     uint64_t expected, replicas, weight, lease, evict_after, max_value, memory;
 };
 
+static volatile sig_atomic_t stop_asked; /* the signal, from which on new work is rejected */
+
 struct server {
     struct options options;
     char **arguments;
@@ -5033,7 +5039,7 @@ struct server {
     struct disk disk;
     struct MHD_Daemon *daemon;
     CURLM *multi;
-    bool draining, resumed;
+    bool resumed;             /* libmicrohttpd has an answer to send */
     bool ready_notified;      /* to the service manager */
     char *secret;             /* null: none */
     TAILQ_HEAD(, call) calls; /* of each connection one, the longest without a request first */
@@ -5163,25 +5169,14 @@ static void channel_close(struct channel *c)
     c->retry_at = n->now + 20 * MS + min_u64((n->now - c->peer->live_at) / 8, 600 * MS);
 }
 
-/* Opens a channel when there is something to send, and closes it when the peer is dead, which the lease
- * tells earlier than TCP. libcurl paused an open one when there was nothing to send: it goes on. */
-static void channel_turn(struct channel *c)
-{
-    const struct node *n = c->server->node;
-    bool waits = c->peer->outbox[c->which].count;
-    if (c->easy && !peer_is_live(n, c->peer) && c->opened_at + 3 * n->lease < n->now)
-        channel_close(c);
-    else if (!c->easy && waits && c->retry_at <= n->now)
-        channel_open(c);
-    else if (c->easy && waits && frame_may_leave(n))
-        curl_easy_pause(c->easy, CURLPAUSE_CONT);
-}
-
+/* Opens a channel when there is something to send. Closes it when the peer is dead: the lease shows that
+ * earlier than TCP. libcurl paused an open one when there was nothing to send: it goes on. */
 static void channels_turn(struct server *s)
 {
-    for (size_t i = 0; i < 2 * s->node->peers_count; i++) {
-        struct peer *p = s->node->peers[i / 2];
-        if (p == s->node->self_peer || !*p->address)
+    const struct node *n = s->node;
+    for (size_t i = 0; i < 2 * n->peers_count; i++) {
+        struct peer *p = n->peers[i / 2];
+        if (p == n->self_peer || !*p->address)
             continue;
         if (!p->link)
             p->link = allocate(2 * sizeof(struct channel));
@@ -5189,7 +5184,13 @@ static void channels_turn(struct server *s)
         c->server = s;
         c->peer = p;
         c->which = i % 2;
-        channel_turn(c);
+        bool waits = p->outbox[c->which].count;
+        if (c->easy && !peer_is_live(n, p) && c->opened_at + 3 * n->lease < n->now)
+            channel_close(c);
+        else if (!c->easy && waits && c->retry_at <= n->now)
+            channel_open(c);
+        else if (c->easy && waits && frame_may_leave(n))
+            curl_easy_pause(c->easy, CURLPAUSE_CONT);
     }
 }
 
@@ -5204,11 +5205,7 @@ static void channels_check(struct server *s)
         curl_easy_getinfo(done->easy_handle, CURLINFO_PRIVATE, (char **)&c);
         curl_easy_getinfo(done->easy_handle, CURLINFO_RESPONSE_CODE, &code);
         if (!c->retry_at || c->opened_at + 2 * SECOND < s->node->now)
-            log_line(LEVEL_WARN,
-                     code == 401 ? "a peer rejects our certificate: expired, or not of its CA"
-                     : done->data.result == CURLE_GOT_NOTHING && c->server->secret
-                         ? "a peer hung up: has it the same secret?"
-                         : "no link to a peer",
+            log_line(LEVEL_WARN, "no link to a peer: is it up, with the same secret and CA?",
                      "peer=%s status=%ld error=\"%s\"", c->peer->address, code,
                      curl_easy_strerror(done->data.result));
         channel_close(c);
@@ -5322,7 +5319,7 @@ static void print_page(struct bytes *out, const struct server *s)
     bytes_append(out, ring_html_start, (size_t)(ring_html_end - ring_html_start));
 }
 
-/* What a metric means, before its first sample. A total is a counter. Null: it was said before. */
+/* What a metric means, before its first sample. A total is a counter. Null: a row before had it. */
 static void print_help(struct bytes *out, const char *name, const char *help)
 {
     const char *type = strstr(name, "_total") ? "counter" : "gauge";
@@ -5387,7 +5384,7 @@ static void print_peers(struct bytes *out, const struct node *n)
             double values[] = {peer_is_live(n, p), (double)p->clock_offset / 1e6, p->messages_in,
                                p->messages_out};
             char labels[128];
-            /* Who is replaced leaves, and another may have its address, which is the label, already. */
+            /* A node that is being replaced leaves, and its address, the label, may be another's. */
             if (p == n->self_peer || n->view->members[i].state >= MEMBER_LEAVING)
                 continue;
             snprintf(labels, sizeof labels, "{peer=\"%s\"%s}", p->address, rows[row].more);
@@ -5479,8 +5476,7 @@ static const char *unready(const struct server *s)
     const struct node *n = s->node;
     const char *reason = unhealthy(s);
     unsigned behind = partitions_behind(n);
-    snprintf(text, sizeof text, "data of %u partitions is still to be brought in or compared",
-             behind);
+    snprintf(text, sizeof text, "data of %u partitions is not here or not compared yet", behind);
     if (!reason && n->view->members[n->self].state != MEMBER_UP)
         reason = "this node is about to join or to leave: see /_status";
     return reason || !behind ? reason : text;
@@ -5533,13 +5529,21 @@ struct query {
     bool lost;
 };
 
-/* The forms of a listing. */
+/* The forms of a listing. An entry's arguments are 1 the key, 2 a comma or nothing, 3 the size, 4 and 5
+ * the ETag's numbers, 6 when it was modified, 7 when it expires. */
 enum { LIST_TEXT, LIST_JSON, LIST_RESTIC };
 static const struct {
-    const char *type, *start, *end, *next; /* the end with a next page, and without */
-} formats[] = {{"text/plain", "", "", ""},
-               {"application/json", "{\"keys\":[", "],\"next\":null}\n", "],\"next\":\"%s\"}\n"},
-               {"application/vnd.x.restic.rest.v2", "[", "]\n", "]\n"}};
+    const char *type, *start, *entry, *end,
+        *next; /* the end of the last page, and of another one */
+} formats[] = {
+    {"text/plain", "", "%1$s\n", "", ""},
+    {"application/json", "{\"keys\":[",
+     "%2$s{\"key\":\"%1$s\",\"size\":%3$u,\"etag\":\"%4$016" PRIx64 "-%5$016" PRIx64
+     "\",\"modified\":%6$.6f,\"expires\":%7$s}",
+     "],\"next\":null}\n", "],\"next\":\"%s\"}\n"},
+    {"application/vnd.x.restic.rest.v2", "[", "%2$s{\"name\":\"%1$s\",\"size\":%3$u}", "]\n",
+     "]\n"},
+};
 
 struct call {
     struct server *server;
@@ -5602,8 +5606,15 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
 __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int status,
                                                             const char *format, ...)
 {
-    bool open = status == 503 || status == 507, found = *c->retry_key && !(c->m.flags & FLAG_ONE);
-    bool unknown = status == STATUS_UNKNOWN || (open && c->m.flags & FLAG_REPEAT);
+    bool busy = status == 503 || status == 507, keyed = *c->retry_key && !(c->m.flags & FLAG_ONE);
+    bool unknown = status == STATUS_UNKNOWN || (busy && c->m.flags & FLAG_REPEAT);
+    const char *outcome = unknown && keyed
+                              ? "; it may or may not have been applied: to find out, repeat it "
+                                "within a minute with Idempotency-Key: %s and Estoraje-Retry: 1; "
+                                "later, read the key\n"
+                          : unknown ? "; it may or may not have been applied: read the key\n"
+                          : busy && c->m.function != DO_READ ? "; nothing was changed\n"
+                                                             : "\n";
     char text[512];
     va_list list;
     va_start(list, format);
@@ -5611,16 +5622,7 @@ __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int 
     va_end(list);
     c->body.count = 0;
     bytes_print(&c->body, "%s", text);
-    if (unknown && found)
-        bytes_print(&c->body,
-                    "; it may or may not have been applied: to find out, repeat it within a minute "
-                    "with Idempotency-Key: %s and Estoraje-Retry: 1; later, read the key",
-                    c->retry_key);
-    else if (unknown)
-        bytes_print(&c->body, "; it may or may not have been applied: read the key");
-    else if (open && c->m.function != DO_READ)
-        bytes_print(&c->body, "; nothing was changed");
-    bytes_print(&c->body, "\n");
+    bytes_print(&c->body, outcome, c->retry_key);
     call_respond(c, unknown ? 503 : status, "text/plain");
     c->close |= status == 401 || status == 411 || status == 413;
     if (status == 401)
@@ -5629,7 +5631,7 @@ __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int 
         call_header(c, "Retry-After", "1");
     if (unknown)
         call_header(c, "Estoraje-Outcome", "unknown");
-    if (unknown && found)
+    if (unknown && keyed)
         call_header(c, "Idempotency-Key", "%s", c->retry_key);
     return false;
 }
@@ -5638,7 +5640,7 @@ static enum MHD_Result call_send(struct call *c)
 {
     c->state = OVER;
     c->server->resumed = true; /* libmicrohttpd is to run once more, to send it */
-    if (c->close || c->server->draining)
+    if (c->close || stop_asked)
         call_header(c, "Connection", "close");
     return MHD_queue_response(c->connection, (unsigned)c->status, c->response);
 }
@@ -5685,8 +5687,6 @@ static uint64_t choice_find(const char *choices, const char *text)
 /* A whole number with a unit: bytes, or microseconds. */
 static bool parse_number(const char *text, int kind, uint64_t *value)
 {
-    static const uint64_t scales[] = {
-        [COUNT] = 1, [BYTES] = 1, [MILLISECONDS] = MS, [SECONDS] = SECOND};
     static const struct {
         const char *name;
         bool time;
@@ -5696,7 +5696,8 @@ static bool parse_number(const char *text, int kind, uint64_t *value)
                  {"h", true, 3600 * SECOND}, {"d", true, 86400 * SECOND}};
     char *end;
     errno = 0;
-    uint64_t number = strtoull(text, &end, 10), scale = *end ? 0 : scales[kind];
+    uint64_t number = strtoull(text, &end, 10);
+    uint64_t scale = *end ? 0 : kind == SECONDS ? SECOND : kind == MILLISECONDS ? MS : 1;
     for (size_t i = 0; i < sizeof units / sizeof *units && kind != COUNT; i++)
         if (units[i].time == (kind != BYTES) && strcmp(end, units[i].name) == 0)
             scale = units[i].scale;
@@ -5787,7 +5788,7 @@ static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_
 
 /* --- a request becomes a message --- */
 
-static const char gap[] = "a NUL, a folded line or a bare line feed is ambiguous";
+static const char gap[] = "a control character, a folded line or a bare line feed is ambiguous";
 /* A header's name may have none of these, a path may have the first, and a value the first two. */
 static const char controls[] =
     " \t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
@@ -5807,8 +5808,7 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
     c->headers[i] = value;
     const char *length = c->header.length, *coding = c->header.coding;
     const char *fault =
-        name != c->headers_end + 2               ? gap
-        : strpbrk(value, controls + 2)           ? "a control character is ambiguous"
+        name != c->headers_end + 2 || strpbrk(value, controls + 2) ? gap
         : !name_bytes || strpbrk(name, controls) ? "white space before the colon is ambiguous"
         : twice || (length && coding)            ? "sent twice, or beside another length"
         : length && (!*length || length[strspn(length, "0123456789")]) ? "it must be a number"
@@ -5827,14 +5827,11 @@ static bool call_wire(struct call *c, const char *method, const char *version)
                        ->header_size;
     c->headers_end = version + strlen(version);
     MHD_get_connection_values_n(c->connection, MHD_HEADER_KIND, each_header, c);
-    bool whole = version == method + strlen(method) + c->uri_bytes + 2 &&
-                 c->headers_end + 4 == method + bytes;
+    bool plain = version == method + strlen(method) + c->uri_bytes + 2 &&
+                 c->headers_end + 4 == method + bytes && !strpbrk(c->uri, controls + 1);
     bool host = c->header.host || strcmp(version, "HTTP/1.0") == 0;
-    bool plain = !strpbrk(c->uri, controls + 1);
-    c->close =
-        c->response || (!whole && !call_text(c, 400, gap)) ||
-        (!plain && !call_text(c, 400, "a control character in the path: percent-encode it")) ||
-        (!host && !call_text(c, 400, "a Host header is missing"));
+    c->close = c->response || (!plain && !call_text(c, 400, gap)) ||
+               (!host && !call_text(c, 400, "a Host header is missing"));
     return !c->close && (bytes <= HEAD_BYTES_MAX ||
                          call_text(c, c->uri_bytes > HEAD_BYTES_MAX / 2 ? 414 : 431,
                                    "too large: a key has at most %d bytes, all headers %d",
@@ -5878,8 +5875,7 @@ static bool call_query(struct call *c, char *query)
         bool goes = i == PARAMETER_CONSISTENCY && c->route == ROUTE_LIST;
         if (i == PARAMETERS || (parameters[i].route != c->route && !goes) ||
             !strstr(parameters[i].methods, methods[c->method]) || seen >> i & 1)
-            return call_text(c, 400, "parameter '%.40s' is %s", part,
-                             seen >> i & 1 ? "there twice" : "unknown here");
+            return call_text(c, 400, "parameter '%.40s' is unknown here, or given twice", part);
         if (bytes < 0 || !setting_parse(&parameters[i], q, value, (size_t)bytes))
             return call_text(c, 400, "%s= needs %s", part, parameters[i].argument);
         seen |= 1u << i;
@@ -5902,12 +5898,11 @@ static bool call_condition(struct call *c, const char *text, bool none)
     const char *end = text;
     if (!text)
         return true;
-    while (!any && (end = parse_etag(end, none, &tag))) {
+    for (; !any && (end = parse_etag(end, none, &tag)); end++) {
         ours += tag.time && !ballot_equal(tag, mine);
         mine = tag.time ? tag : mine;
         if (*end != ',')
             break;
-        end++;
     }
     if (c->m.condition || (!any && (!end || *end || (none && !reads))) ||
         (ours > 1 && (!reads || (none && c->m.flags & FLAG_WATCH))))
@@ -5941,9 +5936,8 @@ static bool call_reserve(struct call *c, uint64_t bytes)
 /* Checks a write as far as its headers tell, and makes room for its body. */
 static bool call_write(struct call *c)
 {
-    const char *length = c->header.length, *type = c->header.type, *retry = c->header.retry,
-               *key = c->header.key;
-    uint64_t bytes = length ? strtoull(length, NULL, 10) : 0;
+    const char *type = c->header.type, *retry = c->header.retry, *key = c->header.key;
+    uint64_t bytes = c->header.length ? strtoull(c->header.length, NULL, 10) : 0;
     const struct node *n = c->server->node; /* the wall clock may have jumped */
     uint64_t wall = min_u64(n->wall, n->time), tried = retry ? parse_unix_time(retry, 0) : 0;
     bool repeat = tried || (retry && strcmp(retry, "1") == 0);
@@ -5963,14 +5957,12 @@ static bool call_write(struct call *c)
         uint64_t time = parse_unix_time(key, '-');
         c->key_time = time ? time : tried;
         if (c->key_time && c->key_time + REPEAT_TIME < wall)
-            return call_text(c, 503,
-                             "the Idempotency-Key's time is %" PRIu64
-                             " s behind this node's clock, over 60",
+            return call_text(c, 503, "the Idempotency-Key is %" PRIu64 " s behind, over 60",
                              (wall - c->key_time) / SECOND);
     }
     if (type && strlen(type) > TYPE_BYTES_MAX)
         return call_text(c, 400, "Content-Type has at most %d bytes", TYPE_BYTES_MAX);
-    if (!length && !c->header.coding && c->m.function == DO_PUT)
+    if (!c->header.length && !c->header.coding && c->m.function == DO_PUT)
         return call_text(c, 411, "send Content-Length or Transfer-Encoding: chunked");
     return call_reserve(c, bytes);
 }
@@ -6013,11 +6005,6 @@ static bool secret_matches(const struct call *c)
     size_t bytes = secret ? strlen(secret) : 0;
     return !secret || (got && strncasecmp(got, "Bearer ", 7) == 0 && strlen(got) == bytes + 7 &&
                        gnutls_memcmp(got + 7, secret, bytes) == 0);
-}
-
-static void call_patience(const struct call *c, unsigned seconds)
-{
-    MHD_set_connection_option(c->connection, MHD_CONNECTION_OPTION_TIMEOUT, seconds);
 }
 
 /* http_handle is called again, to send the response. */
@@ -6104,9 +6091,7 @@ static void answer_leave(struct call *c, uint64_t members)
 {
     struct node *n = c->server->node;
     int index = members ? __builtin_ctzll(members) : 0;
-    if (!n->has_lease)
-        call_text(c, 503, "%s", unhealthy(c->server));
-    else if (!members || (!c->query.lost && members & (members - 1)))
+    if (!members || (!c->query.lost && members & (members - 1)))
         call_text(c, 404, "no member has this id: see /_status");
     else if (c->query.lost && !node_lose(n, members))
         call_text(c, 409, "one of these is live: what it holds is not lost; drain it, or stop it");
@@ -6124,12 +6109,10 @@ static void answer_node(struct call *c)
     struct node *n = c->server->node;
     char *name = (char *)c->key.data + strlen("_nodes/");
     size_t bytes = c->key.count - strlen("_nodes/");
-    if (c->method == DELETE) {
-        answer_leave(c, strlen(name) == bytes ? parse_members(n, name) : 0);
-    } else if (!bytes) {
-        call_text(c, 404, "no member has this id: see /_status");
-    } else if (!n->view) {
+    if (!n->view || (c->method == DELETE && !n->has_lease)) {
         call_text(c, 503, "%s", unhealthy(c->server));
+    } else if (c->method == DELETE || !bytes) {
+        answer_leave(c, bytes && strlen(name) == bytes ? parse_members(n, name) : 0);
     } else {
         print_place(&c->body, n, name, bytes);
         call_respond(c, 200, "application/json");
@@ -6139,8 +6122,7 @@ static void answer_node(struct call *c)
 /* A peer's POST does not end. */
 static void answer_messages(struct call *c)
 {
-    call_text(c, c->server->secret ? 401 : 400,
-              "only nodes of this cluster send messages here: clients store under /KEY");
+    call_text(c, c->server->secret ? 401 : 400, "for nodes alone: clients store under /KEY");
 }
 
 static const struct route {
@@ -6245,9 +6227,9 @@ static void call_begin(struct call *c, const char *method, const char *version)
     c->format = c->header.accept ? LIST_RESTIC : LIST_TEXT;
     while (c->format && !strstr(c->header.accept, formats[c->format].type))
         c->format--;
-    c->under_way = c->route != ROUTE_MESSAGES && !c->server->draining;
+    c->under_way = c->route != ROUTE_MESSAGES && !stop_asked;
     c->server->calls_count += c->under_way;
-    if (fine && c->server->draining && c->route != ROUTE_MESSAGES)
+    if (fine && stop_asked && c->route != ROUTE_MESSAGES)
         call_text(c, 503, "this node is stopping: ask another");
     else if (fine && c->server->node->self < 0 && !routes[c->route].path)
         call_text(c, 503, "%s", unhealthy(c->server));
@@ -6257,16 +6239,6 @@ static void call_begin(struct call *c, const char *method, const char *version)
 }
 
 /* --- a reply becomes a response --- */
-
-static void call_date(struct call *c, const char *name, uint64_t us)
-{
-    time_t seconds = (time_t)(us / SECOND);
-    struct tm utc;
-    char text[64];
-    gmtime_r(&seconds, &utc);
-    strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &utc);
-    MHD_add_response_header(c->response, name, text);
-}
 
 /* Whether a list of entity tags is "*" or has this one; `weak`: also as a weak tag. */
 static bool etag_is_listed(const char *list, const char *etag, bool weak)
@@ -6280,7 +6252,8 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
     struct body body = message_body(m);
     const char *if_range = c->header.if_range, *none = c->header.none_match;
     uint64_t from = 0, count = m->total_bytes;
-    char type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
+    static const char http_date[] = "%a, %d %b %Y %H:%M:%S GMT";
+    char date[64], type[TYPE_BYTES_MAX + 1] = "application/octet-stream";
     if (m->type_bytes)
         snprintf(type, sizeof type, "%.*s", m->type_bytes, (const char *)body.type);
     bool part = (!if_range || strcmp(if_range, etag) == 0) &&
@@ -6299,12 +6272,12 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
             call_header(c, "Content-Range", "bytes %" PRIu64 "-%" PRIu64 "/%" PRIu64, from,
                         from + count - 1, m->total_bytes);
     }
-    call_date(c, "Last-Modified", m->modified);
+    call_header(c, "Last-Modified", "%s", time_text(date, http_date, m->modified));
     MHD_add_response_header(c->response, "Accept-Ranges", "bytes");
     MHD_add_response_header(c->response, "X-Content-Type-Options", "nosniff");
     MHD_add_response_header(c->response, "Content-Security-Policy", "sandbox");
     if (m->expiry)
-        call_date(c, "Estoraje-Expires", m->expiry);
+        call_header(c, "Estoraje-Expires", "%s", time_text(date, http_date, m->expiry));
 }
 
 static void print_listed(struct bytes *out, const struct call *c, const struct listed *e)
@@ -6312,19 +6285,12 @@ static void print_listed(struct bytes *out, const struct call *c, const struct l
     const char *comma = out->count && out->data[out->count - 1] == '}' ? "," : "";
     char text[KEY_TEXT_BYTES], expires[32] = "null";
     size_t skipped = c->format == LIST_RESTIC ? c->key.count : 0, bytes = e->key_bytes - skipped;
-    percent_encode(text, e->key + skipped, bytes);
+    if (c->format == LIST_RESTIC && (!bytes || memchr(e->key + skipped, '/', bytes)))
+        return; /* restic wants those directly under the path */
     if (e->expiry)
         snprintf(expires, sizeof expires, "%.6f", (double)e->expiry / 1e6);
-    if (c->format == LIST_TEXT)
-        bytes_print(out, "%s\n", text);
-    else if (c->format == LIST_JSON)
-        bytes_print(out,
-                    "%s{\"key\":\"%s\",\"size\":%u,\"etag\":\"%016" PRIx64 "-%016" PRIx64
-                    "\",\"modified\":%.6f,\"expires\":%s}",
-                    comma, text, e->value_bytes, e->modified, e->write_id,
-                    (double)e->modified / 1e6, expires);
-    else if (bytes && !memchr(e->key + skipped, '/', bytes))
-        bytes_print(out, "%s{\"name\":\"%s\",\"size\":%u}", comma, text, e->value_bytes);
+    bytes_print(out, formats[c->format].entry, percent_encode(text, e->key + skipped, bytes), comma,
+                e->value_bytes, e->modified, e->write_id, (double)e->modified / 1e6, expires);
 }
 
 static void reply_list(struct call *c, const struct message *m)
@@ -6427,7 +6393,7 @@ static bool http_client_gone(struct node *n, void *client)
     const struct call *c = client;
     bool asks = c->started + SECOND < n->now && call_ended(c);
     int file = connection_file(c->connection), flags = MSG_DONTWAIT | MSG_NOSIGNAL;
-    return c->server->draining || (asks && send(file, interim, strlen(interim), flags) < 0);
+    return stop_asked || (asks && send(file, interim, strlen(interim), flags) < 0);
 }
 
 /* Closes connections that libmicrohttpd would keep. Of a client that left while its request came, the end
@@ -6442,7 +6408,8 @@ static void calls_sweep(struct server *s)
         if (arrives && call_ended(c))
             shutdown(connection_file(c->connection), SHUT_RDWR);
         if (full && (arrives || c->state == OVER) && c->route != ROUTE_MESSAGES)
-            call_patience(c, STALL_SECONDS_FULL);
+            MHD_set_connection_option(c->connection, MHD_CONNECTION_OPTION_TIMEOUT,
+                                      STALL_SECONDS_FULL);
     }
     s->swept_at = s->node->now;
 }
@@ -6570,17 +6537,16 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 {
     struct server *s = cls;
     struct call *c = *arg;
-    (void)connection;
     if (c->state == WHOLE)
         LIST_REMOVE(c, whole);
     c->state = IDLE;
     TAILQ_REMOVE(&s->calls, c, place);
     TAILQ_INSERT_TAIL(&s->calls, c, place);
-    call_patience(c, STALL_SECONDS_MAX);
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, STALL_SECONDS_MAX);
     if (c->forgets && c->status < 500 && why == MHD_REQUEST_TERMINATED_COMPLETED_OK)
         c->answered = c->m.write_id;
     s->calls_count -= c->under_way;
-    if (c->started && c->route != ROUTE_MESSAGES) {
+    if (c->under_way) {
         histogram_add(&s->seconds[c->method], (double)(s->node->now - c->started) / 1e6);
         s->responses[c->method][c->status] += c->status != 0; /* 0: the client left */
     }
@@ -6726,8 +6692,7 @@ static void server_recover(struct server *s)
     }
     if (!n->log.torn || n->self < 0 || s->disk.sync)
         die("the log is damaged: move it away, and join others or restore a backup");
-    log_line(LEVEL_ERROR, "going on without what is behind a hole in the log: writes are lost",
-             "sync=none lsn=%" PRIu64, log_end(n));
+    log_line(LEVEL_ERROR, "writes are lost behind a hole in the log", "lsn=%" PRIu64, log_end(n));
     disk_cut(&s->disk, log_end(n), end);
     close(s->disk.dir);
     server_recover(s);
@@ -6742,8 +6707,7 @@ static void server_open(struct server *s)
     if (!n->view && o->force_new_cluster)
         error(2, 0, "--force-new-cluster needs the data of a member: '%s' has none", o->data);
     if (!n->view && !o->bootstrap == !o->join && !o->expected)
-        error(2, 0,
-              "an empty data directory needs --bootstrap (a new cluster) or --join, not both");
+        error(2, 0, "an empty data directory needs --bootstrap (a new cluster) or else --join");
     disk_start(&s->disk, log_end(n));
     if (n->log.flight.count)
         disk_submit(&s->disk, &n->log);
@@ -6826,8 +6790,6 @@ static void server_listen(struct server *s)
         error(1, errno, "cannot listen at %s: is the port in use?", o->listen);
 }
 
-static volatile sig_atomic_t stop_asked; /* looked at in each turn of the loop */
-
 static void on_signal(int number)
 {
     stop_asked = number;
@@ -6904,7 +6866,6 @@ static void server_stop(struct server *s)
 {
     log_line(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
     notify("STOPPING=1");
-    s->draining = true;
     uint64_t until = s->node->now + STOP_TIME;
     const struct log *log = &s->node->log;
     while (s->node->now < until && (s->calls_count || log->writing || log->pending.count))
@@ -6985,17 +6946,14 @@ static void options_check(struct options *o)
     bool near = strncmp(o->listen, "127.", 4) == 0 || strncmp(o->listen, "[::1]", 5) == 0;
     if (!near && !o->secret_file && !o->tls_ca && !o->insecure)
         error(2, 0,
-              "whoever can reach --listen %s could destroy all data: give every node the same "
-              "--secret-file, or --tls-ca, or say --insecure",
-              o->listen);
+              "--listen beyond loopback needs --secret-file, --tls-ca or --insecure: "
+              "whoever reaches this node can destroy all data");
     if (strspn(o->advertise, "[0.:]") >= (size_t)(strrchr(o->advertise, ':') - o->advertise))
-        log_line(LEVEL_WARN, "peers elsewhere cannot reach this address: give --advertise",
-                 "address=%s", o->advertise);
+        log_line(LEVEL_WARN, "peers need --advertise to reach it", "listen=%s", o->advertise);
     uint64_t places = 0;
     for (char *one, *list = o->join ? strdupa(o->join) : NULL; (one = strsep(&list, ",")); places++)
         if (!parse_address(one, NULL))
-            error(2, 0, "--join needs HOST:PORT, or more of them with commas between, not '%s'",
-                  one);
+            error(2, 0, "--join needs HOST:PORT[,HOST:PORT...], and '%s' is none", one);
     /* Or more nodes than these could make two clusters of them. The list may leave this node out. */
     bool exact = places == o->expected || places + 1 == o->expected;
     if (o->expected && (o->bootstrap || !exact))
@@ -7038,11 +6996,10 @@ static void secret_read(struct server *s)
     s->secret = read_file(path);
     if (!path)
         return;
-    warn_if_open(path, "secret_file");
+    warn_if_open(path);
     s->secret[strcspn(s->secret, "\r\n")] = 0;
     if (strlen(s->secret) < SECRET_BYTES_MIN)
-        error(2, 0, "--secret-file: its first line, the secret, needs %d bytes or more",
-              SECRET_BYTES_MIN);
+        error(2, 0, "--secret-file needs %d bytes in its first line", SECRET_BYTES_MIN);
     prctl(PR_SET_DUMPABLE, 0); /* no secret in a core file */
 }
 

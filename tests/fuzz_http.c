@@ -150,7 +150,7 @@ static void request_do(char *text)
     struct call *c = http_uri(&server, line, NULL);
     void *arg = c;
     answered_status = 0;
-    server.draining = false;
+    stop_asked = 0;
     enum MHD_Result go_on = http_handle(&server, NULL, line, method, version, NULL, &none, &arg);
     bool frames = c->route == ROUTE_MESSAGES && !c->response;
     if (!c->close && go_on == MHD_YES && bytes)
