@@ -4806,7 +4806,7 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
         int file = segment_open(d, hot, lsn, O_RDONLY);
         off_t offset = (off_t)(lsn % SEGMENT_BYTES);
         ssize_t count = preadv2(file, &(struct iovec){at, part}, 1, offset, wait ? 0 : RWF_NOWAIT);
-        if (count < 0 && errno == EOPNOTSUPP) /* not all filesystems can say */
+        if (count < 0 && errno == EOPNOTSUPP) /* not every filesystem supports RWF_NOWAIT */
             count = pread(file, at, part, offset);
         if (count < 0 && errno == EAGAIN) {
             posix_fadvise(file, offset, (off_t)part, POSIX_FADV_WILLNEED);
@@ -4896,7 +4896,7 @@ static void *disk_thread(void *arg)
 }
 
 /* Hands the batch in flight to the thread. An empty one, which only asks for space, removes nothing: no
- * batch on disk tells yet that the log begins at `first`. */
+ * batch on disk says yet that the log begins at `first`. */
 static void disk_submit(const struct disk *d, const struct log *log)
 {
     struct disk_job job = {.batch = &log->flight, .lsn = log->durable};
@@ -4996,7 +4996,7 @@ static void disk_start(struct disk *d, uint64_t end)
 /* === 23 The server, and its wire ================================================================
  *
  * One thread, one loop, one poll: libmicrohttpd serves what comes in, libcurl sends what goes out, and a
- * socket tells what the log's thread has done.
+ * socket reports what the log's thread has done.
  *
  * Frames travel in HTTP. To each peer this node has two POSTs of /_mail whose bodies never end: the
  * channel, and the bulk channel for large messages, so that a large value holds up no heartbeat. Each body is a
@@ -5019,7 +5019,7 @@ enum {
     SECRET_BYTES_MIN = 16,
     TURN_BYTES_MAX = 8 << 20,
     CLIENTS_MIN = 256,
-    CLIENTS_SPARE = 32, /* places for who comes, until an idle one has gone */
+    CLIENTS_SPARE = 32, /* free connections, until an idle one is closed */
 };
 
 struct options {
@@ -5042,11 +5042,11 @@ struct server {
     bool resumed;             /* libmicrohttpd has an answer to send */
     bool ready_notified;      /* to the service manager */
     char *secret;             /* null: none */
-    TAILQ_HEAD(, call) calls; /* of each connection one, the longest without a request first */
-    LIST_HEAD(, call) whole;  /* those in this state */
+    TAILQ_HEAD(, call) calls; /* one of each connection, the longest idle first */
+    LIST_HEAD(, call) whole;  /* those in state WHOLE */
     uint64_t clients_count, clients_max;
-    uint64_t no_memory_at; /* when there was no memory for something last */
-    uint64_t swept_at;     /* when it was last looked whose clients had left */
+    uint64_t no_memory_at; /* when a request was last denied memory */
+    uint64_t swept_at;     /* when calls_sweep ran last */
     uint64_t calls_count;
     uint64_t turn_bytes; /* of values that are read in this turn of the loop */
     uint64_t responses[METHODS][CODES];
@@ -5148,7 +5148,7 @@ static void channel_open(struct channel *c)
     curl_easy_setopt(c->easy, CURLOPT_READDATA, c);
     curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c);
     curl_easy_setopt(c->easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
-    /* An empty frame goes first: who has signed none is not let in with a larger one. */
+    /* An empty frame goes first: from a sender that has not signed one, a peer accepts no larger one. */
     struct frame *f = bytes_extend(&c->sending, sizeof *f);
     *f = (struct frame){.magic = FRAME_MAGIC, .bytes = sizeof *f, .to = c->peer->id};
     f->check = frame_check(f);
@@ -5332,7 +5332,7 @@ static void print_sample(struct bytes *out, const char *name, const char *labels
     bytes_print(out, "%s%s %.15g\n", name, labels, value);
 }
 
-/* Buckets are cumulative, as Prometheus wants them. `unit`: what one of the histogram's seconds is. */
+/* Prometheus wants cumulative buckets. `unit`: how much one second of the histogram stands for. */
 static void print_histogram(struct bytes *out, const char *name, const char *label,
                             const char *help, double unit, const struct histogram *h)
 {
@@ -5493,23 +5493,23 @@ static const char *unready(const struct server *s)
  *    IDLE --http_uri--> HEADERS --call_begin--> BODY --http_handle--> WHOLE --calls_answer--> SUSPENDED
  *      `<------------------ http_done -------------------- OVER <-------------------- call_resume --'
  *
- * A request that is refused by its headers is answered only after its body was read: a client that is still
- * sending would not see the answer. Where that is not worth it, the connection is closed behind the answer.
+ * A request whose headers are invalid is answered only after its body was read: a client that is still
+ * sending would not see the answer. Where that is not worth it, the connection is closed after the answer.
  */
 
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
-/* libmicrohttpd refuses headers of twice that size itself, with a page of HTML. A larger limit would cost
+/* libmicrohttpd rejects headers of twice that size itself, with a page of HTML. A larger limit would cost
  * memory for each connection: libmicrohttpd writes zeros to all of the memory that a connection may use. */
 enum { HEAD_BYTES_MAX = 12 << 10, RETRY_KEY_BYTES_MAX = 255 };
 #define HOLD_TIME   MS             /* frames and the log's batch are held so long, for more */
 #define UPLOAD_TIME (600 * SECOND) /* of a request's body */
-/* How many seconds a client may neither send nor take a byte; and while memory is refused to others. */
+/* How many seconds a client may neither send nor take a byte; fewer while others are denied memory. */
 enum { STALL_SECONDS_MAX = 75, STALL_SECONDS_FULL = 3 };
 
 /* The headers that the program reads. If one is sent twice, a proxy may have read the first and we the
- * second: so that is refused. Only Accept may be repeated; the last one counts. */
+ * second: such a request is rejected. Only Accept may be repeated; the last one counts. */
 struct headers {
     const char *length, *coding, *host, *match, *none_match, *range, *if_range, *content_range;
     const char *type, *key, *retry, *forget, *site, *secret, *accept, *other;
@@ -5601,8 +5601,8 @@ __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, co
 }
 
 /* Answers with one line of text: mostly what is wrong, and what to do. If a write failed, the line says
- * whether it may have been applied. A repeat is never told that nothing was changed, because its first try
- * may have been applied. Returns false. */
+ * whether it may have been applied. The answer to a repeat never says that nothing was changed, because the
+ * first try may have been applied. Returns false. */
 __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int status,
                                                             const char *format, ...)
 {
@@ -5820,7 +5820,7 @@ static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const cha
     return !fault || call_text(c, 400, "header %.40s: %s", name, fault) ? MHD_YES : MHD_NO;
 }
 
-/* A request that two readers could read as two different ones is refused. */
+/* Rejects a request that two readers could read as two different ones (request smuggling). */
 static bool call_wire(struct call *c, const char *method, const char *version)
 {
     size_t bytes = MHD_get_connection_info(c->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE)
@@ -5844,9 +5844,9 @@ static const struct setting parameters[] = {
     {"by", SIGNED, "a 64-bit integer", QUERY(by), .methods = "POST"},
     {"op", CHOICE, "add", QUERY(op), .methods = "POST"},
     {"consistency", CHOICE, "quorum|one|all", QUERY(consistency), .methods = every},
-    {"ttl", SECONDS, "a time above 0, as 500ms, 30s, 5m, 2h or 1d", QUERY(ttl), 1, INT64_MAX / 2,
+    {"ttl", SECONDS, "a time above 0, such as 500ms, 30s or 1d", QUERY(ttl), 1, INT64_MAX / 2,
      storing},
-    {"wait", SECONDS, "a time of at most 5m, as 30s", QUERY(wait), 0, 300 * SECOND, "GET"},
+    {"wait", SECONDS, "a time of at most 5m, such as 30s", QUERY(wait), 0, 300 * SECOND, "GET"},
     {"limit", COUNT, "1 to 100000", QUERY(limit), 1, 100000, reading, ROUTE_LIST},
     {"after", KEY, "a key", QUERY(after), .methods = reading, ROUTE_LIST},
     {"prefix", KEY, "a key", QUERY(prefix), .methods = reading, ROUTE_LIST},
@@ -5933,7 +5933,7 @@ static bool call_reserve(struct call *c, uint64_t bytes)
     return true;
 }
 
-/* Checks a write as far as its headers tell, and makes room for its body. */
+/* Checks the headers of a write, and makes room for its body. */
 static bool call_write(struct call *c)
 {
     const char *type = c->header.type, *retry = c->header.retry, *key = c->header.key;
@@ -5950,8 +5950,7 @@ static bool call_write(struct call *c)
         if (!*key || strlen(key) > RETRY_KEY_BYTES_MAX)
             return call_text(c, 400, "Idempotency-Key has 1 to %d bytes", RETRY_KEY_BYTES_MAX);
         memcpy(c->retry_key, key, strlen(key) + 1);
-        /* Who sends the header at all will mark a repeat with it: a repeat without a mark need not be
-         * prepared for. */
+        /* A client that sends Estoraje-Retry marks its repeats; those of others come unmarked. */
         c->m.flags |= retry ? 0 : FLAG_KEYED;
         c->forgets = retry && !repeat && c->header.forget;
         uint64_t time = parse_unix_time(key, '-');
@@ -6128,7 +6127,7 @@ static void answer_messages(struct call *c)
 static const struct route {
     const char *path; /* null: any that does not begin with an underscore; see fnmatch */
     const char *methods;
-    void (*answer)(struct call *c); /* null: it is 200, with what `print` has to say, if anything */
+    void (*answer)(struct call *c); /* null: it is 200, with what `print` writes, if set */
     void (*print)(struct bytes *out, const struct server *s);
     const char *type;
 } routes[] = {
@@ -6436,7 +6435,7 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
             : !node_receive(s->node, (const uint8_t *)f, f->bytes) ? "a damaged frame"
                                                                    : NULL;
         if (fault) {
-            if (s->next_fault < s->node->now) /* who sends it goes on */
+            if (s->next_fault < s->node->now) /* its sender will go on */
                 log_line(LEVEL_WARN, fault, "node=%016" PRIx64, f->from);
             s->next_fault = s->node->now + 60 * SECOND;
             return MHD_NO;
@@ -6457,7 +6456,7 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
 {
     if (c->started + UPLOAD_TIME < c->server->node->now)
         return MHD_NO;
-    /* What is refused already is read, and not kept. */
+    /* The body of a request that has its answer already is read, but not kept. */
     if (!c->response && c->route == ROUTE_KEY && call_reserve(c, bytes))
         bytes_append(&c->body, data, bytes);
     return MHD_YES;
@@ -6557,7 +6556,12 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
     free(c->text);
 }
 
-/* === 26 The program ============================================================================= */
+/* === 26 The program =============================================================================
+ *
+ * The options, from the environment and the command line; recovery from the data directory; the loop; the
+ * end. One turn of the loop takes what has arrived, runs the core, and sends what the core produced. Everything
+ * but writing the log happens in this one thread, so that nothing needs a lock.
+ */
 
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
@@ -6795,7 +6799,7 @@ static void on_signal(int number)
     stop_asked = number;
 }
 
-/* Tells a service manager, if there is one, as sd_notify(3) does. */
+/* Notifies the service manager, if there is one, by the protocol of sd_notify(3). */
 static bool notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");
@@ -6811,8 +6815,8 @@ static bool notify(const char *state)
     return true;
 }
 
-/* One turn of the loop: wait, take what came, and let out what came of it: when nothing more comes at
- * once, so that a batch is as large as it can be, but soon. */
+/* One turn of the loop: wait, take what has arrived, run the core, send. The log's batch and the frames are
+ * held back while more arrives, so that they grow large, but for HOLD_TIME at most. */
 static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
@@ -6861,7 +6865,7 @@ static void server_turn(struct server *s)
 
 #define STOP_TIME (10 * SECOND) /* for what is under way when it is asked to stop */
 
-/* Refuses new work, so it still listens; finishes what is under way, flushes. */
+/* Finishes what is under way, and makes it durable. Until then it listens, and rejects new requests. */
 static void server_stop(struct server *s)
 {
     log_line(LEVEL_INFO, "stopping", "signal=%d", (int)stop_asked);
