@@ -4630,6 +4630,12 @@ static bool node_is_restless(const struct node *n)
 /* === Part V: the machine =========================================================================
  *
  * Files, sockets, threads and clocks. Nothing above has seen these headers.
+ *
+ * The core asks for what it needs through `struct hooks`, and gets everything else as arguments: the time by
+ * node_time, what a disk did by node_durable, requests by node_request and node_list, frames by
+ * node_receive. It hands over a batch of the log by log_flush, and frames by frame_take. So this Part can be
+ * read without the others, and decides nothing about what is stored. What it does decide: how much comes in
+ * at once, when the disk and the network are used, and how a reply looks.
  */
 
 #include <argp.h>
@@ -4672,6 +4678,8 @@ static const char *time_text(char to[64], const char *format, uint64_t us)
     return to;
 }
 
+/* One line a call, in one write, because two threads log. A value that clients or peers choose is encoded or
+ * checked before (percent_encode, text_is_plain): no quote or line feed can forge a line. */
 static void log_line(enum log_level level, const char *message, const char *format, ...)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
@@ -4738,6 +4746,8 @@ struct histogram {
     double sum;
 };
 
+/* Owners: the thread has everything that it needs to write (`oldest` to `written`), the loop what it reads
+ * by. They share no field while a job is with the thread. `ahead_bytes` changes only between two jobs. */
 struct disk {
     int dir;
     bool sync;
@@ -4752,6 +4762,7 @@ struct disk {
     struct segment hot[HOT_SEGMENTS]; /* the loop's: read last, by number modulo HOT_SEGMENTS */
 };
 
+/* Travels to the thread and back. The batch stays in the core's memory (log->flight) and is not copied. */
 struct disk_job {
     const struct bytes *batch; /* to be written at lsn; nothing is needed below `first` */
     uint64_t lsn, first;
@@ -4760,6 +4771,7 @@ struct disk_job {
     double seconds; /* that the write took */
 };
 
+/* A value that is equal to a bound belongs to that bound's bucket: Prometheus says `le`. */
 static void histogram_add(struct histogram *h, double value)
 {
     int i = 0;
@@ -4769,6 +4781,7 @@ static void histogram_add(struct histogram *h, double value)
     h->sum += value;
 }
 
+/* Ten digits, so that the names sort as the numbers do: disk_open relies on that. */
 static void segment_name(char name[32], uint64_t number)
 {
     snprintf(name, 32, "%010" PRIu64 ".log", number);
@@ -4820,6 +4833,8 @@ static bool disk_read(struct disk *d, uint64_t lsn, void *to, size_t bytes, bool
     return all;
 }
 
+/* Writes bytes of the stream, file by file. Each file is made durable before the next one is begun: a batch
+ * that spans two is found damaged in its second part, never in its first part alone. */
 static void stream_write(struct disk *d, uint64_t lsn, const uint8_t *from, size_t bytes, bool sync)
 {
     for (size_t part; bytes; from += part, lsn += part, bytes -= part) {
@@ -4884,6 +4899,7 @@ static void disk_write(struct disk *d, struct disk_job *job)
     }
 }
 
+/* The log's thread. It ends with the process: a job that is under way at the end was acknowledged to nobody. */
 static void *disk_thread(void *arg)
 {
     struct disk *d = arg;
@@ -4913,6 +4929,7 @@ static void warn_if_open(const char *path)
         log_line(LEVEL_WARN, "open to every user: chmod go-rwx", "path=\"%s\"", path);
 }
 
+/* Other files in the directory, such as those set aside as damaged, are left alone. */
 static int is_segment(const struct dirent *e)
 {
     return strspn(e->d_name, "0123456789") == 10 && strcmp(e->d_name + 10, ".log") == 0;
@@ -5022,6 +5039,8 @@ enum {
     CLIENTS_SPARE = 32, /* free connections, until an idle one is closed */
 };
 
+/* What the command line and the environment say (option_rows). The texts are not copied: they live as long
+ * as the process. */
 struct options {
     const char *listen, *advertise, *data, *join, *zone, *secret_file;
     const char *tls_cert, *tls_key, *tls_ca;
@@ -5032,6 +5051,8 @@ struct options {
 
 static volatile sig_atomic_t stop_asked; /* the signal, from which on new work is rejected */
 
+/* Everything outside of the core. There is one, and the core knows it as the context of its hooks. Times are
+ * in microseconds of the monotonic clock, as node->now. */
 struct server {
     struct options options;
     char **arguments;
@@ -5084,6 +5105,7 @@ static void frame_sign(const struct server *s, struct frame *f)
     memcpy(f->mac, mac, sizeof f->mac);
 }
 
+/* Compared in constant time: how long it takes tells nothing of the right MAC. */
 static bool frame_is_signed(const struct server *s, struct frame *f)
 {
     struct frame came = *f;
@@ -5091,6 +5113,8 @@ static bool frame_is_signed(const struct server *s, struct frame *f)
     return !s->secret || gnutls_memcmp(came.mac, f->mac, sizeof f->mac) == 0;
 }
 
+/* libcurl asks for more of the body. A frame is taken from the outbox only when the one before has left: so
+ * what waits grows into one large frame while the peer or the network is slow, and is not queued twice. */
 static size_t channel_read(char *to, size_t size, size_t count, void *arg)
 {
     struct channel *c = arg;
@@ -5107,6 +5131,7 @@ static size_t channel_read(char *to, size_t size, size_t count, void *arg)
     return part;
 }
 
+/* The body of a peer's answer: a peer answers only with an error, of which the status says enough. */
 static size_t channel_ignore(char *data, size_t size, size_t count, void *arg)
 {
     (void)data, (void)arg;
@@ -5217,6 +5242,14 @@ static void channels_check(struct server *s)
  * What an operator sees of a node: _status and _nodes as JSON and text, _ring as a page, _metrics for
  * Prometheus, and why a node is not healthy or not ready. These functions append text to a buffer, and
  * change nothing; HTTP is the next chapter's.
+ *
+ * Each report is what this one node knows. It needs no quorum, so that it can be had when the cluster cannot
+ * be used; two nodes may differ while a view spreads. Ids are 16 hex digits in a string, because JSON's
+ * numbers lose the last bits of 64. Keys are percent-encoded, and addresses and zones have no quotes
+ * (text_is_plain): no text has to be escaped here.
+ *
+ *    healthy    a load balancer may send requests here: a member, with a lease, with room on its disk
+ *    ready      healthy, and also up, with all its data: another node may be stopped or replaced
  */
 
 static const char *const methods[METHODS] = {"GET", "HEAD", "PUT", "POST", "DELETE", "other"};
@@ -5255,11 +5288,14 @@ static void print_rings(struct bytes *out, const struct node *n)
     }
 }
 
+/* Before a node has its first view it reports no members. */
 static uint32_t members_count(const struct node *n)
 {
     return n->view ? n->view->members_count : 0;
 }
 
+/* The members in the order of the view: rings name them by their place in it. `live` and the lease are how
+ * this node sees them; keys, bytes and requests are what they sent with their last heartbeat. */
 static void print_members(struct bytes *out, const struct node *n)
 {
     static const char *const states[] = {"joining", "up", "leaving", "lost"};
@@ -5277,6 +5313,7 @@ static void print_members(struct bytes *out, const struct node *n)
     }
 }
 
+/* The clock offset is the largest of all peers, with its sign. Garbage is what cleaning can give back. */
 static void print_status(struct bytes *out, const struct server *s)
 {
     const struct node *n = s->node;
@@ -5304,6 +5341,7 @@ static void print_status(struct bytes *out, const struct server *s)
     bytes_print(out, "}\n");
 }
 
+/* One address a line: what a generator of a load balancer's configuration reads. */
 static void print_nodes(struct bytes *out, const struct server *s)
 {
     for (uint32_t i = 0; i < members_count(s->node); i++)
@@ -5313,6 +5351,7 @@ static void print_nodes(struct bytes *out, const struct server *s)
 
 extern const char ring_html_start[], ring_html_end[];
 
+/* The page is linked into the program (see the Makefile), and reads _status and _nodes by itself. */
 static void print_page(struct bytes *out, const struct server *s)
 {
     (void)s;
@@ -5327,6 +5366,7 @@ static void print_help(struct bytes *out, const char *name, const char *help)
         bytes_print(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
+/* 15 digits: a counter is exact up to 10^15. */
 static void print_sample(struct bytes *out, const char *name, const char *labels, double value)
 {
     bytes_print(out, "%s%s %.15g\n", name, labels, value);
@@ -5349,6 +5389,7 @@ static void print_histogram(struct bytes *out, const char *name, const char *lab
     bytes_print(out, "%s_count%s%s%s %" PRIu64 "\n", name, left, label, right, count);
 }
 
+/* Only statuses that occurred, and 200, so that each method has a series from the start. */
 static void print_requests(struct bytes *out, const struct server *s)
 {
     const char *wait = "From a request's headers to its answer's end.";
@@ -5367,6 +5408,8 @@ static void print_requests(struct bytes *out, const struct server *s)
     }
 }
 
+/* By metric, then by peer: Prometheus wants all samples of a metric together. A node without peers reports
+ * the metrics' names alone. */
 static void print_peers(struct bytes *out, const struct node *n)
 {
     static const struct {
@@ -5409,6 +5452,8 @@ static void process_measure(double *memory, double *files)
     globfree(&found);
 }
 
+/* The table has what is one number. A row without a help text continues the metric of the row before, with
+ * another label. No label holds a key or anything else that clients choose: the number of series is bounded. */
 static void print_metrics(struct bytes *out, const struct server *s)
 {
     const struct node *n = s->node;
@@ -5495,8 +5540,26 @@ static const char *unready(const struct server *s)
  *
  * A request whose headers are invalid is answered only after its body was read: a client that is still
  * sending would not see the answer. Where that is not worth it, the connection is closed after the answer.
+ *
+ * Checks stand in this order, and the first that fails gives the answer:
+ *
+ *    call_wire        can two readers see two different requests here?     400, 414, 431, closed
+ *    call_route       is there such a path, with such a method, for this   404, 414, 405, 403, 401
+ *                     client?
+ *    call_query       are all parameters known, well-formed and in place?  400
+ *    call_condition   is it a condition that can be decided exactly?       400
+ *    call_write       can the write be stored and repeated?                400, 411, 413, 503
+ *    call_begin       does the node take requests at all now?              503
+ *
+ * What a failed write did is part of its answer: nothing (503, 507), or nobody knows (503 with
+ * Estoraje-Outcome: unknown). call_text alone writes this, for every cause.
+ *
+ * Bodies are the memory that clients can take, so they are counted in bytes_held before they come. Three
+ * limits keep the rest bounded: the number of connections, the memory that libmicrohttpd gives to each, and
+ * the time that one may stand still.
  */
 
+/* The methods of a route, as the Allow header names them. */
 static const char reading[] = "GET, HEAD", storing[] = "PUT, POST",
                   every[] = "GET, HEAD, PUT, POST, DELETE";
 enum { ROUTE_KEY, ROUTE_LIST, ROUTE_CREATE, ROUTE_MESSAGES, ROUTE_NODE };
@@ -5514,6 +5577,7 @@ struct headers {
     const char *length, *coding, *host, *match, *none_match, *range, *if_range, *content_range;
     const char *type, *key, *retry, *forget, *site, *secret, *accept, *other;
 };
+/* In the order of struct headers. */
 static const char *const header_names[] = {
     "Content-Length", "Transfer-Encoding", "Host",           "If-Match",      "If-None-Match",
     "Range",          "If-Range",          "Content-Range",  "Content-Type",  "Idempotency-Key",
@@ -5545,6 +5609,8 @@ static const struct {
      "]\n"},
 };
 
+/* A connection keeps its call from its first byte to its last; http_uri clears all but the first three fields
+ * for each request. The buffers are freed in http_done, which libmicrohttpd calls however a request ends. */
 struct call {
     struct server *server;
     struct MHD_Connection *connection;
@@ -5589,6 +5655,7 @@ static void call_respond(struct call *c, int status, const char *type)
         MHD_add_response_header(c->response, "Content-Type", type);
 }
 
+/* Values are made here or checked before: libmicrohttpd rejects line breaks in them. */
 __attribute__((format(printf, 3, 4))) static void call_header(struct call *c, const char *name,
                                                               const char *format, ...)
 {
@@ -5636,6 +5703,8 @@ __attribute__((format(printf, 3, 4))) static bool call_text(struct call *c, int 
     return false;
 }
 
+/* Queues the response that call_respond made. A node that stops closes each connection behind its answer, so
+ * that a load balancer or client goes elsewhere. */
 static enum MHD_Result call_send(struct call *c)
 {
     c->state = OVER;
@@ -5840,6 +5909,8 @@ static bool call_wire(struct call *c, const char *method, const char *version)
 
 #define QUERY(field) .offset = offsetof(struct query, field)
 enum { PARAMETER_BY, PARAMETER_OP, PARAMETER_CONSISTENCY };
+/* A parameter belongs to one route (ROUTE_KEY if none is named) and some methods; elsewhere it is an error,
+ * since a limit= on a key or a ttl= on a GET is a mistake. consistency= also goes with a listing. */
 static const struct setting parameters[] = {
     {"by", SIGNED, "a 64-bit integer", QUERY(by), .methods = "POST"},
     {"op", CHOICE, "add", QUERY(op), .methods = "POST"},
@@ -5855,6 +5926,7 @@ static const struct setting parameters[] = {
 };
 enum { PARAMETERS = sizeof parameters / sizeof *parameters };
 
+/* Reads the query into c->query, and what the core has to know of it into the message. */
 static bool call_query(struct call *c, char *query)
 {
     struct query *q = &c->query;
@@ -6030,6 +6102,7 @@ static void call_part(struct call *c)
 
 /* --- the routes --- */
 
+/* The whole body is there. The write id covers it, so that the same key on another body is another write. */
 static void answer_key(struct call *c)
 {
     const char *type = c->header.type;
@@ -6053,6 +6126,7 @@ static void answer_key(struct call *c)
         bytes_free(&c->body); /* the core has a copy */
 }
 
+/* GET /a/?prefix=b lists what begins with a/b. restic's listings are whole, because it knows no pages. */
 static void answer_list(struct call *c)
 {
     struct bytes prefix = {0};
@@ -6064,6 +6138,7 @@ static void answer_list(struct call *c)
     bytes_free(&prefix);
 }
 
+/* Estoraje-Cluster lets a node that starts find out whether it asked a member of its own cluster. */
 static void answer_health(struct call *c)
 {
     bool ready = c->key.count == strlen("_ready");
@@ -6124,6 +6199,8 @@ static void answer_messages(struct call *c)
     call_text(c, c->server->secret ? 401 : 400, "for nodes alone: clients store under /KEY");
 }
 
+/* All that is served. The first five stand at fixed places; the core replies to the first two, and the others
+ * are answered at once. A path with an underscore is looked for from ROUTE_MESSAGES on. */
 static const struct route {
     const char *path; /* null: any that does not begin with an underscore; see fnmatch */
     const char *methods;
@@ -6246,6 +6323,16 @@ static bool etag_is_listed(const char *list, const char *etag, bool weak)
     return strcmp(list, "*") == 0 || (same && (weak || same == list || same[-1] != '/'));
 }
 
+/* The core sends a whole value, the part that call_part asked for, or none for a HEAD and for a client that has
+ * the value already. total_bytes is the value's size in every case.
+ *
+ *    304    an ETag of If-None-Match is the value's
+ *    416    the range begins behind the end
+ *    206    a range of one part, and If-Range is absent or names this value
+ *    200    else
+ *
+ * nosniff and sandbox: a value is whatever somebody stored. A browser that shows it must not run it as a
+ * page of this site, from which requests to all other keys would be allowed. */
 static void reply_value(struct call *c, const struct message *m, const char *etag)
 {
     struct body body = message_body(m);
@@ -6279,19 +6366,24 @@ static void reply_value(struct call *c, const struct message *m, const char *eta
         call_header(c, "Estoraje-Expires", "%s", time_text(date, http_date, m->expiry));
 }
 
+/* In JSON an entry that follows another has a comma before it: then the text so far ends with a brace. restic
+ * wants the keys directly under the path, by the rest of their names. */
 static void print_listed(struct bytes *out, const struct call *c, const struct listed *e)
 {
     const char *comma = out->count && out->data[out->count - 1] == '}' ? "," : "";
     char text[KEY_TEXT_BYTES], expires[32] = "null";
     size_t skipped = c->format == LIST_RESTIC ? c->key.count : 0, bytes = e->key_bytes - skipped;
     if (c->format == LIST_RESTIC && (!bytes || memchr(e->key + skipped, '/', bytes)))
-        return; /* restic wants those directly under the path */
+        return;
     if (e->expiry)
         snprintf(expires, sizeof expires, "%.6f", (double)e->expiry / 1e6);
     bytes_print(out, formats[c->format].entry, percent_encode(text, e->key + skipped, bytes), comma,
                 e->value_bytes, e->modified, e->write_id, (double)e->modified / 1e6, expires);
 }
 
+/* Adds a part of the listing to the body (status 100), or the last one and the end. If there are more keys
+ * than were asked for, the next page starts behind the last key of this one; its address repeats what the
+ * client asked. */
 static void reply_list(struct call *c, const struct message *m)
 {
     struct bytes list = message_value(m);
@@ -6371,6 +6463,8 @@ static bool http_room(struct node *n, uint64_t bytes)
     return room;
 }
 
+/* libmicrohttpd watches the socket of a connection unless it is suspended; the functions below look themselves.
+ */
 static int connection_file(struct MHD_Connection *connection)
 {
     return MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
@@ -6452,6 +6546,7 @@ static enum MHD_Result frame_piece(struct call *c, const char *data, size_t byte
     return MHD_YES;
 }
 
+/* A piece of a request's body. A chunked body is counted as it comes, another one was counted before. */
 static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes)
 {
     if (c->started + UPLOAD_TIME < c->server->node->now)
@@ -6531,6 +6626,8 @@ static void *http_uri(void *cls, const char *uri, struct MHD_Connection *connect
     return c;
 }
 
+/* A request ends: its answer was sent, or the client left. The connection stays, idle, and goes to the end of
+ * the list, whose first is closed when places get scarce. */
 static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
                       enum MHD_RequestTerminationCode why)
 {
@@ -6561,8 +6658,25 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
  * The options, from the environment and the command line; recovery from the data directory; the loop; the
  * end. One turn of the loop takes what has arrived, runs the core, and sends what the core produced. Everything
  * but writing the log happens in this one thread, so that nothing needs a lock.
+ *
+ * At the start a node is in one of these states (server_recover, server_open):
+ *
+ *    no log                 --bootstrap makes a cluster, --join asks to enter one; else exit 2
+ *    a whole log            a member again, under its old id, with all that it promised
+ *    a damaged log, and     the log is set aside; the program starts again and joins under a new id. The
+ *      a healthy cluster    node may have forgotten a promise, so the old id must never vote again
+ *    a damaged log, and     waits for others; then exit 1, and a person decides. With --sync none a hole
+ *      nobody healthy       is what a power failure leaves: there it goes on with what is before the hole
+ *
+ * Before it serves, a node waits until its clock has passed what it promised before the restart (R2), if
+ * that is near; a clock bound that is far ahead means that the wall clock was put back, and the core knows
+ * how to go on from there.
+ *
+ * At the end (SIGTERM, SIGINT, SIGHUP) the node stays a member: it answers what is under way, makes the log
+ * durable and exits. Its lease runs out by itself, and the others serve without it.
  */
 
+/* The core's hook: reads the log as it is on disk. */
 static bool server_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
 {
     struct server *s = n->context;
@@ -6600,6 +6714,8 @@ static void disk_events(struct server *s)
     node_durable(s->node, done.room, full);
 }
 
+/* A node under a new random id, with what the options say of it. If a log is recovered into it, it takes the
+ * id that it finds there. Of the options only these reach the core. */
 static struct node *server_node(struct server *s)
 {
     const struct options *o = &s->options;
@@ -6752,6 +6868,7 @@ static bool parse_address(const char *text, struct sockaddr_storage *to)
     return true;
 }
 
+/* What stands in a file that an option names; null: it names none. */
 static char *read_file(const char *path)
 {
     gnutls_datum_t text = {0};
@@ -6794,6 +6911,7 @@ static void server_listen(struct server *s)
         error(1, errno, "cannot listen at %s: is the port in use?", o->listen);
 }
 
+/* Nothing else is safe in a handler. The loop looks at it in each turn. */
 static void on_signal(int number)
 {
     stop_asked = number;
@@ -6887,6 +7005,7 @@ static void server_stop(struct server *s)
 
 #define DAYS      (30 * 86400 * SECOND)
 #define AT(field) offsetof(struct options, field)
+/* By name: what kind of value, how --help shows it, the default, the help text, the field, and the limits. */
 static const struct setting option_rows[] = {
     {.name = "listen", TEXT, "ADDR:PORT", "127.0.0.1:8001", "where to serve", AT(listen)},
     {.name = "advertise", TEXT, "HOST:PORT", NULL, "where peers reach it", AT(advertise)},
@@ -6912,6 +7031,7 @@ static const struct setting option_rows[] = {
 };
 enum { OPTIONS = sizeof option_rows / sizeof *option_rows, OPTION_KEY = 256 };
 
+/* argp prints what is before the \v, the options, and what is behind it. */
 static const char help[] =
     "A small distributed key-value store.\n\n"
     "  estoraje --listen 127.0.0.1:8001 --data data/8001 --bootstrap\n"
@@ -6925,6 +7045,7 @@ static const char help[] =
     "Store: curl -T file http://127.0.0.1:8001/key\nRead: curl http://127.0.0.1:8001/key\n"
     "Status: /_status /_ring /_metrics";
 
+/* A wrong value ends the program with status 2, as all wrong usage does. */
 static void option_set(struct options *o, const struct setting *s, char *value)
 {
     if (!setting_parse(s, o, value, strlen(value)))
@@ -6932,6 +7053,7 @@ static void option_set(struct options *o, const struct setting *s, char *value)
               s->argument ? s->argument : "1 or 0", s->help, value);
 }
 
+/* argp's side. A flag has no value: to be named sets it. */
 static error_t option_parse(int key, char *value, struct argp_state *state)
 {
     if (key < OPTION_KEY || key >= OPTION_KEY + OPTIONS)
@@ -6940,6 +7062,7 @@ static error_t option_parse(int key, char *value, struct argp_state *state)
     return 0;
 }
 
+/* What one value alone cannot show: which options need, or exclude, one another. */
 static void options_check(struct options *o)
 {
     struct sockaddr_storage address;
@@ -6968,7 +7091,8 @@ static void options_check(struct options *o)
         error(2, 0, "--tls-cert, --tls-key and --tls-ca go together");
 }
 
-/* From the environment, then from the command line. */
+/* Each option has its default, or what the environment says, and the command line goes over both. An empty
+ * variable counts as none: a service manager cannot always unset one. */
 static void options_read(struct options *o, int count, char **arguments)
 {
     struct argp_option longs[OPTIONS + 1] = {{0}};
@@ -6994,6 +7118,7 @@ static void options_read(struct options *o, int count, char **arguments)
     options_check(o);
 }
 
+/* The secret is the first line of its file, so that an editor's line feed at the end does no harm. */
 static void secret_read(struct server *s)
 {
     const char *path = s->options.secret_file;
