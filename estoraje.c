@@ -5063,8 +5063,7 @@ struct server {
     bool resumed;             /* libmicrohttpd has an answer to send */
     bool ready_notified;      /* to the service manager */
     char *secret;             /* null: none */
-    TAILQ_HEAD(, call) calls; /* one of each connection, the longest idle first */
-    LIST_HEAD(, call) whole;  /* those in state WHOLE */
+    TAILQ_HEAD(, call) calls; /* one of each connection: first those in state WHOLE, then by age */
     uint64_t clients_count, clients_max;
     uint64_t no_memory_at; /* when a request was last denied memory */
     uint64_t swept_at;     /* when calls_sweep ran last */
@@ -5615,7 +5614,6 @@ struct call {
     struct server *server;
     struct MHD_Connection *connection;
     TAILQ_ENTRY(call) place; /* in server->calls */
-    LIST_ENTRY(call) whole;  /* in server->whole, in this state */
     enum { IDLE, HEADERS, BODY, WHOLE, SUSPENDED, OVER } state;
     size_t uri_bytes;        /* as it came */
     const char *headers_end; /* the end of the last value that each_header has seen */
@@ -6227,9 +6225,9 @@ enum { ROUTES = sizeof routes / sizeof *routes };
  * client that had closed its sending side would get no answer. */
 static void calls_answer(struct server *s)
 {
-    for (struct call *c; (c = LIST_FIRST(&s->whole));) {
-        assert(c->state == WHOLE);
-        LIST_REMOVE(c, whole);
+    for (struct call *c; (c = TAILQ_FIRST(&s->calls)) && c->state == WHOLE;) {
+        TAILQ_REMOVE(&s->calls, c, place);
+        TAILQ_INSERT_TAIL(&s->calls, c, place);
         c->state = SUSPENDED;
         MHD_suspend_connection(c->connection);
         const struct route *r = &routes[c->route];
@@ -6600,8 +6598,8 @@ static enum MHD_Result http_handle(void *cls, struct MHD_Connection *connection,
                                                           : body_piece(c, data, count);
     if (c->response)
         return call_send(c);
-    if (c->state != WHOLE)
-        LIST_INSERT_HEAD(&c->server->whole, c, whole);
+    TAILQ_REMOVE(&c->server->calls, c, place);
+    TAILQ_INSERT_HEAD(&c->server->calls, c, place);
     c->state = WHOLE;
     return MHD_YES;
 }
@@ -6633,8 +6631,6 @@ static void http_done(void *cls, struct MHD_Connection *connection, void **arg,
 {
     struct server *s = cls;
     struct call *c = *arg;
-    if (c->state == WHOLE)
-        LIST_REMOVE(c, whole);
     c->state = IDLE;
     TAILQ_REMOVE(&s->calls, c, place);
     TAILQ_INSERT_TAIL(&s->calls, c, place);
