@@ -4728,6 +4728,17 @@ static void memory_grew(struct bytes *b)
  * the kernel fetch it, and the core asks again at its next tick.
  *
  * A disk that fails ends the program (die): after a failed fdatasync nobody knows what is durable.
+ *
+ *      removed |  oldest.log  |     ...      |  written.log          |  made ahead  |
+ *                   ^ log.first                  ^ log.durable           ^          ^ allocated
+ *                                                  the batch, then zeros, to `zeroed`
+ *
+ * (D1) The files from the oldest to `allocated` are all there, and all but the last have the full size.
+ *      disk_open takes anything else for damage: a file that somebody removed or cut short.
+ * (D2) Behind the last batch there are zeros, or bytes of a torn write that fit no checksum. So the end of
+ *      the log can be found by reading, and need not be written down.
+ * (D3) A file is removed only after a batch became durable that says that the log begins behind it. Else a
+ *      crash could leave a log whose beginning is missing.
  */
 
 enum {
@@ -5023,6 +5034,13 @@ static void disk_start(struct disk *d, uint64_t end)
  *
  * A frame carries a MAC if there is a secret. The secret itself is never sent, so whoever listens at the
  * address of a dead node does not learn it.
+ *
+ *    closed --channel_open--> open --channel_read--> sending a frame --channel_read--> open (paused)
+ *      `<------ channel_close: the POST broke, or the peer's lease ran out ------------------'
+ *
+ * TCP needs minutes to find out that a peer is gone, and what is written until then is lost. The core knows
+ * it within a lease, so it decides; the next channel begins with a new connection and a fresh look at what
+ * address the peer's name has.
  */
 
 enum {
@@ -5082,7 +5100,8 @@ struct server {
  * allow. (This node's own may have been lowered; larger values are still copied.) */
 enum { FRAME_BYTES_MAX = OUTBOX_BYTES_MAX + (1 << 30) + (1 << 20) };
 
-/* One of the two POSTs to a peer. A channel belongs to a place for a peer, and stays with it. */
+/* One of the two POSTs to a peer. A channel belongs to a place for a peer, and stays with it. `sending` holds
+ * one signed frame at most, to which nothing is added: its MAC would no longer be right. */
 struct channel {
     struct server *server;
     struct peer *peer;
@@ -5218,7 +5237,8 @@ static void channels_turn(struct server *s)
     }
 }
 
-/* Closes channels that broke, and says why: once for each time that one worked, not with each try. */
+/* Closes channels that broke, and says why: once for each time that one worked, not with each try. A log full
+ * of one dead peer's failures would hide everything else. */
 static void channels_check(struct server *s)
 {
     int left;
@@ -5803,7 +5823,9 @@ static bool setting_parse(const struct setting *s, void *to, char *text, size_t 
     }
 }
 
-/* One entity tag of a list, "modified-write_id" in hex; {0} if it is nobody's, or weak and that counts.
+/* RFC 9110, 8.8.3:  entity-tag = [ W/ ] DQUOTE *etagc DQUOTE,  and a list has commas between them. Tags of
+ * other servers are well-formed and match nothing, since a cache may send what it got elsewhere.
+ * One entity tag of a list, "modified-write_id" in hex; {0} if it is nobody's, or weak and that counts.
  * Returns what follows it, null if it is malformed. */
 static const char *parse_etag(const char *text, bool weak, struct ballot *etag)
 {
@@ -5830,7 +5852,9 @@ static uint64_t parse_unix_time(const char *text, char after)
     return *end == after ? (uint64_t)(strtod(start, NULL) * 1e6) : 0;
 }
 
-/* Range: bytes=a-b, a- or -n; of another form: false, and it is ignored: `from` and `count` stay.
+/* RFC 9110, 14.1.2. Several ranges at once are not served: a server may ignore a Range. A size that is not
+ * known yet is UINT64_MAX, as when the core is asked for the part alone.
+ * Range: bytes=a-b, a- or -n; of another form: false, and it is ignored: `from` and `count` stay.
  * count 0: not satisfiable. */
 static bool parse_range(const char *text, uint64_t size, uint64_t *from, uint64_t *count)
 {
@@ -5860,7 +5884,12 @@ static const char gap[] = "a control character, a folded line or a bare line fee
 static const char controls[] =
     " \t\1\2\3\4\5\6\7\10\13\14\15\16\17\20\21\22\23\24\25\26\27\30\31\32\33\34\35\36\37\177";
 
-/* Each byte of the headers must belong to a name, a value or what separates them. Where libmicrohttpd
+/* What libmicrohttpd read must be all that there is. The pointers that it hands out point into what came:
+ *
+ *    PUT /key HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n
+ *    ^method  ^version  ^name ^value                  ^headers_end, after the last value
+ *
+ * Each byte of the headers must belong to a name, a value or what separates them. Where libmicrohttpd
  * stopped at a NUL, or accepted a folded line or a bare line feed, there is a gap between one value and the
  * next name: another reader could see other headers there. Blanks behind a value are cut off. */
 static enum MHD_Result each_header(void *arg, enum MHD_ValueKind kind, const char *name,
@@ -5958,7 +5987,16 @@ static bool call_query(struct call *c, char *query)
     return true;
 }
 
-/* If-Match, or (none) If-None-Match: a list of entity tags. Those that are not of our form match nothing.
+/* What the core is asked to check, on which requests (RFC 9110, 13.1):
+ *
+ *                        a write                    a read
+ *    If-Match: *         IF_EXISTS                  http_reply: 412 if there is no value
+ *    If-Match: "etag"    IF_MATCH, one tag          http_reply: 412 if it is none of these
+ *    If-None-Match: *    IF_ABSENT                  reply_value: 304 if there is a value
+ *    If-None-Match: "e"  400                        reply_value: 304; with wait=, the core waits for another
+ *
+ * A write's condition is checked by the round that applies it, so nothing can come between the two.
+ * If-Match, or (none) If-None-Match: a list of entity tags. Those that are not of our form match nothing.
  * A read may list several of ours; a write, and a read that waits for a change, one. */
 static bool call_condition(struct call *c, const char *text, bool none)
 {
@@ -5988,7 +6026,8 @@ static bool call_condition(struct call *c, const char *text, bool none)
     return true;
 }
 
-/* Room for so many more bytes of a body, if they are not too many. */
+/* Room for so many more bytes of a body, if they are not too many. With Content-Length all of it is counted
+ * before the first byte comes: a body that has begun is not broken off for want of memory. */
 static bool call_reserve(struct call *c, uint64_t bytes)
 {
     struct server *s = c->server;
@@ -6003,7 +6042,15 @@ static bool call_reserve(struct call *c, uint64_t bytes)
     return true;
 }
 
-/* Checks the headers of a write, and makes room for its body. */
+/* Checks the headers of a write, and makes room for its body. What the client says about repeats becomes flags:
+ *
+ *    Idempotency-Key  Estoraje-Retry
+ *    none             none, 0           FLAG_FRESH later: a key is made here, which no repeat can have
+ *    given            none              FLAG_KEYED: it may be a repeat, although it does not say so
+ *    given            0                 a first try; `forgets` if nobody will repeat it once it is answered
+ *    any              1, or a time      FLAG_REPEAT: what is not remembered is unknown, never applied anew
+ *
+ * A key's time may be old by REPEAT_TIME at most: results are remembered as long (R11). */
 static bool call_write(struct call *c)
 {
     const char *type = c->header.type, *retry = c->header.retry, *key = c->header.key;
@@ -6407,7 +6454,9 @@ static void reply_list(struct call *c, const struct message *m)
         call_header(c, "Link", "<%s>; rel=\"next\"", next);
 }
 
-/* The core's hook: `client` is the call that waits. */
+/* The core's hook: `client` is the call that waits. A listing comes in parts: those before the last have status
+ * 100 and leave the call suspended. Reads are given the value's ETag by what is in the message, so the
+ * condition of a read is decided here, on the same value that is sent. */
 static void http_reply(struct node *n, void *client, const struct message *m)
 {
     static const char *const texts[CODES] = {
@@ -6555,7 +6604,9 @@ static enum MHD_Result body_piece(struct call *c, const char *data, size_t bytes
     return MHD_YES;
 }
 
-/* A connection begins, or ends. When places get scarce, the one that was idle longest is closed. */
+/* A connection begins, or ends. When places get scarce, the one that was idle longest is closed: clients that
+ * keep connections open must not lock out peers and operators. A keep-alive connection may be closed between
+ * two requests at any time (RFC 9112, 9.3), and clients try again; one that is in use is never closed here. */
 static void http_connection(void *cls, struct MHD_Connection *connection, void **context,
                             enum MHD_ConnectionNotificationCode what)
 {
@@ -6843,7 +6894,8 @@ static void server_open(struct server *s)
         others_are_healthy(s, false);
 }
 
-/* "host:port", [v6] in brackets. The host is numeric, unless `to` is null: then it may be a name. */
+/* An address is checked here but looked up by libcurl when a channel opens: a name may move to another host.
+ * "host:port", [v6] in brackets. The host is numeric, unless `to` is null: then it may be a name. */
 static bool parse_address(const char *text, struct sockaddr_storage *to)
 {
     char host[ADDRESS_BYTES], port[6];
@@ -6929,8 +6981,16 @@ static bool notify(const char *state)
     return true;
 }
 
-/* One turn of the loop: wait, take what has arrived, run the core, send. The log's batch and the frames are
- * held back while more arrives, so that they grow large, but for HOLD_TIME at most. */
+/* One turn of the loop:
+ *
+ *    1  wait for a socket, for the log's thread, or for the next tick
+ *    2  give the core the time, and what the log's thread has done: it may reply to writes
+ *    3  libmicrohttpd reads requests and sends responses, and the core runs what came
+ *    4  at a tick: leases, time limits and repairs; channels that broke; connections that stand still
+ *    5  hand over the log's batch, and send frames
+ *
+ * A batch costs one fdatasync, and a frame one checksum and one write, however large they are. So both are held
+ * back while more arrives, but for HOLD_TIME at most. */
 static void server_turn(struct server *s)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
