@@ -4429,7 +4429,7 @@ static void node_list(struct node *n, void *client, struct bytes prefix, struct 
  * What a peer sends is never asserted. A frame that is damaged, or whose messages do not fit into it,
  * closes its channel. One from another cluster, for another node, or from a clock that is far ahead (R5) is
  * ignored. A frame's clock is taken over before its messages are handled (R4), and none of these may
- * have a time above it. That is what the durable clock bound rests on (R2): whatever this node promises
+ * have a ballot above it. That is what the durable clock bound rests on (R2): whatever this node promises
  * has a time at or below its own clock.
  */
 
@@ -4546,10 +4546,11 @@ static bool node_receive(struct node *n, const uint8_t *data, size_t bytes)
             return false;
         at += m->bytes;
         from->messages_in++;
-        /* A time above the sender's clock would go beyond this node's clock bound as well. (M_READ has
-         * the times of a client's condition, which are only compared.) */
-        uint64_t latest = max_u64(max_u64(m->ballot.time, m->modified), m->results_lost_until);
-        if (latest > f->clock + SECOND && m->type != M_READ)
+        /* A promise of a ballot above the frame's clock would be above this node's clock bound (R2).
+         * `modified` may be above it by a little: each write of a round has another one. (M_READ has a
+         * client's there, which is only compared, and a number of bytes.) */
+        uint64_t latest = max_u64(m->modified, m->results_lost_until);
+        if (m->ballot.time > f->clock || (latest > f->clock + SECOND && m->type != M_READ))
             continue;
         /* In a frame to nobody by name only heartbeats and views count. */
         message_handle(n, from, m, f->to || !RULE(6) ? f->epoch : UINT64_MAX);
