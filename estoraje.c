@@ -1715,12 +1715,11 @@ static bool ballot_allowed(const struct node *n, uint16_t partition, struct ball
            (b.time > n->partitions[partition].promised_until || !RULE(2));
 }
 
-static void reject(struct node *n, struct peer *from, const struct message *m,
-                   struct ballot promised)
+/* It need not say what is promised: the frame's clock is not below that, and raises the proposer's, so that
+ * its next ballot is above (R4). */
+static void reject(struct node *n, struct peer *from, const struct message *m)
 {
-    struct message reply = {.type = M_REJECT, .round_id = m->round_id, .ballot = promised};
-    reply.ballot.time = max_u64(promised.time, n->partitions[m->partition].promised_until);
-    message_send(n, from, 0, &reply, NULL);
+    message_send(n, from, 0, &(struct message){.type = M_REJECT, .round_id = m->round_id}, NULL);
 }
 
 static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
@@ -1821,7 +1820,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     struct entry *e = message_entry(n, m);
     struct ballot promised = register_promised(n, m->partition, e);
     if (!ballot_allowed(n, m->partition, m->ballot, promised)) {
-        reject(n, from, m, promised);
+        reject(n, from, m);
         return;
     }
     if (!e)
@@ -1875,7 +1874,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
     bool allowed = ballot_allowed(n, m->partition, m->ballot, promised) || (pulled && !RULE(18));
     if (!again && !mends && !allowed) {
         if (!pulled)
-            reject(n, from, m, promised);
+            reject(n, from, m);
         else if (!e || ballot_compare(m->ballot, e->accepted) > 0)
             repair_key(n, m->partition, key, m->key_bytes);
         return;
