@@ -3772,8 +3772,8 @@ static void clean_tick(struct node *n)
  * the log cannot be trusted, the node rejoins under a new id.
  */
 
-/* An entry of the log, at start. */
-static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
+/* An entry of the log, at start. `damaged`: it is a record whose value is. */
+static void node_replay(struct node *n, const struct message *m, uint64_t lsn, bool damaged)
 {
     struct partition *p = &n->partitions[m->partition];
     struct body body = message_body(m);
@@ -3799,7 +3799,7 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn)
         struct entry *e = entry_make(p, body.key, m->key_bytes);
         if (!(e->flags & FLAG_RECORD) || ballot_compare(m->ballot, e->accepted) >= 0) {
             entry_store(n, p, e, m, lsn);
-            e->flags |= m->type == M_DAMAGED ? FLAG_DAMAGED : 0;
+            e->flags |= damaged || m->type == M_DAMAGED ? FLAG_DAMAGED : 0;
         }
         break;
     }
@@ -3835,10 +3835,7 @@ static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
         bool damaged = !sound && m->check != message_check(m, true);
         if (damaged && m->type != M_ACCEPT)
             return false;
-        node_replay(n, m, h->lsn + i);
-        struct entry *e = damaged ? message_entry(n, m) : NULL;
-        if (e && e->lsn == h->lsn + i)
-            e->flags |= FLAG_DAMAGED; /* unless it was mended, and stands whole behind */
+        node_replay(n, m, h->lsn + i, damaged);
         i += m->bytes;
     }
     return true;
