@@ -918,7 +918,7 @@ struct peer {
     struct heartbeat beat;           /* the last */
     bool hears_us, has_lease;        /* by that */
     bool disowns_us;                 /* it follows another process of our id (R32) */
-    bool leave;           /* a drain was requested, here or at another member, or is under way */
+    bool leave; /* a drain was requested, here or at another member, or is under way, or is over */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
     uint64_t live_at;     /* when it was last live */
     int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
@@ -1069,7 +1069,6 @@ struct node {
     bool stable, gone;    /* gone: was a member, and is no more */
     uint64_t expected;    /* nodes without data, to begin a cluster; 0: it does not */
     uint32_t replicas;    /* of a cluster that it begins */
-    bool leaves;          /* it is being drained, or was: it does not join again */
     uint64_t up, joining, leaving, lost;     /* members in that state */
     uint64_t voters;                         /* up and leaving */
     struct ring rings[2];                    /* C_OLD, C_NEW */
@@ -2870,8 +2869,7 @@ static void view_adopt(struct node *n, const struct view *v)
     for (uint32_t i = 0; n->view && i < n->view->members_count; i++) {
         bool stays = member_index(v, n->view->members[i].id) >= 0;
         called_off |= ends && (stays ? n->leaving : n->joining) >> i & 1;
-        /* A drain that ended, or was called off, is requested no more. */
-        n->member_peer[i]->leave &= !(n->leaving >> i & 1);
+        n->member_peer[i]->leave &= !(stays && n->leaving >> i & 1); /* the drain was called off */
     }
     if (called_off) { /* R25: what began now would be called off again */
         n->begin_after = n->now + n->evict_after;
@@ -2889,7 +2887,6 @@ static void view_adopt(struct node *n, const struct view *v)
         view_drop(n);
     n->view_lsn = log_end(n);
     n->gone = was_member && n->self < 0;
-    n->leaves &= !(n->stable && n->self >= 0);
     n->next_heartbeat = 0;
     log_line(LEVEL_INFO, "view adopted", "epoch=%" PRIu64 " members=%u stable=%d", v->epoch,
              v->members_count, n->stable);
@@ -2982,7 +2979,7 @@ static void heartbeat_send(struct node *n)
         messages_send(n, ~UINT64_C(0), log_end(n), &head, &body);
     for (size_t i = 0; i < n->peers_count; i++) {
         struct peer *p = n->peers[i];
-        if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : misses && !n->leaves)
+        if (p->id ? n->self >= 0 && peer_asks_to_join(n, p) : misses && !n->self_peer->leave)
             message_send(n, p, log_end(n), &head, &body);
     }
 }
@@ -3019,7 +3016,6 @@ static void on_heartbeat(struct node *n, struct peer *from, const struct message
         return; /* it may have been a member: it gets the views first (R17) */
     if (!member)
         from->live_at = n->now;
-    n->leaves |= member && beat->leave & self_bit(n);
     for (uint32_t i = 0; member && i < n->view->members_count; i++)
         n->member_peer[i]->leave |= beat->leave >> i & 1;
 }
@@ -3038,7 +3034,6 @@ static bool node_drain(struct node *n, int index)
     if (!member_may_leave(n, index))
         return false;
     n->member_peer[index]->leave = true;
-    n->leaves |= index == n->self;
     n->next_heartbeat = 0;
     return true;
 }
@@ -7018,8 +7013,8 @@ static void server_turn(struct server *s)
             s->ready_notified = notify("READY=1");
     }
     node_run(s->node);
-    if (s->node->gone && !s->node->leaves && !s->node->log.writing)
-        server_rejoin(s, false); /* when the log's thread is at rest */
+    if (s->node->gone && !s->node->self_peer->leave && !s->node->log.writing)
+        server_rejoin(s, false); /* unless it was drained; when the log's thread is at rest */
     errno = ENOSPC;
     if (node_is_too_small(s->node))
         die("joining needs more disk: give the data directory more space");

@@ -3285,7 +3285,7 @@ static void trace_hosts(void)
               (double)(int64_t)(n->time - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->wall - WALL_AT_START) / 1e6,
               (double)(int64_t)(n->clock_bound_found - WALL_AT_START) / 1e6,
-              (double)(int64_t)(n->latest_time - WALL_AT_START) / 1e6, n->leaves);
+              (double)(int64_t)(n->latest_time - WALL_AT_START) / 1e6, n->self_peer->leave);
         for (unsigned p = 0; p < PARTITIONS; p++)
             if (n->owners[C_OLD][p] != n->owners[C_NEW][p])
                 trace(h,
