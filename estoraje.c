@@ -2933,6 +2933,17 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
  * member asks to join. The coordinator is a role: of the live voters with a lease, the one with the
  * smallest id has it. It alone proposes views, so that proposals rarely duel. Two nodes that believe
  * to have the role do no harm, as a view's register is written once.
+ *
+ * What the coordinator knows comes in heartbeats: who is live, who asks to join, which members are to be
+ * drained, which partitions each member has completely, and whether data still moves. All of it may be late
+ * or wrong by a lease. Safety does not depend on it, except on one claim: a member that reports a partition
+ * as complete, in this epoch, has what the old owners had (R14). A heartbeat leaves when all that it tells of
+ * is durable (R3), so that this stays true if the member crashes.
+ *
+ * What is safe about every view that is proposed: its epoch is the next one, so that its register's
+ * acceptors are the present voters; and its voters are the present ones, unless all its members are UP, or
+ * some are declared LOST, which count on (R26). So the quorums of C_old stay what they are until a transition
+ * ends, by R15, or is called off.
  */
 
 /* Whether all that the old owners have is here, as a majority of them listed it in this epoch (R14). Its
@@ -3044,7 +3055,8 @@ static bool rests_since(const struct node *n, uint64_t at)
     return max_u64(at, n->lease_at) + n->evict_after < n->now;
 }
 
-/* Members that were not live for so long. */
+/* Members that were not live for so long. A coordinator that has just got its lease does not know how long
+ * the others were away: it counts from its lease on. */
 static uint64_t dead_members(const struct node *n)
 {
     uint64_t dead = 0;
@@ -3095,7 +3107,8 @@ static bool transition_is_stuck(const struct node *n)
     return n->joining | n->leaving && rests_since(n, n->progress_at) && RULE(25);
 }
 
-/* Whether there will be more voters than before. */
+/* Whether there will be more voters than before. Then a dead member must not stay: it would count in the
+ * larger majority, which one more loss could make impossible (R23). */
 static bool transition_grows(const struct node *n)
 {
     return __builtin_popcountll(n->joining) > __builtin_popcountll(n->leaving | n->lost);
@@ -3220,7 +3233,9 @@ static bool view_stabilize(const struct node *n, struct view *next)
 }
 
 /* Nothing begins while a partition has no live majority of its owners, as it might never end; and after a
- * change was called off nothing but a drain does, for the eviction time (R25). */
+ * change was called off nothing but a drain does, for the eviction time (R25). New addresses come first:
+ * without them the members may not find one another, and no view could follow. One change is made at a time.
+ * The others wait for the next view: what is a good change then depends on who is live then. */
 static bool view_next(const struct node *n, struct view *next)
 {
     memcpy(next, n->view, view_bytes(n->view));
@@ -3269,6 +3284,7 @@ static void view_request(struct node *n, const struct view *next)
     m.key_bytes = (uint16_t)sprintf(key, "view/%" PRIu64, node_epoch(n) + 1);
     m.value_bytes = next ? view_bytes(next) : 0;
     m.expiry = next ? 0 : UINT64_MAX; /* all of it is read */
+    assert(!next || view_makes_sense(next, m.value_bytes));
     node_request_own(n, &m, &(struct body){.key = key, .value = next});
 }
 
@@ -3709,7 +3725,9 @@ static bool partition_clean(struct node *n, uint16_t partition, uint64_t end)
     return done && log_end(n) < end;
 }
 
-/* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. */
+/* Takes up the oldest eighth of the log or, where the disk is full, what there is room for. An eighth,
+ * because each time the whole index is looked at for what is live there: eight times for each time that the
+ * log is written anew. It ends where a batch begins, as a log can only begin there. */
 static void clean_begin(struct node *n)
 {
     struct log *log = &n->log;
@@ -3837,7 +3855,8 @@ static bool batch_replay(struct node *n, const struct log_header *h, bool sound)
 }
 
 /* Whether a batch whose checksum fails was durable once: the next one was written behind it. Where a log
- * begins it cannot be told whose it is. `bytes`: so many are there. */
+ * begins it cannot be told whose it is. `bytes`: so many are there. Of a damaged head nothing is believed
+ * but what the next batch's head confirms: the length, the place and the id. */
 static bool batch_was_durable(const struct node *n, const struct log_header *h, size_t bytes)
 {
     if (h->magic != LOG_MAGIC || h->bytes < sizeof *h || h->bytes % 8 ||
@@ -3924,7 +3943,8 @@ static bool node_recover(struct node *n, uint64_t start, uint64_t end)
 }
 
 /* The log of a node that rejoins under a new id, at `lsn`. Of the old one it keeps only the views (R17),
- * up to the first that is not there; the others send the rest. */
+ * up to the first that is not there; the others send the rest. They tell it where the members are and which
+ * cluster this is, so it needs no --join. Under the old id it could promise again what it has forgotten. */
 static const struct bytes *node_rejoin(struct node *n, const struct node *before, uint64_t lsn)
 {
     n->log.first = n->log.durable = lsn;
@@ -3956,7 +3976,8 @@ static struct node *node_new(uint64_t id, uint64_t random, const char *address,
 
 /* Makes a new cluster of this node alone. If it has data, that goes with it, and so do the views before,
  * under the new name, so that whoever joins can follow them; the old cluster's nodes hear nothing of it,
- * nor it of them. */
+ * nor it of them. This view is in no register, and nobody voted for it: a new name makes that safe, because
+ * frames of another cluster are ignored (R6). */
 static void node_bootstrap(struct node *n, uint32_t replicas)
 {
     const struct peer *self = n->self_peer;
