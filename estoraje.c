@@ -6202,7 +6202,8 @@ static void answer_health(struct call *c)
     bool ready = c->key.count == strlen("_ready");
     const char *reason = ready ? unready(c->server) : unhealthy(c->server);
     call_text(c, reason ? 503 : 200, "%s", reason ? reason : "ok");
-    call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
+    if (c->server->node->cluster)
+        call_header(c, "Estoraje-Cluster", "%016" PRIx64, c->server->node->cluster);
 }
 
 /* The members of these ids, with commas between, as bits; 0: one is unknown, or there is none. */
@@ -6810,38 +6811,28 @@ __attribute__((noreturn)) static void server_rejoin(struct server *s, bool damag
     die("cannot start again");
 }
 
-/* Asks another node while there is nothing else to do: is it healthy, and of which cluster? */
-static bool peer_ask(const struct server *s, const char *address, uint64_t *cluster)
-{
-    struct curl_header *told;
-    CURL *easy = peer_request(s, address, "/_health");
-    curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
-    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
-    bool healthy = curl_easy_perform(easy) == CURLE_OK;
-    if (curl_easy_header(easy, "Estoraje-Cluster", 0, CURLH_HEADER, -1, &told) == CURLHE_OK)
-        *cluster = strtoull(told->value, NULL, 16);
-    curl_easy_cleanup(easy);
-    return healthy;
-}
-
 /* Whether another node holds a lease, of those in --join or, at will, of the members, too: then a majority
- * lives without this one. Data of another cluster than that of --join ends the program. */
+ * lives without this one. They are asked while there is nothing else to do. Data of another cluster than
+ * that of --join ends the program. */
 static bool others_are_healthy(const struct server *s, bool members)
 {
     const struct node *n = s->node;
     bool healthy = false;
     for (size_t i = 0; i < n->peers_count && !healthy; i++) {
         const struct peer *p = n->peers[i];
-        uint64_t cluster = 0;
         if (p == n->self_peer || (p->id && !members))
             continue;
-        healthy = peer_ask(s, p->address, &cluster);
-        if (p->id || !n->view || !cluster || cluster == n->cluster)
-            continue;
-        log_line(LEVEL_ERROR, "the data is of another cluster than --join: give an empty directory",
-                 "data=\"%s\" cluster=%016" PRIx64 " join=%016" PRIx64, s->options.data, n->cluster,
-                 cluster);
-        exit(1);
+        CURL *easy = peer_request(s, p->address, "/_health");
+        struct curl_header *cluster;
+        curl_easy_setopt(easy, CURLOPT_FAILONERROR, 1L);
+        curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, 2000L);
+        healthy = curl_easy_perform(easy) == CURLE_OK;
+        if (!p->id && n->cluster &&
+            !curl_easy_header(easy, "Estoraje-Cluster", 0, CURLH_HEADER, -1, &cluster) &&
+            strtoull(cluster->value, NULL, 16) != n->cluster)
+            error(1, 0, "the data in %s is of another cluster than --join: give an empty directory",
+                  s->options.data);
+        curl_easy_cleanup(easy);
     }
     return healthy;
 }
