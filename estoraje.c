@@ -2896,13 +2896,6 @@ static void view_adopt(struct node *n, const struct view *v)
     rounds_restart(n);
 }
 
-/* A view and its drops need room in the log; without it none is adopted. */
-static bool view_has_room(const struct node *n)
-{
-    return log_has_room(n, ROOM_CLEANING + MEMBERS_MAX * sizeof(struct member) +
-                               PARTITIONS * sizeof(struct message));
-}
-
 /* Whether this node would be no member any more, or LOST, though a majority of the voters was live a
  * moment ago. It gives up its log then, so one peer's word is not enough. Voters that have such a view
  * send it no heartbeats: if the view is real the lease ends, and the view is sent again. */
@@ -2920,8 +2913,10 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
 {
     struct bytes value = message_value(m);
     const struct view *v = (const struct view *)value.data;
+    uint64_t drops_bytes = PARTITIONS * sizeof(struct message);
     if (!view_makes_sense(v, value.count) || (n->cluster && v->cluster != n->cluster) ||
-        v->epoch != node_epoch(n) + 1 || !view_has_room(n))
+        v->epoch != node_epoch(n) + 1 ||
+        !log_has_room(n, ROOM_CLEANING + value.count + drops_bytes))
         return;
     if (from == n->self_peer || !view_is_doubtful(n, v)) /* its own was read at a majority */
         view_adopt(n, v);
@@ -3259,12 +3254,12 @@ static void expect_tick(struct node *n)
     uint64_t count = 1;
     for (size_t i = 0; i < n->peers_count; i++) {
         const struct peer *p = n->peers[i];
-        bool counts = p->hears_us && peer_asks_to_join(n, p) &&
-                      strcmp(p->address, n->self_peer->address) != 0;
-        for (size_t j = 0; counts && j < i;
-             j++) /* a machine counts once, though its disk was lost since */
-            counts =
-                !peer_asks_to_join(n, n->peers[j]) || strcmp(n->peers[j]->address, p->address) != 0;
+        bool counts = p->hears_us && peer_asks_to_join(n, p);
+        for (size_t j = 0; j < i; j++) { /* a machine counts once, though its disk was lost since */
+            const struct peer *q = n->peers[j];
+            bool here = q == n->self_peer || peer_asks_to_join(n, q);
+            counts &= !here || strcmp(q->address, p->address) != 0;
+        }
         if (counts && p->id < n->id && RULE(27))
             return;
         count += counts;
@@ -3406,11 +3401,11 @@ static const struct entry *partition_list(const struct partition *p, const struc
                                           const struct entry *bound, struct bytes *to)
 {
     struct body body = message_body(m);
-    bool from_prefix = key_compare(body.key, m->key_bytes, body.value, m->value_bytes) < 0;
-    const void *start = from_prefix ? body.value : body.key;
-    uint32_t i = partition_seek(p, start, from_prefix ? m->value_bytes : m->key_bytes);
+    uint32_t prefix = partition_seek(p, body.value, m->value_bytes);
+    uint32_t after = partition_seek(p, body.key, m->key_bytes);
     const struct entry *last = NULL;
-    for (uint64_t told = 0; i < p->count; i++) {
+    uint64_t told = 0;
+    for (uint32_t i = prefix > after ? prefix : after; i < p->count; i++) {
         const struct entry *e = p->entries[i];
         if (e->key_bytes < m->value_bytes || memcmp(e->key, body.value, m->value_bytes) != 0 ||
             (bound && key_compare(e->key, e->key_bytes, bound->key, bound->key_bytes) > 0))
