@@ -3307,8 +3307,12 @@ static void coordinator_tick(struct node *n)
         if (live_voters >> i & 1 && n->view->members[i].id < n->id && n->member_peer[i]->has_lease)
             return;
     bool proposed = LIST_FIRST(&n->by_key[VIEWS_PARTITION]); /* its round is under way */
-    if (n->voters & self_bit(n) && n->has_lease && !proposed && view_next(n, &next.view))
-        view_request(n, &next.view);
+    if (!(n->voters & self_bit(n)) || !n->has_lease || proposed || !view_next(n, &next.view))
+        return;
+    bool ends = !view_members(&next.view, ~(1u << MEMBER_UP));
+    uint64_t voters = view_members(&next.view, 1u << MEMBER_UP | 1u << MEMBER_LEAVING);
+    assert(ends || voters == n->voters); /* the one rule of transitions (view_set) */
+    view_request(n, &next.view);
 }
 
 /* The register of the next view replied. Whoever wrote it, what it holds is the view. So it is read, and
