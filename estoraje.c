@@ -2692,6 +2692,23 @@ static void round_due(struct node *n, struct round *r)
  * before it. Views are adopted in order, none is skipped, and the chain is kept (R16). A node replies for
  * its newest view only (R6). In a transition, while members are JOINING, LEAVING or LOST, there are two
  * rings, C_OLD and C_NEW (R13).
+ *
+ * How a view reaches the nodes. The coordinator proposes it (chapter 14), reads what its register holds,
+ * and adopts that. Whoever adopts a view sends it to all of its members. If that is lost, the next frame
+ * of a node that lacks the view tells so, by its epoch, and whoever gets the frame sends what is missing.
+ * So a node need not ask, and one that was away for a hundred views gets them a few at a time.
+ *
+ * What a partition keeps of the other owners, as members of the present view:
+ *
+ *   differs    to pull from. In a transition: the old owners whose lists are not finished. In a stable view:
+ *              those whose digest differed. A finished list, or an equal digest, takes its member away
+ *   compared   all that these had was here once since the lease began, or since the view was adopted
+ *   agreed     these had our digest at a promise floor not below ours; begins anew with each floor
+ *   caught_up  stays set once `compared` was a majority: until the lease is lost, not only in this view
+ *
+ * The first decides when a transition may end (R14), the second and the last when the node is ready (R30),
+ * the third when tombstones go (R20). None follows from another: a member may be compared and have changed
+ * since, agree on an older floor, or be away.
  */
 
 static void rounds_restart(struct node *n);
@@ -2742,7 +2759,11 @@ static void ring_members(struct node *n, int which, uint64_t members)
     n->owners[which][VIEWS_PARTITION] = n->voters;
 }
 
-/* Derives from n->view what the node keeps of it. */
+/* Derives from n->view what the node keeps of it. It is called where a view is adopted, and at the start.
+ *
+ * A partition whose owners change, and which this node is to hold, needs the lists of its old owners (R14),
+ * also where this node is one of them: it may lack a record that the two others chose. What was compared
+ * or agreed counts by members' places in the view before, so it begins anew. */
 static void view_apply(struct node *n)
 {
     const struct view *v = n->view;
@@ -2859,7 +2880,12 @@ static void views_log(struct node *n)
 }
 
 /* Adopts the next view. It and the drops are in one batch of the log, as nothing is flushed in the
- * middle of an event: so after a crash a node has both or neither. */
+ * middle of an event: so after a crash a node has both or neither.
+ *
+ * The order matters. What waits to be sent was counted for the view before, so it is discarded first. The
+ * drops need the new rings. No frame leaves until the log has the view (view_lsn): a node that forgot it
+ * in a crash could reply in the old epoch to what it had promised in the new one. The rounds are last: they
+ * send their prepares to the new owners. */
 static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* R16 */
@@ -2942,7 +2968,8 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
  */
 
 /* Whether all that the old owners have is here, as a majority of them listed it in this epoch (R14). Its
- * own list counts. */
+ * own list counts: a record that it accepted before is in no need of being pulled. Where old owners are
+ * LOST, those that are left must be as many as meet each majority of all (old_majority, R26). */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
     return n->stable || old_majority(n, partition, ~n->partitions[partition].to_sync) || !RULE(14);
@@ -3359,6 +3386,18 @@ static void lease_tick(struct node *n)
  * from another owner, and pulls what is newer than its own: the other owner sends its accept again,
  * and the acceptor's rule decides (R18). In a transition the lists of a majority of the old owners
  * make a partition complete (R14). In a stable view owners sync whose digests differ.
+ *
+ *   at rest     due = 0                  sync_tick looks for a partition that differs from a live member
+ *   asked       page_id set              on_listed: a page of the list came
+ *   pulling     page_id = 0, due set     sync_pull, each tick: what is wanted of the page is pulled, some of it
+ *                                        at a time; then the next page is asked for, or the list is over
+ *
+ * Any of it may be lost, or rejected. Then nothing comes until `due`, and the sync is over. Nothing was noted
+ * of it, but what was pulled stays: so the next try has less to do.
+ *
+ * Why a list that is read page by page is as good as one read at once: an owner lists each key at its ballot
+ * at that moment. A record that is accepted behind the page was accepted in this epoch, so that a majority of
+ * the new owners accepts it too.
  */
 
 /* One entry of a list; the key follows, padded to a multiple of 8. */
@@ -3679,6 +3718,18 @@ static void partition_sweep(struct node *n, uint16_t partition)
  * copies are durable, `first` moves past it, and the disk removes the files below. The index knows what
  * is live and where, so cleaning reads the index and not the log: damage hides nothing. When an entry of
  * the log is cleaned, nothing older of its key is left: then a tombstone may be forgotten, and a drop.
+ *
+ *   first        durable part                      cleaned                                 end
+ *   |            what is live here is copied ...   |                ... to the end         |
+ *
+ *   at rest      cleaned = 0           clean_begin, when more than half of the log is garbage
+ *   copying      cleaned set           clean_tick, a step at a time: clean_next is the partition
+ *   copied       cleaned_until set     when the log is durable up to there, first = cleaned: at rest
+ *
+ * A step is bounded in bytes that it copies, and in entries that it looks at, so that requests do not wait
+ * for it. The promise floors, the views and the clock bound are in the log too: they are appended again when
+ * they stand below `cleaned`. Cleaning needs room itself, and the other appends leave it that (ROOM_CLEANING):
+ * otherwise a full log could never be cleaned.
  */
 
 /* Appends an entry's record again, or forgets a tombstone that nobody needs (R20). A damaged record leaves
@@ -3782,6 +3833,18 @@ static void clean_tick(struct node *n)
  *
  * A node that starts reads its log. Damage is told apart from what was never durable (chapter 5). Where
  * the log cannot be trusted, the node rejoins under a new id.
+ *
+ *   what stands there                          what it is
+ *   a batch whose checksum holds               replayed; it is the newest, if none follows
+ *   damage, and no batch behind it             a torn tail: the log ends before it
+ *   damage, and the next batch behind it       was durable once: its messages are replayed one by one; a value
+ *                                              that fails its checksum is a damaged record of its key
+ *   a hole, and a batch behind it              corruption: false; or with --sync none a torn tail (torn)
+ *   no batch where the newest one says that    the beginning of the log is missing: false
+ *   the log begins
+ *
+ * The newest batch may have been written and not synced. So it counts as in flight, and is written once
+ * more where it stands, before anything that it holds is shown (R3).
  */
 
 /* An entry of the log, at start. `damaged`: it is a record whose value is. */
@@ -3888,7 +3951,8 @@ static bool batch_recover(struct node *n, const struct log_header *h, bool sound
     return true;
 }
 
-/* All that follows from what the log has. */
+/* All that follows from what the log has. A member's promises are forgotten, so every key of the partitions
+ * that it owns counts as promised up to the clock bound (R2). So does every register of a view. */
 static void node_begin(struct node *n)
 {
     n->clock_bound_durable = n->log.flight_clock_bound = n->clock = n->clock_bound;
