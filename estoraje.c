@@ -4949,7 +4949,9 @@ static bool segment_make(struct disk *d)
     return true;
 }
 
-/* Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. Returns
+/* Works ahead, so that a batch itself changes nothing but bytes: a file that grows, or gets its first bytes at a
+ * place, costs fdatasync a write to the filesystem's journal as well.
+ * Takes space and writes zeros behind `end`, the log's end when the batch at hand is written. Returns
  * the space that is there, less than `ahead_bytes` only if the disk has no more. */
 static uint64_t disk_extend(struct disk *d, uint64_t end)
 {
@@ -5068,7 +5070,9 @@ static bool disk_open(struct disk *d, const char *path, uint64_t *start, uint64_
     return whole;
 }
 
-/* Ends the log at `lsn`, where a hole begins. Batches behind the hole would count as the log's own once
+/* The copy is durable before its place is cleared. After a crash in between the hole is found again, larger, and
+ * what is left behind it is appended to the copy.
+ * Ends the log at `lsn`, where a hole begins. Batches behind the hole would count as the log's own once
  * it has grown as far: they are copied to a file, for a person to look at, and zeros take their place. */
 static void disk_cut(struct disk *d, uint64_t lsn, uint64_t end)
 {
@@ -5531,7 +5535,7 @@ static void print_peers(struct bytes *out, const struct node *n)
     }
 }
 
-/* Resident memory in bytes, and open files. */
+/* Resident memory in bytes, and open files; 0 where the kernel does not show them. */
 static void process_measure(double *memory, double *files)
 {
     unsigned long pages = 0;
@@ -5597,7 +5601,9 @@ static void print_metrics(struct bytes *out, const struct server *s)
     print_peers(out, n);
 }
 
-/* Why this node cannot serve, for a load balancer; null: it can. */
+/* Why this node cannot serve, for a load balancer; null: it can. Looks at this node's state alone and asks nobody,
+ * so it may be called at any rate. log.full: there is no room for the largest value. That alone does not count:
+ * smaller ones are stored until less than ROOM_AHEAD is left. */
 static const char *unhealthy(const struct server *s)
 {
     if (s->node->self < 0)
@@ -5825,7 +5831,14 @@ static int percent_decode(char *text)
     return (int)(to - text);
 }
 
-/* A setting is an option of the command line or a parameter of a query. */
+/* A setting is an option of the command line or a parameter of a query. Both are rows of a table, so that a value
+ * is checked in one place, and an error names what would be right.
+ *
+ *    TEXT           anything                     CHOICE, FLAG    one of some words
+ *    KEY            percent-decoded, any byte    SIGNED          a 64-bit integer, for counters
+ *    COUNT          a number                     BYTES           a number, or with k, M or G
+ *    MILLISECONDS, SECONDS                       a number of these, or with ms, s, m, h or d
+ */
 struct setting {
     const char *name;
     enum { TEXT, FLAG, CHOICE, KEY, SIGNED, COUNT, BYTES, MILLISECONDS, SECONDS } kind;
@@ -5847,7 +5860,8 @@ static uint64_t choice_find(const char *choices, const char *text)
     return 0;
 }
 
-/* A whole number with a unit: bytes, or microseconds. */
+/* A whole number with a unit: bytes, or microseconds. What overflows is malformed: a limit that wraps around would
+ * be a small one. */
 static bool parse_number(const char *text, int kind, uint64_t *value)
 {
     static const struct {
@@ -6208,7 +6222,8 @@ static void call_resume(struct call *c)
     MHD_resume_connection(c->connection);
 }
 
-/* What the core is asked for: of a range its part alone, and no value if the client has it already. With
+/* The core reads no more of a value than is sent: a large one would cost memory and the disk's time for nothing.
+ * What the core is asked for: of a range its part alone, and no value if the client has it already. With
  * If-Range all of the value is asked for, as it may turn out to be wanted. */
 static void call_part(struct call *c)
 {
@@ -6282,7 +6297,8 @@ static uint64_t parse_members(const struct node *n, char *text)
     return members;
 }
 
-/* Drains a member, or declares some lost. */
+/* Drains a member, or declares some lost. 202 says that it has begun; views follow, which _status shows. To ask
+ * for a drain again is no error: a client that got no answer does. */
 static void answer_leave(struct call *c, uint64_t members)
 {
     struct node *n = c->server->node;
@@ -6366,7 +6382,13 @@ static void calls_answer(struct server *s)
     }
 }
 
-/* Finds the route and the key that the path names, and whether this client may use them. */
+/* Finds the route and the key that the path names, and whether this client may use them.
+ *
+ *    /KEY         ROUTE_KEY                      /PREFIX/, /    ROUTE_LIST; with POST and a query ROUTE_CREATE
+ *    /_NAME       a row with a path, or 404      /_nodes/KEY    ROUTE_NODE: any key, so it may hold a NUL
+ *
+ * The path was decoded before it is compared: /%5Fmail is /_mail, for a proxy's rules and for this function.
+ * Dots and double slashes mean nothing, so that every string of bytes is a key of its own. */
 static bool call_route(struct call *c, char *path, bool queried)
 {
     bool all = c->method == OTHER && strcmp(path, "*") == 0; /* OPTIONS *: it is 405 */
@@ -6404,7 +6426,9 @@ static bool call_route(struct call *c, char *path, bool queried)
     return !c->response;
 }
 
-/* Begins a request when its headers are there. */
+/* Begins a request when its headers are there. Nothing is sent yet, even if the answer is known, unless the
+ * connection is to be closed: http_handle sends it when the body was read. A node that is stopping or is no
+ * member says so here, last: an error of the request's own is an error at every node. */
 static void call_begin(struct call *c, const char *method, const char *version)
 {
     static const uint8_t functions[METHODS] = {DO_READ, DO_READ, DO_PUT, DO_PUT, DO_DELETE, 0};
@@ -6613,7 +6637,8 @@ static bool http_client_gone(struct node *n, void *client)
     return stop_asked || (asks && send(file, interim, strlen(interim), flags) < 0);
 }
 
-/* Closes connections that libmicrohttpd would keep. Of a client that left while its request came, the end
+/* Looks at every connection, so it runs ten times a second and not in each turn.
+ * Closes connections that libmicrohttpd would keep. Of a client that left while its request came, the end
  * may have come together with the last bytes, and epoll reports no other edge. And while memory is refused
  * to others, a client that stands still is given less time; but peers are not. */
 static void calls_sweep(struct server *s)
@@ -6633,7 +6658,11 @@ static void calls_sweep(struct server *s)
 
 /* --- libmicrohttpd's side --- */
 
-/* A piece of a peer's endless POST. Each frame that is complete goes to the core. */
+/* A piece of a peer's endless POST. Each frame that is complete goes to the core.
+ *
+ * Anyone who reaches the port can send here, so nothing is kept of a sender that has not signed a frame yet: the
+ * first one is empty, and more bytes than its header are an error. A frame that is damaged or wrongly signed
+ * ends the connection: behind it nobody knows where the next one begins. */
 static enum MHD_Result frame_piece(struct call *c, const char *data, size_t bytes)
 {
     size_t at = 0;
@@ -6857,7 +6886,9 @@ static struct node *server_node(struct server *s)
     return n;
 }
 
-/* Rejoins under a new id, keeping only the views (R17). It takes one batch of the log, which nothing below
+/* A crash leaves either log behind: until the batch is durable the old one, with which the node comes here again,
+ * and then the new one, which begins at the batch.
+ * Rejoins under a new id, keeping only the views (R17). It takes one batch of the log, which nothing below
  * is needed for; then the program starts again. Behind damage it has files of its own. */
 __attribute__((noreturn)) static void server_rejoin(struct server *s, bool damaged)
 {
@@ -6992,7 +7023,9 @@ static char *read_file(const char *path)
     return path ? strndup((char *)text.data, text.size) : NULL;
 }
 
-/* Clients take at most half of the files that may be open: without one for itself, the log ends the
+/* Files and memory are shared out here, before the first client comes. TLS is served with version 1.2 or later; a
+ * client needs no certificate, a peer does (certificate_is_ours).
+ * Clients take at most half of the files that may be open: without one for itself, the log ends the
  * program, and a record that cannot be read counts as damaged. */
 static void server_listen(struct server *s)
 {
