@@ -474,7 +474,7 @@ enum {
 #define BOUND_MARGIN      (300 * MS)       /* a disk may stall that long, and reads do not notice */
 #define WRITE_TIME_MAX    SECOND           /* a disk that takes longer for a batch is away */
 #define CLOCK_AHEAD_MAX   (10 * SECOND)    /* a message from further ahead is a clock fault */
-#define CLOCK_FAR_MAX     (86400 * SECOND) /* and so is such a clock, whoever tells it */
+#define CLOCK_FAR_MAX     (86400 * SECOND) /* and so is such a clock, whoever names it */
 #define REPEAT_TIME       (60 * SECOND)    /* how long a repeat surely finds its answer */
 #define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
 #define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
@@ -513,7 +513,7 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
 enum log_level { LEVEL_ERROR, LEVEL_WARN, LEVEL_INFO, LEVEL_DEBUG };
 static enum log_level log_level = LEVEL_INFO;
 
-/* What the core asks of Part V beside its hooks. One logfmt line on stderr; `format` tells the
+/* What the core asks of Part V beside its hooks. One logfmt line on stderr; `format` has the
  * key=value pairs after msg. */
 __attribute__((format(printf, 3, 4))) static void
 log_line(enum log_level level, const char *message, const char *format, ...);
@@ -606,7 +606,7 @@ static void bytes_swap(struct bytes *a, struct bytes *b)
 
 enum { KEY_TEXT_BYTES = 3 * KEY_BYTES_MAX + 1 };
 
-/* A key as paths, lists, JSON and the log tell it. */
+/* A key as paths, lists, JSON and the log show it. */
 static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size_t bytes)
 {
     const uint8_t *from = key;
@@ -620,7 +620,7 @@ static const char *percent_encode(char to[KEY_TEXT_BYTES], const void *key, size
     return to;
 }
 
-/* Whether it can be an address, or a zone's name. Peers tell them too, and they are printed in JSON and
+/* Whether it can be an address, or a zone's name. Peers send them too, and they are printed in JSON and
  * in the log, and made a URL of. */
 static bool text_is_plain(const char *text, size_t bytes, bool address)
 {
@@ -646,12 +646,12 @@ static bool text_is_plain(const char *text, size_t bytes, bool address)
  *   48 write_id     64 bits that identify one client's write (M_DIGEST: of which it is the reply)
  *   56 modified     microseconds; with the write id the ETag. In M_READ both are what is known already
  *   64 expiry       microseconds, 0: none. M_READ, and a request for it: bytes wanted at most
- *   72 results_lost_until   newest `recorded` of the results that the record lists no more
+ *   72 results_lost_until   newest `recorded` of the results that the record no longer lists
  *      issued_at    of a request. M_READ: bytes_max, of a part that is larger nothing is sent
  *   80 number       of a reply: a counter's, else modified. By type: amount to add; part_start of the
  *                   part wanted; total_bytes of the value; has_lease; keys_max of a list; digest;
  *                   clock_bound
- *   88 value_bytes  told even where the value itself is not there (FLAG_WHOLE not set)
+ *   88 value_bytes  set even where the value itself is not there (FLAG_WHOLE not set)
  *   92 key_bytes, type_bytes, results_count, status (u16 each). In M_HEARTBEAT key and type are its
  *      sender's address and zone, and status is its weight
  *  100 function, condition (u8 each), 2 bytes zero
@@ -811,7 +811,7 @@ static struct bytes message_value(const struct message *m)
 }
 
 /* Appends the message of `head` and `body`; a null body: the parts stand behind the head already, or
- * it has none. So a message is copied as a whole, but a copy of its head needs the body told. */
+ * it has none. So a message is copied as a whole, but a copy of its head needs the body given. */
 static struct message *message_append(struct bytes *to, const struct message *head,
                                       const struct body *body)
 {
@@ -882,7 +882,7 @@ struct partition {
     uint32_t count;
     uint64_t digest;             /* XOR over live keys of hash(key, accepted) */
     struct ballot promise_floor; /* promised for every key without a record or with a tombstone */
-    uint64_t promise_floor_lsn;  /* of the log's newest entry that tells the floor */
+    uint64_t promise_floor_lsn;  /* of the log's newest entry that has the floor */
     uint64_t promised_until;     /* clock_bound_found, or 0 if it was not owned at start (R2) */
     struct ballot gc_floor;      /* no owner needs a tombstone up to it */
     uint64_t agreed;             /* members; each new promise floor and each view begin without */
@@ -899,7 +899,7 @@ struct heartbeat {
     uint64_t keys, value_bytes, requests; /* for reports */
     uint64_t moved; /* records that it pulled, and lists that it finished: progress */
     uint64_t zero;  /* kept for the layout */
-    uint64_t leave; /* members of which it was told that they are to be drained */
+    uint64_t leave; /* members whose drain was requested, as far as it knows */
     uint8_t complete[PARTITIONS / 8]; /* partitions of which all is there, in this epoch */
     uint64_t heard[MEMBERS_MAX];      /* those whose heartbeats it hears, id ^ boot; 0: none */
 };
@@ -923,7 +923,7 @@ struct peer {
     uint64_t live_at;     /* when it was last live */
     int64_t clock_offset; /* its wall clock less ours, when last heard, microseconds */
     uint64_t messages_in, messages_out;
-    void *link; /* the transport's */
+    void *channels; /* the server's, two of them */
 };
 
 /* A client's request, or one of the node itself. */
@@ -1457,7 +1457,7 @@ static void promise_floor_log(struct node *n, uint16_t partition)
     p->promise_floor_lsn = log_append(n, &m, NULL);
 }
 
-/* A floor only rises. It is told to others only when the log is durable up to its end (chapter 8).
+/* A floor only rises. It is sent to others only when the log is durable up to its end (chapter 8).
  * Where there is little room it stays: a lower one claims less. */
 static void promise_floor_raise(struct node *n, uint16_t partition, struct ballot to)
 {
@@ -1502,7 +1502,7 @@ static uint64_t frame_check(const struct frame *b)
 
 /* A message that is kept inside the node, its parts behind it: in `awaiting_durable` one to the peer, in
  * `inbox`, `cold` and a partition's `watches` one from it. It is void if another node has the peer's
- * place by then, which its id tells. */
+ * place by then, which its id shows. */
 struct queued {
     struct peer *peer;
     uint64_t id;   /* the peer's */
@@ -1543,7 +1543,7 @@ static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
         return NULL;
     bytes_free(&p->outbox[0]);
     bytes_free(&p->outbox[1]);
-    *p = (struct peer){.id = id, .live_at = n->now, .link = p->link};
+    *p = (struct peer){.id = id, .live_at = n->now, .channels = p->channels};
     snprintf(p->address, sizeof p->address, "%s", address);
     return p;
 }
@@ -1833,7 +1833,7 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
 
 static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
 
-/* Replies once more to those that watch the key of a new record, and forgets them: once told, they read
+/* Replies once more to those that watch the key of a new record, and forgets them: once notified, they read
  * again. A null entry: forgets only the watches whose time is over. */
 static void watches_notify(struct node *n, uint16_t partition, const struct entry *e)
 {
@@ -1893,7 +1893,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
                      &(struct message){.type = M_ACCEPTED, .round_id = m->round_id}, NULL);
 }
 
-/* Nothing is told of a damaged record, from the index either: nobody could be given its value. */
+/* No reply shows a damaged record, not even from the index: nobody could be given its value. */
 static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
@@ -2099,7 +2099,7 @@ static struct result draft_take(struct node *n, struct draft *d, const struct me
     return a;
 }
 
-/* Lists no more the results that nobody can ask for (R35), and those that are too old or too many;
+/* No longer lists the results that nobody can ask for (R35), and those that are too old or too many;
  * how late these were recorded is kept (R11). The results are in the order of the rounds that
  * recorded them. */
 static void draft_trim(const struct node *n, struct draft *d)
@@ -4560,8 +4560,8 @@ static void node_run(struct node *n)
  * at the addresses it knows.
  *
  * Of the processes with one id one is followed (R32): the first that is heard, then one that found a log
- * with all that was ever told of that id's. Any other counts as a stranger, a peer that is named by its
- * process: no member, and it cannot join. That name, in what it is sent, tells it so. Its log should not
+ * with all that was ever shown of that id's. Any other counts as a stranger, a peer that is named by its
+ * process: no member, and it cannot join. That name, in frames to it, says so. Its log should not
  * grow then, or it would seem to reach far enough after another start: so it hears no clock. */
 static struct peer *frame_sender(struct node *n, const struct frame *f)
 {
@@ -5301,9 +5301,9 @@ static void channels_turn(struct server *s)
         struct peer *p = n->peers[i / 2];
         if (p == n->self_peer || !*p->address)
             continue;
-        if (!p->link)
-            p->link = allocate(2 * sizeof(struct channel));
-        struct channel *c = (struct channel *)p->link + i % 2;
+        if (!p->channels)
+            p->channels = allocate(2 * sizeof(struct channel));
+        struct channel *c = (struct channel *)p->channels + i % 2;
         c->server = s;
         c->peer = p;
         c->which = i % 2;
