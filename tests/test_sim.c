@@ -904,7 +904,7 @@ static bool is_cut(int from, int to)
     return w.cut_until[from][to] > w.now || w.hosts[to].deaf_until > w.now;
 }
 
-static void mail_push(int from, int to, uint64_t at, const struct bytes *batch)
+static void frame_push(int from, int to, uint64_t at, const struct bytes *batch)
 {
     void *data = memcpy(allocate(batch->count), batch->data, batch->count);
     event_push((struct event){at, 0, FRAME, to, 0, data, batch->count, from});
@@ -926,7 +926,7 @@ static void frame_send(struct host *h, const struct peer *p, const struct bytes 
             50 + below(w.plan.delay) + (chance(w.plan.late) ? below(w.plan.delay_far) : 0);
         if (h->slow_until > w.now || w.hosts[to].slow_until > w.now)
             delay += below(300 * MS);
-        mail_push(h->index, to, w.now + delay, batch);
+        frame_push(h->index, to, w.now + delay, batch);
     }
 }
 
@@ -983,7 +983,7 @@ static void fault_lie(void)
         else if (to->node)
             lie_make(to->node, &frame);
         if (frame.count)
-            mail_push(to->index, to->index, w.now + below(200 * MS), &frame);
+            frame_push(to->index, to->index, w.now + below(200 * MS), &frame);
         bytes_free(&frame);
     }
 }
