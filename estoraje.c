@@ -1234,7 +1234,7 @@ static bool log_read(struct node *n, uint64_t lsn, void *to, size_t bytes)
  *   clock        the hybrid logical one (Kulkarni et al. 2014): never behind the own time, raised by
  *                every frame (R4); ballots, round ids and times of issue are made of it
  *
- * The clock bound is a time in the log, and no frame leaves with a clock above it. So a restarted node,
+ * The clock bound is a time in the log, and no frame leaves with a clock above it. So a node that restarts,
  * which counts every key as promised up to the bound that it finds, forgets no promise (R2).
  *
  * A wall clock that jumps moves nothing (R31): the own time is led towards it by a sixteenth of what
@@ -1893,7 +1893,7 @@ static void on_accept(struct node *n, struct peer *from, const struct message *m
                      &(struct message){.type = M_ACCEPTED, .round_id = m->round_id}, NULL);
 }
 
-/* No reply shows a damaged record, not even from the index: nobody could be given its value. */
+/* A read of a damaged record gets no reply, not even from the index: nobody could be given its value. */
 static void on_read(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
@@ -4143,8 +4143,8 @@ static struct request *request_make(struct node *n, const struct message *m,
  * - A first try that comes within KEY_TIME_SLACK of its key's time, or before, counts as issued when
  *   it comes: no clock of a client makes a new write unknown, and how long results are kept goes by
  *   arrival. (FIRST_TRY_LEAD: a one-write by a node whose clock is 50 ms ahead makes the record say
- *   that results are lost until 50 ms from now. A PUT with a key that comes here next is new even so; thus,
- *   until something of it was sent, results lost up to 100 ms after its time of issue are none of its.)
+ *   that results are lost until 50 ms from now. A PUT that comes here next is new all the same: until
+ *   something of it was sent, results lost up to 100 ms after its time of issue cannot be its own.)
  * - One that comes later may have been overtaken by its repeat, and counts as one.
  * - A repeat counts as issued KEY_TIME_MARGIN before its key's time: the first try did not come earlier
  *   than that, as long as its client's clock is not ahead by more than the margin.
