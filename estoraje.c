@@ -695,27 +695,10 @@ struct body {
     const void *results, *key, *type, *value;
 };
 
-enum message_type {
-    M_PREPARE,
-    M_PROMISE,
-    M_ACCEPT,
-    M_ACCEPTED,
-    M_REJECT,
-    M_READ,
-    M_READ_REPLY,
-    M_HEARTBEAT,
-    M_VIEW,
-    M_LIST,
-    M_LISTED,
-    M_PULL,
-    M_DIGEST,
-    M_TYPES,
-    M_CLOCK_BOUND = 32, /* from here on in the log only */
-    M_PROMISE_FLOOR,
-    M_DROP,
-    M_DAMAGED,
-    M_LOG_TYPES,
-};
+/* The types of messages: of Part II, of Part III, and those that stand in the log only. */
+enum { M_PREPARE, M_PROMISE, M_ACCEPT, M_ACCEPTED, M_REJECT, M_READ, M_READ_REPLY };
+enum { M_HEARTBEAT = M_READ_REPLY + 1, M_VIEW, M_LIST, M_LISTED, M_PULL, M_DIGEST, M_TYPES };
+enum { M_CLOCK_BOUND = 32, M_PROMISE_FLOOR, M_DROP, M_DAMAGED, M_LOG_TYPES };
 
 enum {
     /* Of records, and of messages about them: */
@@ -1721,7 +1704,24 @@ static void reject(struct node *n, struct peer *from, const struct message *m)
     message_send(n, from, 0, &(struct message){.type = M_REJECT, .round_id = m->round_id}, NULL);
 }
 
-static void pull_damaged(struct node *n, uint16_t partition, struct entry *e);
+static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
+
+/* A record failed its checksum. Until another owner sends it, this node replies of the key only that it is
+ * damaged, in a promise. */
+static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
+{
+    char text[KEY_TEXT_BYTES];
+    if (!(e->flags & FLAG_DAMAGED)) {
+        log_line(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64 " key=%s", e->lsn,
+                 percent_encode(text, e->key, e->key_bytes));
+        n->counters.repairs_damage++;
+    }
+    e->flags |= FLAG_DAMAGED;
+    struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
+    messages_send(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
+                  &(struct body){.key = e->key});
+    repair_key(n, partition, e->key, e->key_bytes); /* theirs may be older, or none */
+}
 
 /* The entry's record, in n->scratch; of its value the part alone. All of it is read, and its checksum
  * tried, unless that was done once since it was written; then a part may be read alone. Null: it is
@@ -1830,8 +1830,6 @@ static void on_prepare(struct node *n, struct peer *from, const struct message *
     else
         log_reply(n, from, m, e, M_PROMISE, 0, 0);
 }
-
-static void repair_key(struct node *n, uint16_t partition, const void *key, uint16_t key_bytes);
 
 /* Replies once more to those that watch the key of a new record, and forgets them: once notified, they read
  * again. A null entry: forgets only the watches whose time is over. */
@@ -2012,21 +2010,19 @@ static uint16_t draft_apply(struct draft *d, const struct message *m)
     bool existed = is_live(d->head.flags);
     if (!condition_holds(&d->head, m))
         return 412;
-    switch (m->function) {
-    case DO_ADD:
+    if (m->function == DO_ADD)
         return draft_add(d, m) ? 200 : 409;
-    case DO_DELETE:
+    if (m->function == DO_DELETE) {
         if (!existed && !(m->flags & FLAG_ONE))
             return 404;
         draft_write(d, m->write_id, NULL, 0);
         return 200;
-    default:
-        draft_write(d, m->write_id, body.value, m->value_bytes);
-        d->head.expiry = m->expiry;
-        d->head.type_bytes = m->type_bytes;
-        d->body.type = body.type;
-        return existed ? 204 : 201;
     }
+    draft_write(d, m->write_id, body.value, m->value_bytes);
+    d->head.expiry = m->expiry;
+    d->head.type_bytes = m->type_bytes;
+    d->body.type = body.type;
+    return existed ? 204 : 201;
 }
 
 /* The client of a write has its result, and nobody can ask for it again. So what this node proposes
@@ -3594,36 +3590,17 @@ static void listing_listed(struct node *n, const struct peer *from, const struct
 
 static void on_listed(struct node *n, struct peer *from, const struct message *m)
 {
-    struct sync *s = n->syncs, *end = n->syncs + SYNCS_MAX;
-    while (s < end && (!s->page_id || s->page_id != m->round_id))
-        s++;
-    if (s == end) {
-        listing_listed(n, from, m);
-        return;
-    }
+    struct sync *s = &n->syncs[m->partition % SYNCS_MAX]; /* as sync_tick deals them out */
     struct bytes list = message_value(m);
+    if (m->partition == VIEWS_PARTITION)
+        listing_listed(n, from, m);
+    if (!s->page_id || s->page_id != m->round_id)
+        return;
     bytes_set(&s->page, list.data, list.count);
     s->more = list.count && m->flags & FLAG_MORE;
     s->page_id = s->pulled_to = s->asked_to = 0;
     s->due = n->now + 5 * STEP_TIME;
     sync_tick(n);
-}
-
-/* A record failed its checksum. Until another owner sends it, this node replies of the key only that it is
- * damaged, in a promise. */
-static void pull_damaged(struct node *n, uint16_t partition, struct entry *e)
-{
-    char text[KEY_TEXT_BYTES];
-    if (!(e->flags & FLAG_DAMAGED)) {
-        log_line(LEVEL_ERROR, "damaged record", "lsn=%" PRIu64 " key=%s", e->lsn,
-                 percent_encode(text, e->key, e->key_bytes));
-        n->counters.repairs_damage++;
-    }
-    e->flags |= FLAG_DAMAGED;
-    struct message m = {.type = M_PULL, .partition = partition, .key_bytes = e->key_bytes};
-    messages_send(n, partition_owners(n, partition) & ~self_bit(n), 0, &m,
-                  &(struct body){.key = e->key});
-    repair_key(n, partition, e->key, e->key_bytes); /* theirs may be older, or none */
 }
 
 /* Sends a partition's digest and promise floor to some of its owners. Until it has caught up, it asks for
