@@ -4572,9 +4572,10 @@ static struct peer *frame_sender(struct node *n, const struct frame *f)
         return NULL;
     from->boot = f->boot;
     from->durable = max_u64(from->durable, f->durable);
-    if (f->latest_time)
+    if (f->latest_time && !lacks && !from->disowns_us) {
         time_adopt(n, f->latest_time);
-    n->latest_time = max_u64(n->latest_time, min_u64(f->latest_time, f->clock));
+        n->latest_time = max_u64(n->latest_time, min_u64(f->latest_time, f->clock));
+    }
     return from;
 }
 
@@ -5602,6 +5603,13 @@ static const char *unready(const struct server *s)
     snprintf(text, sizeof text, "data of %u partitions is not here or not compared yet", behind);
     if (!reason && n->view->members[n->self].state != MEMBER_UP)
         reason = "this node is about to join or to leave: see /_status";
+    /* Whoever was live, or may be since this node has a lease, may count on this one only when both hear
+     * one another: else the next node that stops takes the majority away. */
+    for (uint32_t i = 0; !reason && i < n->view->members_count; i++) {
+        const struct peer *p = n->member_peer[i];
+        if (!peer_is_live(n, p) && max_u64(p->live_at, n->lease_at) + 2 * n->lease > n->now)
+            reason = "a member is not heard yet, or does not hear this node yet";
+    }
     return reason || !behind ? reason : text;
 }
 
