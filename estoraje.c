@@ -434,7 +434,7 @@
 enum {
     KEY_BYTES_MAX = 1024,
     TYPE_BYTES_MAX = 255,         /* a Content-Type */
-    RESULTS_MAX = 256,            /* earlier answers that a record remembers */
+    RESULTS_MAX = 256,            /* results that a record lists */
     ROUND_WRITES_MAX = 64,        /* writes that one round carries */
     LIST_PAGE_KEYS = 512,         /* keys in one message of a list, when nodes sync */
     LISTING_PAGE_KEYS = 5,        /* of one partition in a listing's page: some thousand in all */
@@ -442,31 +442,31 @@ enum {
     PULL_BYTES_MAX = 1 << 20,     /* values under way in pulls, for one partition */
     SYNCS_MAX = 8,                /* partitions that sync at once */
     REPAIRS_MAX = 64,             /* repairs of single keys under way */
-    BULK_BYTES = 64 << 10,        /* a message above it goes by the bulk channel */
+    BULK_BYTES = 64 << 10,        /* a larger message goes by the bulk channel */
     COLD_BYTES_MAX = 1 << 20,     /* messages that wait for cold bytes of the log */
-    OUTBOX_BYTES_MAX = 256 << 20, /* messages that wait for one peer; more is lost */
-    OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, for one that is not live, or while memory is short */
+    OUTBOX_BYTES_MAX = 256 << 20, /* messages that wait for one peer; above it all are lost */
+    OUTBOX_BYTES_DEAD = 1 << 20,  /* the same, if the peer is not live, or memory is short */
     BYTES_KEPT = 32 << 20,        /* a buffer that grew larger is freed when it is empty */
     LARGE_BYTES_MAX = 2 << 20,    /* values of this node's large writes under way; others wait */
-    RESENDS_MAX = 5,              /* after so many a step's time doubles no more */
-    DUELS_FIRST = 1,              /* the same of the time that a rejected round waits: at */
-    DUELS_OTHER = 7,              /* the partition's first live owner, and elsewhere */
+    RESENDS_MAX = 5,              /* a step's time doubles so often at most */
+    DUELS_FIRST = 1, /* the time that a rejected round waits doubles so often: at the partition's */
+    DUELS_OTHER = 7, /* first live owner, and at the other nodes */
     CLEAN_STEP_BYTES = 1 << 20,   /* copied, or looked at, in one step of cleaning */
     CLEAN_SLACK_BYTES = 16 << 20, /* garbage not worth cleaning */
-    READ_TRIES = 2,              /* fast ones, before a read becomes a request of the key's round */
-    PEERS_MAX = 4 * MEMBERS_MAX, /* members, who asks to join, and addresses of --join */
-    ENTRIES_GROWTH = 64,         /* of a partition's array, when it is full */
+    READ_TRIES = 2,               /* fast reads, before the read joins the key's write round */
+    PEERS_MAX = 4 * MEMBERS_MAX,  /* members, joiners, and addresses of --join */
+    ENTRIES_GROWTH = 64,          /* of a partition's array, when it is full */
     ROUND_BUCKETS = 4096,
-    DELIVERED_PLACES = 1 << 17,   /* writes whose results need not be kept any more */
+    DELIVERED_PLACES = 1 << 17,   /* write ids whose clients have their results */
     VIEWS_PARTITION = PARTITIONS, /* the registers of the views; acceptors: the voters */
-    VIEWS_TOLD_MAX = 16,          /* views told to a node that is behind, at a time */
+    VIEWS_TOLD_MAX = 16,          /* views sent at a time to a node that is behind */
     BYTES_PER_US = 16,            /* a large value gets time on top of that for a small one */
-    /* What is appended where the disk has no more leaves room for what must go on: */
-    ROOM_CLEANING = 64 << 10, /* what cleans, views and clock bounds leave */
+    /* On a full disk what is appended leaves so much room for what is more urgent: */
+    ROOM_CLEANING = 64 << 10, /* copies made by cleaning, views and clock bounds */
     ROOM_FLOORS = 4 << 20,    /* promise floors, tombstones and the registers of views */
     ROOM_RECORDS = 8 << 20,   /* all other records, and requests to delete */
     ROOM_WRITES = 12 << 20,   /* all other requests to write */
-    ROOM_AHEAD = 16 << 20,    /* taken ahead of the log's end; a disk with less is full */
+    ROOM_AHEAD = 16 << 20,    /* allocated ahead of the log's end; a disk with less is full */
 };
 #define MS                UINT64_C(1000)
 #define SECOND            (1000 * MS)
@@ -479,12 +479,12 @@ enum {
 #define KEY_TIME_SLACK    SECOND /* a first try that comes so near its key's time is in time */
 #define KEY_TIME_MARGIN   (5 * SECOND) /* clients' clocks may be ahead by so much */
 #define RESULTS_KEPT_TIME (REPEAT_TIME + 2 * KEY_TIME_MARGIN) /* 70 s, Part I's "a minute" */
-#define FIRST_TRY_LEAD    (100 * MS) /* no repeat is carried out so soon after its first try came */
+#define FIRST_TRY_LEAD    (100 * MS)  /* a repeat is not applied so soon after the first try came */
 #define REQUEST_TIME      (2300 * MS) /* a request is answered within it */
 #define STEP_TIME         (100 * MS)  /* a step of a round, before it is sent again */
-#define LEASE_GRACE       (200 * MS) /* a node that was stopped has its peers' heartbeats waiting */
+#define LEASE_GRACE       (200 * MS)  /* a request waits so long for a lease that was lost */
 #define WATCH_TIME        (5 * SECOND)
-#define LISTING_TIME      (60 * SECOND) /* its turn may come late */
+#define LISTING_TIME      (60 * SECOND) /* it includes the wait for its turn */
 #endif
 
 /* === 2 Small tools ============================================================================ */
@@ -495,9 +495,9 @@ struct bytes {
     size_t count, capacity;
 };
 
-/* What all of them hold in this process: values, messages, lists, whatever clients and peers cause to be
- * kept. To make room for what is to come, and to count it, is one act: bytes_reserve. Nothing new is let
- * in above the limit, and no empty buffer is kept while an eighth of it is used. */
+/* The memory of all of them in this process: values, messages, lists, all that clients and peers cause to
+ * be kept. bytes_reserve allocates it and counts it. Above the limit no new body and no value is let in;
+ * above an eighth of it no empty buffer is kept. */
 static uint64_t bytes_held, bytes_limit = UINT64_MAX;
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
@@ -517,9 +517,9 @@ static enum log_level log_level = LEVEL_INFO;
  * key=value pairs after msg. */
 __attribute__((format(printf, 3, 4))) static void
 log_line(enum log_level level, const char *message, const char *format, ...);
-/* For what cannot be handled: no memory, a disk that fails. */
+/* Ends the process where nothing else can be done: no memory, a disk that fails. */
 __attribute__((noreturn)) static void die(const char *message);
-/* A large buffer grew. */
+/* Is called when a large buffer grew. */
 static void memory_grew(struct bytes *b);
 
 static void *allocate(size_t bytes)
@@ -589,7 +589,7 @@ static void bytes_free(struct bytes *b)
     *b = (struct bytes){0};
 }
 
-/* Empties it; what a large value left behind is given back. */
+/* Empties it; frees its memory if that is large, or if memory is short. */
 static void bytes_clear(struct bytes *b)
 {
     b->count = 0;
@@ -634,9 +634,9 @@ static bool text_is_plain(const char *text, size_t bytes, bool address)
 
 /* === 3 Ballots and messages =====================================================================
  *
- * One format serves four ends: a message on the wire, an entry of the log, a request in its queue, and
- * the reply to a client. A record is an accept message; the log holds accepts as they came, and to
- * send a record again is to copy it. Little-endian, as the machine is.
+ * One format serves for messages on the wire, entries of the log, requests in their queues and replies to
+ * clients. A record is an accept message: the log holds it as it came, and to send it again is to copy it.
+ * Numbers are little-endian.
  *
  *    0 check        halves of XXH3 of bytes 16 to the value, and of the rest; in the log only
  *    8 round_id     the proposer's name for its round, echoed in replies; 0: a pull's accept
@@ -658,6 +658,9 @@ static bool text_is_plain(const char *text, size_t bytes, bool address)
  *  104 results (32 bytes each), key, content type, value if FLAG_WHOLE, zeros up to a multiple of 8
  */
 
+/* `epoch`: of the proposer's view. `time`: of its clock, the round's id as well. `node`: its id. A node
+ * makes each ballot for one round and one record (clock_tick). So records with equal ballots are the same
+ * record, and to compare ballots is to compare records. */
 struct ballot {
     uint64_t epoch, time, node;
 };
@@ -682,8 +685,8 @@ struct message {
 _Static_assert(sizeof(struct message) == 104 && offsetof(struct message, bytes) == 16, "layout");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire and disk are little-endian");
 
-/* What the client of a write was, or would be, told. `recorded`: the time of the ballot that put it
- * into the record. `number`: a counter's value, else modified. */
+/* The reply to a write, which its record keeps for repeats. `recorded`: the time of the ballot that put
+ * it into the record. `number`: a counter's value, else modified. */
 struct result {
     uint64_t write_id, recorded, number;
     uint32_t status, zero;
@@ -695,7 +698,15 @@ struct body {
     const void *results, *key, *type, *value;
 };
 
-/* The types of messages: of Part II, of Part III, and those that stand in the log only. */
+/* The types of messages: of Part II, of Part III, and those that stand in the log only. What comes back:
+ *
+ *   M_PREPARE   M_PROMISE or M_REJECT
+ *   M_ACCEPT    M_ACCEPTED or M_REJECT; nothing after a pull, or if there is no room in the log
+ *   M_READ      M_READ_REPLY; nothing if the record is damaged; with FLAG_WATCH another at a change
+ *   M_LIST      M_LISTED
+ *   M_PULL      M_ACCEPT, if there is a record that is not damaged
+ *
+ * Nobody relies on a reply: each may be lost, and who needs it asks again. */
 enum { M_PREPARE, M_PROMISE, M_ACCEPT, M_ACCEPTED, M_REJECT, M_READ, M_READ_REPLY };
 enum { M_HEARTBEAT = M_READ_REPLY + 1, M_VIEW, M_LIST, M_LISTED, M_PULL, M_DIGEST, M_TYPES };
 enum { M_CLOCK_BOUND = 32, M_PROMISE_FLOOR, M_DROP, M_DAMAGED, M_LOG_TYPES };
@@ -730,6 +741,8 @@ static bool is_live(uint8_t flags)
     return (flags & (FLAG_RECORD | FLAG_TOMBSTONE)) == FLAG_RECORD;
 }
 
+/* By the epoch first, so that what a minority accepted in an old epoch, at a late time, is not taken for
+ * newer than what was chosen after it (R7). */
 static int ballot_compare(struct ballot a, struct ballot b)
 {
     if (a.epoch != b.epoch && RULE(7))
@@ -766,8 +779,8 @@ static struct body message_body(const struct message *m)
     return b;
 }
 
-/* The message at `data`, or null: it comes from a peer or a disk, and nothing in it is believed
- * before its lengths add up. `data` must be aligned to 8. */
+/* The message at `data`, or null if that is none. It comes from a peer or a disk: no length in it is used
+ * before all of them were checked. `data` must be aligned to 8. */
 static const struct message *message_parse(const uint8_t *data, size_t count)
 {
     const struct message *m = (const struct message *)data;
@@ -776,8 +789,8 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
     if (m->type >= M_LOG_TYPES || m->partition > VIEWS_PARTITION || m->key_bytes > KEY_BYTES_MAX ||
         m->type_bytes > TYPE_BYTES_MAX || m->results_count > RESULTS_MAX)
         return NULL;
-    /* What is kept is a whole record; a tombstone has no value; only promises and answers may leave
-     * one out. */
+    /* A record is stored whole; a tombstone has no value; only M_PROMISE and M_READ_REPLY may leave the
+     * value out. */
     bool whole = m->flags & FLAG_WHOLE || m->value_bytes == 0;
     if ((m->type == M_ACCEPT && (~m->flags & (FLAG_RECORD | FLAG_WHOLE))) ||
         (m->flags & FLAG_TOMBSTONE && m->value_bytes) ||
@@ -786,7 +799,8 @@ static const struct message *message_parse(const uint8_t *data, size_t count)
     return m;
 }
 
-/* A value of numbers, where it stands: aligned, as only one that nothing precedes is; else none. */
+/* A value that consists of numbers, in place. It is aligned only if no key and no type precede it: with
+ * one of these, there is none. */
 static struct bytes message_value(const struct message *m)
 {
     bool alone = m->key_bytes + m->type_bytes == 0;
@@ -813,6 +827,8 @@ static struct message *message_append(struct bytes *to, const struct message *he
     return m;
 }
 
+/* Two checksums in one. The low half covers all but the value, the high half covers the value: so a
+ * record, or a part of a value that was checked before, can be read without the rest. `whole`: both. */
 static uint64_t message_check(const struct message *m, bool whole)
 {
     const uint8_t *start = (const uint8_t *)m, *value = message_body(m).value;
@@ -820,6 +836,7 @@ static uint64_t message_check(const struct message *m, bool whole)
     return whole ? head | XXH3_64bits(value, (size_t)(start + m->bytes - value)) << 32 : head;
 }
 
+/* The arc of the hashes in which the key lies. It is the same for ever: logs and peers count on it. */
 static uint16_t key_partition(const void *key, size_t bytes)
 {
     return (uint16_t)(XXH3_64bits(key, bytes) >> (64 - PARTITION_BITS));
@@ -827,8 +844,8 @@ static uint16_t key_partition(const void *key, size_t bytes)
 
 /* === 4 The node =================================================================================
  *
- * All protocol state hangs off one struct. Events go in by chapter 21's functions; effects come out
- * as messages in outboxes, bytes in the log's buffers, and calls of the hooks.
+ * All state of the protocol is in one struct. Events go in by the functions of chapter 21. Effects come
+ * out as messages in outboxes, as bytes in the log's buffers, and as calls of the hooks.
  */
 
 /* A view of the membership, as it stands on the wire, on disk and in the register view/<epoch>. */
@@ -841,7 +858,8 @@ _Static_assert(sizeof(struct view) == 24, "layout");
 
 /* What the index knows of one key. (E1) Its accepted ballot never falls. (E2) The log holds its record
  * at lsn, with that ballot; without FLAG_RECORD there is none, and the entry is a mere promise. Memory
- * is counted in keys, so a promise takes some only while it is above the accepted ballot. */
+ * is counted in keys, so a promise takes some only while it is above the accepted ballot. The fields of the
+ * record are copied here, so that lists, digests, and reads of a ballot alone, need nothing of the log. */
 struct entry {
     struct ballot accepted, *promised; /* promised: owned; null: no more than was accepted */
     uint64_t write_id, modified, expiry, lsn;
@@ -899,7 +917,7 @@ struct peer {
     uint64_t boot, durable;          /* of the process that is followed (R32), the highest */
     uint64_t beat_epoch, beat_clock; /* of that with its last heartbeat */
     struct heartbeat beat;           /* the last */
-    bool hears_us, has_lease;        /* by that */
+    bool hears_us, has_lease;        /* as its last heartbeat says */
     bool disowns_us;                 /* it follows another process of our id (R32) */
     bool leave; /* a drain was requested, here or at another member, or is under way, or is over */
     uint64_t heard_at;    /* when its heartbeat last came, 0: never */
@@ -909,19 +927,20 @@ struct peer {
     void *channels; /* the server's, two of them */
 };
 
-/* A client's request, or one of the node itself. */
+/* A client's request, or one of the node itself. It is in one list at a time: queued or in flight in a
+ * round, or in n->large. request_reply ends it. */
 struct request {
     STAILQ_ENTRY(request) next;
-    struct message *m; /* in `copy`; it stays inside the node, and has no type */
+    struct message *m; /* in `copy`; it is never sent, and has no type */
     struct bytes copy;
-    void *client;            /* of this node; null if `listing` is set, or nobody gets a reply */
+    void *client;            /* null if it is the node's own, or if `listing` is set */
     uint64_t deadline;       /* this node's monotonic clock */
     uint64_t waits_until;    /* the same; FLAG_WATCH alone */
-    uint64_t allowed;        /* time for a large value; four times that is in the deadline */
+    uint64_t allowed;        /* time for a large value; the deadline includes it four times */
     struct listing *listing; /* that the read is for, and the key's entry there */
     struct listed *listed;
-    unsigned tries;       /* fast reads that met no agreement */
-    uint32_t large_bytes; /* it counts for that in n->large_bytes */
+    unsigned tries;       /* fast reads that found no agreement */
+    uint32_t large_bytes; /* its share of n->large_bytes */
     struct result result; /* of step 3; the client's once a quorum holds it */
 };
 STAILQ_HEAD(requests, request); /* the oldest first */
@@ -955,6 +974,8 @@ enum round_state { REST, PREPARE, FETCH, ACCEPT, ACCEPT_ALL, ACCEPT_ONE, READ, R
  *   read_late       round_fetch, round_send or read_again
  *   read_again      the end: the read is admitted again, at last to the key's write round
  */
+/* Owner: n->by_id; round_end frees it. It is in memory only: if the node dies, what the acceptors hold of
+ * it is all that is left, and any later round deals with that. */
 struct round {
     LIST_ENTRY(round) by_id, by_key;
     struct requests queued, in_flight; /* between events at least one is in flight */
@@ -964,10 +985,10 @@ struct round {
     struct ballot ballot;       /* of a WATCH: that of the record that its client knows */
     uint64_t replied, rejected; /* owners, in this state */
     uint64_t at_highest;        /* owners that reported the ballot of `record` */
-    struct ballot damaged_at;   /* the highest that was reported as damaged, */
-    uint64_t damaged_by;        /* by these */
-    struct bytes record;        /* round_record has it */
-    bool fetching;              /* its value was asked for, in this state */
+    struct ballot damaged_at; /* the highest ballot of a record that an owner reported as damaged */
+    uint64_t damaged_by;      /* owners that reported a damaged record */
+    struct bytes record;      /* round_record has it */
+    bool fetching;            /* its value was asked for, in this state */
     unsigned rejections, sends; /* sends: in this state */
     uint64_t due;
     uint16_t key_bytes;
@@ -976,15 +997,21 @@ struct round {
 
 /* A partition being made equal to what one other member has. */
 struct sync {
-    uint16_t partition; /* at rest: the last that it looked at, */
-    unsigned source;    /* and the last member */
+    uint16_t partition; /* at rest: the last one */
+    unsigned source;    /* the other member; at rest: the last one */
     uint64_t page_id;   /* of the page that was asked for, 0: it came */
-    uint64_t due;       /* it is given up then, if nothing comes; 0: it is at rest */
+    uint64_t due;       /* it ends then if nothing comes; 0: it is at rest */
     bool more;
-    struct bytes page;          /* struct listed; the next page comes after its last */
-    size_t pulled_to, asked_to; /* in the page: up to these all is here, and is under way */
+    struct bytes page; /* struct listed; the next page comes after its last */
+    /* In the page: all records before `pulled_to` are here, all before `asked_to` were asked for. */
+    size_t pulled_to, asked_to;
 };
 
+/* The stream, by LSN; sizes are in bytes:
+ *
+ *   first, `cleaned` (if it goes on), durable     on disk, and may be shown
+ *   durable to durable + flight.count             on its way to disk: may be there after a crash, or not
+ *   then to log_end, pending.count bytes          in memory: the next batch */
 struct log {
     uint64_t first, durable; /* LSNs: nothing is needed below; all is on disk below */
     struct bytes flight;     /* the batch being written, at `durable` */
@@ -992,18 +1019,18 @@ struct log {
     uint64_t pending_entries;
     uint64_t flight_clock_bound; /* the newest in `flight` or below */
     uint64_t flight_at;          /* when it was handed to the disk, microseconds */
-    bool writing;                /* the disk is at work: on that batch or, without one, on room */
-    uint64_t write_time;         /* what the disk takes for a batch, the longest of late */
+    bool writing;                /* the disk writes that batch or, if it is empty, looks for room */
+    uint64_t write_time;         /* of a batch: the longest, less an eighth for each since */
     struct bytes marks;          /* uint64_t: where batches begin, CLEAN_STEP_BYTES apart or more */
     uint64_t cleaned;            /* what is live below it is being copied; 0: nothing is */
-    uint64_t cleaned_until; /* all was: first becomes `cleaned` once durable up to here; or 0 */
+    uint64_t cleaned_until; /* `first` becomes `cleaned` when all below it is durable; 0: not yet */
     uint16_t clean_next;    /* partition */
     uint64_t live_bytes;
     uint64_t largest; /* bytes of the largest that is appended at once: a record, or all views */
-    uint64_t room;    /* bytes on disk that are sure to be there, ahead of the end */
+    uint64_t room;    /* bytes that are allocated on disk from `durable` on */
     bool full;        /* the disk has no more */
     bool starved;     /* a record that was pulled found no room */
-    bool torn;        /* at start: whole batches stand behind its end and a hole */
+    bool torn;        /* at start: whole batches follow a hole behind its end */
 };
 
 struct counters {
@@ -1019,12 +1046,12 @@ struct node;
 struct hooks {
     /* `result`: a status, and what was read; valid during the call. */
     void (*reply)(struct node *n, void *client, const struct message *result);
-    /* Copies log bytes that are no longer in a buffer. False: they are not in memory, `wait` is not
-     * set; they were sent for. */
+    /* Copies bytes of the log that are in no buffer any more. False: they are not in memory, and the
+     * disk was asked for them; with `wait` it waits for the disk instead. */
     bool (*log_read)(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait);
-    /* Whether a client that waits for a change has left, or is to be answered. Null: none ever. */
+    /* Whether a client that waits has gone, or is to get its reply now. Null: never. */
     bool (*client_gone)(struct node *n, void *client);
-    /* Whether there is memory for that much of a value, to be read now. Null: always. */
+    /* Whether there is memory to read so much of a value now. Null: always. */
     bool (*room)(struct node *n, uint64_t bytes);
 };
 
@@ -1049,7 +1076,7 @@ struct node {
     uint64_t view_lsn;    /* where the log ends with it */
     uint64_t views_lsn;   /* behind it, the log has all views */
     int self;             /* our index in the view, -1: no member */
-    bool stable, gone;    /* gone: was a member, and is no more */
+    bool stable, gone;    /* gone: it was a member, and left the cluster */
     uint64_t expected;    /* nodes without data, to begin a cluster; 0: it does not */
     uint32_t replicas;    /* of a cluster that it begins */
     uint64_t up, joining, leaving, lost;     /* members in that state */
@@ -1061,13 +1088,13 @@ struct node {
     size_t peers_count;
     struct peer *self_peer;
     bool has_lease;
-    bool disowned;        /* by a voter that has a lease: it takes no part (R32) */
+    bool disowned;        /* by a voter that has a lease: it does nothing any more (R32) */
     uint64_t lease_at;    /* when it was gained or lost */
-    uint64_t lease_clock; /* the clock then: it names the digests that are asked for since */
+    uint64_t lease_clock; /* the clock then: digests that are asked for under this lease echo it */
     uint64_t next_heartbeat;
     uint64_t next_fault;  /* until then no clock fault is logged again */
     uint64_t progress_at; /* when a transition last moved data, as far as this node heard */
-    uint64_t begin_after; /* no change begins until then, as one was called off */
+    uint64_t begin_after; /* no change begins until then, because one was called off */
     uint16_t digest_next, sweep_next;
     uint64_t swept_at;
 
@@ -1075,6 +1102,7 @@ struct node {
     uint64_t keys, value_bytes; /* live ones here */
     uint64_t tombstones;
     struct log log;
+    /* Struct queued, all three: what is to be handled or sent later. A new view discards all of it. */
     struct bytes inbox; /* messages to itself, and those that were in `cold` */
     struct bytes awaiting_durable,
         cold;             /* what waits for the log: to be durable, to be in memory */
@@ -1085,8 +1113,8 @@ struct node {
     uint64_t delivered[DELIVERED_PLACES]; /* write ids, each at itself modulo that (R35) */
     STAILQ_HEAD(, listing) listings;
     struct sync syncs[SYNCS_MAX];
-    struct requests large; /* writes of large values that wait for others */
-    uint64_t large_bytes;  /* of those that do not wait: at most LARGE_BYTES_MAX, or one value */
+    struct requests large; /* writes of large values that wait until others end */
+    uint64_t large_bytes;  /* values of large writes in flight: LARGE_BYTES_MAX or less, or one */
     uint64_t repairs;
     uint64_t requests;
     struct counters counters;
@@ -1134,14 +1162,14 @@ static uint64_t log_end(const struct node *n)
     return n->log.durable + n->log.flight.count + n->log.pending.count;
 }
 
-/* Whether the disk is sure to have space for so many bytes more. */
+/* Whether space for so many bytes more is allocated on the disk. */
 static bool log_has_room(const struct node *n, uint64_t bytes)
 {
     return log_end(n) - n->log.durable + bytes <= n->log.room;
 }
 
-/* Appends an entry; returns its LSN. The caller's effects may be shown when n->log.durable has
- * passed log_end. */
+/* Appends an entry; returns its LSN. What depends on it may be shown when the log is durable up to the
+ * log_end of now (R3). */
 static uint64_t log_append(struct node *n, const struct message *head, const struct body *body)
 {
     struct log *log = &n->log;
@@ -1234,7 +1262,7 @@ static bool time_is_unsure(const struct node *n)
     return !n->has_lease && (!n->lease_at || n->lease_at + 4 * n->lease < n->now);
 }
 
-/* Time has come: `now` monotonic, `wall` since 1970, in microseconds. */
+/* Sets the time of this event: `now` monotonic, `wall` since 1970, in microseconds. */
 static void node_time(struct node *n, uint64_t now, uint64_t wall)
 {
     int64_t passed = (int64_t)(now - n->now), wrong = (int64_t)(wall - n->time) - passed;
@@ -1280,7 +1308,8 @@ static uint64_t node_latest_time(const struct node *n)
     return RULE(22) ? max_u64(n->time, n->latest_time) : n->time;
 }
 
-/* A time that this node never gave before: ballots and round ids are made of it. */
+/* A time that this node never gave before: ballots and round ids are made of it. Nor did it show one
+ * before a restart, because the clock begins at the clock bound then (R2). */
 static uint64_t clock_tick(struct node *n)
 {
     n->clock = max_u64(n->clock + 1, n->lease_at ? n->time : 0);
@@ -1292,9 +1321,9 @@ static void clock_bound_log(struct node *n)
     log_append(n, &(struct message){.type = M_CLOCK_BOUND, .clock_bound = n->clock_bound}, NULL);
 }
 
-/* Moves the clock bound ahead before the clock reaches it, though a batch may be in flight, and this one
- * behind it: a slow disk makes requests slow, not impossible. Without room for that the node stops
- * sending. */
+/* Raises the clock bound before the clock reaches it, early enough for the batch in flight and the one
+ * behind it: so a slow disk makes requests slow, not impossible. Without room in the log the bound stays,
+ * and the node stops sending. */
 static void clock_bound_raise(struct node *n)
 {
     n->clock = max_u64(n->clock, n->lease_at ? n->time : 0);
@@ -1308,8 +1337,8 @@ static void clock_bound_raise(struct node *n)
 
 /* === 7 The index ================================================================================
  *
- * Each partition is a sorted array of pointers to entries: look-up is a binary search, a list is a
- * walk. Records stay in the log; the index knows where.
+ * Each partition is a sorted array of pointers to entries: a look-up is a binary search, and a list is a
+ * part of the array. Records stay in the log; an entry has the place.
  */
 
 static int key_compare(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
@@ -1365,8 +1394,8 @@ static struct entry *entry_make(struct partition *p, const void *key, size_t byt
     return e;
 }
 
-/* Counts the entry's record in (sign 1) or out (-1) of the sums. Tombstones are not in the digest, or
- * a node that forgot one would differ for ever. */
+/* Adds the entry's record to the sums (sign 1), or takes it out of them (-1). The digest leaves out
+ * tombstones: otherwise a node that forgot one would differ for ever. */
 static void entry_count(struct node *n, struct partition *p, const struct entry *e, int sign)
 {
     n->log.live_bytes += (uint64_t)((int64_t)e->record_bytes * sign);
@@ -1379,6 +1408,8 @@ static void entry_count(struct node *n, struct partition *p, const struct entry 
     n->value_bytes += (uint64_t)((int64_t)e->value_bytes * sign);
 }
 
+/* Promises b for the key. What is not above the accepted ballot is promised by that already. Nothing goes
+ * to the log: after a restart the clock bound stands for all promises (R2). */
 static void entry_promise(struct entry *e, struct ballot b)
 {
     free(e->promised);
@@ -1386,7 +1417,7 @@ static void entry_promise(struct entry *e, struct ballot b)
     e->promised = above ? memcpy(allocate(sizeof b), &b, sizeof b) : NULL;
 }
 
-/* Takes the entry out of the index: its key counts as never seen. */
+/* Removes the entry from the index: this node has neither a record nor a promise of its key then. */
 static void entry_forget(struct node *n, struct partition *p, struct entry *e)
 {
     entry_count(n, p, e, -1);
@@ -1414,7 +1445,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     e->flags = m->flags & (FLAG_RECORD | FLAG_TOMBSTONE);
     e->checked = false;
     if (ballot_compare(m->ballot, p->promise_floor) <= 0) {
-        p->gc_floor = (struct ballot){0}; /* a late one: not what the owners agreed on (R20) */
+        p->gc_floor = (struct ballot){0}; /* late: the owners agreed without it (R20) */
         p->agreed = 0;
     }
     entry_promise(e, e->promised ? *e->promised : e->accepted);
@@ -1422,7 +1453,7 @@ static void entry_store(struct node *n, struct partition *p, struct entry *e,
     p->changed_at = n->now;
 }
 
-/* Everything of a partition that is no longer owned (R17), floors and promises too. */
+/* Drops all of a partition that is no longer owned (R17), with its floors and promises. */
 static void partition_drop(struct node *n, struct partition *p)
 {
     while (p->count)
@@ -1506,9 +1537,9 @@ static int member_index(const struct view *view, uint64_t id)
     return -1;
 }
 
-/* The peer of that id or, with id 0, of that address; else a new one. Where there is no place for it,
- * it takes that of the peer that is no member and was last live: a member at any time, who is none only
- * after 60 s. Null if there is none. */
+/* The peer of that id or, with id 0, of that address; else a new one. If all places are taken, it gets the
+ * place of the peer that is no member and was not live for the longest time: a member gets it at once,
+ * another node only if that is over 60 s ago. Null: there is no place. */
 static struct peer *peer_make(struct node *n, uint64_t id, const char *address)
 {
     struct peer *p = NULL;
@@ -1556,7 +1587,9 @@ static const struct queued *queue_next(const struct bytes *queue, const struct q
     return at && at < queue->data + queue->count ? (const struct queued *)at : NULL;
 }
 
-/* Sends a message when the log is durable up to `gate`; one to this node itself, too. */
+/* Sends a message when the log is durable up to `gate`; one to this node itself, too: its own vote counts
+ * as any other, and must not be lost in a crash either (R3). An outbox that is too full is emptied: what
+ * is lost is sent again by whoever needs it. */
 static void message_send(struct node *n, struct peer *to, uint64_t gate, const struct message *head,
                          const struct body *body)
 {
@@ -1566,7 +1599,7 @@ static void message_send(struct node *n, struct peer *to, uint64_t gate, const s
         return;
     }
     struct bytes *box = &to->outbox[message_bytes(head) > BULK_BYTES];
-    bool short_of_memory = bytes_held / 5 > bytes_limit / 4; /* bodies alone do not take so much */
+    bool short_of_memory = bytes_held / 5 > bytes_limit / 4; /* bodies do not take so much */
     bool keeps = peer_is_live(n, to) && !short_of_memory;
     if (box->count > (keeps ? OUTBOX_BYTES_MAX : OUTBOX_BYTES_DEAD))
         bytes_clear(box);
@@ -1584,7 +1617,7 @@ static void messages_send(struct node *n, uint64_t members, uint64_t gate,
             message_send(n, n->member_peer[i], gate, head, body);
 }
 
-/* What waited for the log, and need not any more. */
+/* Sends what waited until the log is durable, and need not wait any more. */
 static void messages_release(struct node *n)
 {
     bytes_swap(&n->awaiting_durable, &n->handled);
@@ -1594,7 +1627,8 @@ static void messages_release(struct node *n)
     bytes_clear(&n->handled);
 }
 
-/* No frame leaves before the view and the clock that it is sent with are durable. */
+/* No frame leaves before the view and the clock that it is sent with are durable. Otherwise a restart
+ * could find a clock bound below what was promised (R2), or an older view than this node replied for. */
 static bool frame_may_leave(const struct node *n)
 {
     return (n->clock <= n->clock_bound_durable && n->log.durable >= n->view_lsn) || !RULE(3);
@@ -1609,7 +1643,8 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
         return false;
     bytes_clear(out);
     bytes_swap(out, box);
-    /* A node that was away so long that others live at the addresses it knows asks whoever is there. */
+    /* While this node was away other nodes may have come to the addresses that it knows. It asks whatever
+     * node is there. */
     bool stranded = !n->has_lease && p->heard_at + 4 * n->lease < n->now && RULE(16);
     uint64_t to = stranded ? 0 : p->id, latest = time_is_unsure(n) ? 0 : node_latest_time(n);
     struct frame *f = (struct frame *)out->data;
@@ -1621,7 +1656,8 @@ static bool frame_take(struct node *n, struct peer *p, int which, struct bytes *
     return true;
 }
 
-/* What was not sent belongs to an older view. */
+/* What was not sent belongs to an older view. A frame names one epoch for all its messages, that of the
+ * moment when it leaves: so an old promise would pass for one of the new view (R6). */
 static void messages_discard(struct node *n)
 {
     n->awaiting_durable.count = n->inbox.count = n->cold.count = 0;
@@ -1645,6 +1681,7 @@ static uint64_t self_bit(const struct node *n)
     return n->self < 0 ? 0 : UINT64_C(1) << n->self;
 }
 
+/* The owners that are asked: of both rings in a transition, without those that are LOST. */
 static uint64_t partition_owners(const struct node *n, uint16_t partition)
 {
     return (n->owners[C_OLD][partition] & ~n->lost) | n->owners[C_NEW][partition];
@@ -1660,9 +1697,9 @@ static bool majority(uint64_t members, uint64_t of)
     return __builtin_popcountll(members & of) * 2 > __builtin_popcountll(of);
 }
 
-/* Of the old owners some may be LOST: they are not heard, but count (R26). For what was chosen was held
- * by a majority of all; so as many are needed of those that are left as meet each of these or, where
- * fewer are left, all of them. */
+/* Whether these members are a majority of the owners in C_old. Owners that are LOST count, though they
+ * never reply (R26): what was chosen is at a majority of all. Only as many as are a majority of all are
+ * sure to meet that; where fewer owners are left, all of these are needed. */
 static bool old_majority(const struct node *n, unsigned partition, uint64_t members)
 {
     uint64_t all = n->owners[C_OLD][partition], left = all & ~n->lost;
@@ -1670,14 +1707,16 @@ static bool old_majority(const struct node *n, unsigned partition, uint64_t memb
     return __builtin_popcountll(members & left) >= needed || (left & ~members) == 0;
 }
 
-/* A majority of the old ring's owners and of the new ring's (R13; Raft's joint consensus). Where no old
- * owner is left there is none until the transition is over: then the partition is empty. */
+/* A majority of the owners in C_old and of those in C_new (R13; joint consensus). Of a partition whose
+ * owners in C_old are all LOST there is no quorum until the transition has ended: then it is empty. */
 static bool quorum(const struct node *n, uint16_t partition, uint64_t members)
 {
     return (old_majority(n, partition, members) || !RULE(13)) &&
            n->owners[C_OLD][partition] & ~n->lost && majority(members, n->owners[C_NEW][partition]);
 }
 
+/* What is promised for a key: by its entry and, if it has no value, by the promise floor as well. The floor
+ * holds for a key that is not in the index, too: its tombstone may have been forgotten (R19). */
 static struct ballot register_promised(const struct node *n, uint16_t partition,
                                        const struct entry *e)
 {
@@ -1688,8 +1727,8 @@ static struct ballot register_promised(const struct node *n, uint16_t partition,
     return promised;
 }
 
-/* Whether a ballot may be promised or accepted. Its time never falls either: a ballot of an old epoch
- * with a late time must not lose to one of a new epoch made before it (R7). */
+/* Whether a ballot may be promised or accepted. Its time may not fall either: a ballot of an
+ * old epoch with a late time must not lose to one of a new epoch with an earlier time (R7). */
 static bool ballot_allowed(const struct node *n, uint16_t partition, struct ballot b,
                            struct ballot promised)
 {
@@ -1761,14 +1800,15 @@ static uint64_t read_part(const struct message *read, uint64_t modified, uint64_
     return min_u64(most, total - *from);
 }
 
-/* Whether nobody can ask for a result that was recorded at this ballot any more. */
+/* Whether no repeat can ask any more for a result that was recorded at this ballot. */
 static bool is_old(const struct node *n, struct ballot b)
 {
     return b.time + RESULTS_KEPT_TIME < n->clock;
 }
 
-/* Replies from the index: with all of a record but its value and its results. As none is listed, all
- * count as lost up to its ballot (R11); of a tombstone that was forgotten the floor is all that is left. */
+/* Replies from the index: with a record without its value and its results. Because the results are not
+ * listed, all count as lost up to the record's ballot (R11). Of a tombstone that was forgotten only the
+ * promise floor is left. */
 static void index_reply(struct node *n, struct peer *to, const struct message *m,
                         const struct entry *found, uint8_t type)
 {
@@ -1787,8 +1827,8 @@ static void index_reply(struct node *n, struct peer *to, const struct message *m
     message_send(n, to, e->lsn + e->record_bytes, &head, NULL);
 }
 
-/* Replies from the log: with the record and, but in a promise, with that part of its value. Where its
- * bytes have to be waited for, `m` is handled again when they are in memory. */
+/* Replies from the log: with the record and that part of its value; a promise comes without the value. If
+ * the bytes are not in memory, `m` is handled again at the next tick. */
 static void log_reply(struct node *n, struct peer *to, const struct message *m, struct entry *e,
                       uint8_t type, uint64_t start, uint64_t part)
 {
@@ -1813,6 +1853,9 @@ static void log_reply(struct node *n, struct peer *to, const struct message *m, 
     message_send(n, to, e->lsn + e->record_bytes, record, &body);
 }
 
+/* Promises, and reports the record. While a repeat may ask for one of its results the record comes with
+ * them, from the log; later the index is enough. The promise needs no disk (R2), but a record that is not
+ * durable yet holds the reply back (R3). */
 static void on_prepare(struct node *n, struct peer *from, const struct message *m)
 {
     assert(partition_is_ours(n, m->partition)); /* R6 */
@@ -1856,7 +1899,7 @@ static void watches_notify(struct node *n, uint16_t partition, const struct entr
  *   it is not, and was pulled       if it is newer than ours, a round is to accept it anew (R18)
  *   it is not                       rejected
  *
- * Nothing is stored without room, nor accepted: whoever sent it does so again. */
+ * Without room in the log it is ignored: its sender repeats it. */
 static void on_accept(struct node *n, struct peer *from, const struct message *m)
 {
     assert(partition_is_ours(n, m->partition)); /* R6 */
@@ -1901,13 +1944,15 @@ static void on_read(struct node *n, struct peer *from, const struct message *m)
         return;
     if (m->flags & FLAG_WHOLE && e && is_live(e->flags)) {
         uint64_t start, part = read_part(m, e->modified, e->write_id, e->value_bytes, &start);
-        part = part > m->bytes_max ? 0 : part; /* who reads it has no room for it yet */
+        part = part > m->bytes_max ? 0 : part; /* the reader has no memory for it yet */
         log_reply(n, from, m, e, M_READ_REPLY, start, part);
     } else {
         index_reply(n, from, m, e, M_READ_REPLY);
     }
 }
 
+/* Sends the record itself, as an accept with round id 0: the acceptor that pulled it stores it only if its
+ * promises allow (R18). No quorum is asked: to deliver an accept once more decides nothing. */
 static void on_pull(struct node *n, struct peer *from, const struct message *m)
 {
     struct entry *e = message_entry(n, m);
@@ -1920,9 +1965,26 @@ static void on_pull(struct node *n, struct peer *from, const struct message *m)
  * A write is a function of the current record. It has a write id, fixed when it arrived; the record
  * lists the ids of the writes that made it and their results, so that a write that goes round again,
  * from here or from another node, finds that it was applied (R10) or refused (R12).
+ *
+ * The life of a write, in this chapter and the next:
+ *
+ *   request_admit   puts it into the queue of its key's round, or makes that round (chapter 18)
+ *   round_begin     takes it in flight, with others of the queue, and asks for promises
+ *   round_decide    at a quorum of them: loads the current record into a draft, and takes the writes in
+ *                   flight in turn. Each finds its earlier result, or changes the draft, or is refused,
+ *                   or is "unknown"
+ *   round_propose   asks all owners to accept the draft. From here on a try of the write may succeed
+ *                   without this node: if its time ends now, its client gets "unknown"
+ *   round_finish    at a quorum of accepts, or at once where none is needed: each client gets the result
+ *                   that its write had in the draft
+ *
+ * Until the last step a result is worth nothing. If the round is rejected, or a new view comes, the same
+ * writes begin again with a new draft of the record as it is by then, and may have other results.
  */
 
-/* The record that a round will propose, while the writes are applied to it. */
+/* The record that a round will propose, while the writes are applied to it. It lives for one call of
+ * round_decide. The parts of `body` stand in the round's record, in a request, or in `digits`; `results` is
+ * a copy, with a place for each write of the round on top of those that the record listed. */
 struct draft {
     struct message head; /* its ballot is the round's */
     struct body body;
@@ -1947,7 +2009,8 @@ static void draft_load(struct draft *d, const struct message *m, struct ballot b
     d->missing = is_live(m->flags) && !(m->flags & FLAG_WHOLE);
 }
 
-/* Makes the draft a record with this value; a null `value` makes it a tombstone. */
+/* Makes the draft a record with this value; a null `value` makes it a tombstone. The writes of a round
+ * share its ballot; so `modified` rises with each, and the ETags of a key do not repeat. */
 static void draft_write(struct draft *d, uint64_t write_id, const void *value, uint32_t value_bytes)
 {
     d->head.flags = value ? FLAG_RECORD : FLAG_RECORD | FLAG_TOMBSTONE;
@@ -1966,8 +2029,8 @@ static bool record_is_expired(const struct node *n, const struct message *m)
     return is_live(m->flags) && m->expiry && m->expiry <= node_latest_time(n);
 }
 
-/* What has expired is taken for deleted (R22). This is checked before each write, and once more
- * before the reads: a write may have been queued for longer than its own ttl. */
+/* An expired record counts as deleted (R22). This is checked before each write, and once more before
+ * the reads: a write may have been queued for longer than its own ttl. */
 static void draft_expire(const struct node *n, struct draft *d)
 {
     if (record_is_expired(n, &d->head))
@@ -2003,7 +2066,8 @@ static bool draft_add(struct draft *d, const struct message *m)
     return true;
 }
 
-/* Applies a write; returns the status of its reply. */
+/* Applies a write; returns the status of its reply. A write that is refused leaves the draft as it was. A
+ * one-write sees no record: its DELETE cannot know that there is none, and always writes a tombstone. */
 static uint16_t draft_apply(struct draft *d, const struct message *m)
 {
     struct body body = message_body(m);
@@ -2068,14 +2132,14 @@ static bool result_may_be_lost(const struct node *n, const struct draft *d, cons
  *     it cannot be lost      apply        apply                     apply
  *
  * The result is listed then, except a refusal that no repeat can ask for (R12). A one-write sees no
- * results of others, so it says that all are lost, and lists none. */
+ * results of others: so it counts all of them as lost, and lists none. */
 static struct result draft_take(struct node *n, struct draft *d, const struct message *m)
 {
     struct result a = {.write_id = m->write_id, .recorded = d->head.ballot.time};
     const struct result *listed = draft_result(d, m->write_id);
     if (listed) {
         a = *listed;
-        n->delivered[a.write_id % DELIVERED_PLACES] = 0; /* who asks once more may do so again */
+        n->delivered[a.write_id % DELIVERED_PLACES] = 0; /* its client may repeat it once more */
     } else if (result_may_be_lost(n, d, m)) {
         a.status = STATUS_UNKNOWN;
     } else {
@@ -2120,6 +2184,15 @@ static void draft_trim(const struct node *n, struct draft *d)
  * The writes of one key wait in a queue, and one round of Paxos carries all that wait. A read that
  * finds no agreement is one of them, a write that changes nothing. The states are drawn at struct
  * round; the table `steps`, at the end of chapter 12, makes the transitions.
+ *
+ * A write round that meets no trouble goes PREPARE, ACCEPT, and then PREPARE again at a new ballot for what
+ * was queued meanwhile, until nothing is. FETCH comes between if the value is needed: promises come
+ * without it. REST is the wait after a rejection. A key has one such round at a node, so that its writes
+ * share ballots and disk writes; safety does not depend on it, because rounds meet only at the acceptors,
+ * those of one node like those of two.
+ *
+ * A round is known by its round id, which changes with its ballot. So a reply that comes late, to an
+ * earlier ballot of the same round, finds no round, and is not counted for the new one.
  */
 
 static void request_reply(struct node *n, struct request *q, const struct message *reply);
@@ -2152,7 +2225,8 @@ static bool is_write(const struct request *q)
     return q->m->function != DO_READ && q->m->function != DO_REPAIR;
 }
 
-/* Ends a request without having carried it out: "no" if that is sure, else "unknown". */
+/* Ends a request that was not carried out: with `status`, or as "unknown" if a try of it may still be
+ * under way. */
 static void request_fail(struct node *n, struct request *q, uint16_t status)
 {
     bool open = is_write(q) && q->m->flags & FLAG_REPEAT;
@@ -2160,6 +2234,8 @@ static void request_fail(struct node *n, struct request *q, uint16_t status)
     request_reply(n, q, &(struct message){.status = open ? STATUS_UNKNOWN : status});
 }
 
+/* Ends the requests whose time is over, whatever their round is doing. What it proposed may still be
+ * chosen: so a write that was proposed ends as "unknown". */
 static void requests_expire(struct node *n, struct requests *list)
 {
     struct requests all = STAILQ_HEAD_INITIALIZER(all);
@@ -2286,8 +2362,8 @@ static void round_message(struct node *n, const struct round *r, uint64_t member
     messages_send(n, members, 0, &head, &(struct body){.key = r->key});
 }
 
-/* What the round needs of a value, as M_READ says it: a round of Paxos all, a fast read what its
- * client asked for. */
+/* The part of a value that the round needs, in the fields of M_READ: the key's write round needs all of
+ * it, a fast read what its client asked for. */
 static struct message round_part(const struct round *r)
 {
     return is_write_round(r) ? (struct message){.expiry = UINT64_MAX} : *round_request(r)->m;
@@ -2362,7 +2438,8 @@ static void round_begin(struct node *n, struct round *r)
     round_ask(n, r, PREPARE);
 }
 
-/* Two proposers in a duel wait for a random time that doubles. The first live owner waits less
+/* One rejection ends nothing: the round goes on while those that have not rejected it can be a quorum.
+ * Two proposers in a duel wait for a random time that doubles. The first live owner waits less
  * than the others, so that it wins soon: then it carries out all that is queued there, before
  * another one does. */
 static void round_rejected(struct node *n, struct round *r, uint64_t member)
@@ -2435,7 +2512,9 @@ static bool record_may_be_damaged(const struct node *n, const struct round *r)
             majority(r->damaged_by, n->owners[C_OLD][r->partition]));
 }
 
-/* Whether the replies take the round on. */
+/* Whether the replies take the round on. A READ needs a quorum that reports one ballot: the highest of a
+ * quorum may be at a minority, and the next reader may not find it (R9). PREPARE needs no agreement,
+ * because its round has the highest accepted anew where it may not be chosen. */
 static bool round_has_enough(const struct node *n, const struct round *r)
 {
     switch (r->state) {
@@ -2480,7 +2559,9 @@ static void round_fetch(struct node *n, struct round *r)
 }
 
 /* Step 4: the draft is the record that all owners are asked to accept. From here on a try of each
- * write may be under way. */
+ * write may be under way: none is fresh or a first try any more, and a refusal of one of them, in a later
+ * round, has to be recorded (R12). Where the draft drops a result that a repeat may ask for, draft_trim
+ * raises results_lost_until (R11). */
 static void round_propose(struct node *n, struct round *r, struct draft *d)
 {
     draft_trim(n, d);
@@ -2501,7 +2582,8 @@ static void round_propose(struct node *n, struct round *r, struct draft *d)
     round_ask(n, r, r->state == ACCEPT_ONE ? ACCEPT_ONE : ACCEPT);
 }
 
-/* What a client gets of a record that was read. */
+/* What a client gets of a record that was read. A round made a tombstone of what had expired (R22); only
+ * a read of consistency=one, which has no round, hides it by what this node knows of the time. */
 static void read_reply(struct node *n, struct request *q, const struct message *m)
 {
     bool hidden = record_is_expired(n, m) && (q->m->flags & FLAG_ONE || !RULE(22));
@@ -2551,7 +2633,15 @@ static void round_finish(struct node *n, struct round *r)
     }
 }
 
-/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. */
+/* Steps 2 to 4. A write of consistency=one comes here without a prepare: the highest ballot wins. What
+ * follows, the first that is true:
+ *
+ *   the value is needed, and did not come           round_fetch, and this is done again with it
+ *   the draft is not the record that was loaded     round_propose
+ *   a repair, or consistency=all                    round_propose: all owners are to have it at one ballot
+ *   no quorum of promises reported the record at    round_propose: it may not be chosen, and a reply must
+ *   one ballot                                      not show what the next reader may not find (R9)
+ *   else                                            round_finish: it is chosen, and nothing is written */
 static void round_decide(struct node *n, struct round *r)
 {
     assert(r->state == PREPARE || r->state == FETCH || r->state == ACCEPT_ONE);
@@ -2587,6 +2677,12 @@ static void round_decide(struct node *n, struct round *r)
  * All owners are asked for their ballot, the nearest for the record as well. A quorum that reports one
  * and the same ballot, with the record of that very ballot, ends the read (R9): one round trip, no disk
  * write. If they do not come to agree, the read becomes a write that changes nothing.
+ *
+ * What a reader sees is chosen, and not older than any write that was acknowledged, nor than anything that
+ * was read, before it asked. A write that is under way, or ended as "unknown", it may see or not; once one
+ * reader has seen it, all later ones do, or see what was made of it. Outside of this stand writes of
+ * consistency=one, and reads of it: such a read shows what one owner has, which may be older, and may never
+ * be chosen.
  */
 
 /* Once more, because owners of a key that is being written may agree then; after that in a round
@@ -2614,7 +2710,8 @@ static void read_finish(struct node *n, struct round *r)
     }
 }
 
-/* The value did not come, or the owners do not agree, or they are late. */
+/* The value did not come, or the owners do not agree, or they are late. If too few have replied, those
+ * that are missing are asked again: a round of Paxos would wait for the same owners. */
 static void read_late(struct node *n, struct round *r)
 {
     assert(r->state == READ || r->state == READ_ONE);
@@ -2643,6 +2740,9 @@ static const struct {
     [WATCH] = {M_READ_REPLY, round_begin, round_begin},
 };
 
+/* Counts a reply if its round is there, its sender is an owner, and its type is what the state waits for:
+ * so one that belongs to an earlier state is ignored, and one that comes twice sets its bit again. When
+ * all live owners have replied to a READ without agreement, nothing is left to wait for. */
 static void on_reply(struct node *n, struct peer *from, const struct message *m)
 {
     struct round *r = round_by_id(n, m->round_id);
@@ -2666,6 +2766,8 @@ static void on_reply(struct node *n, struct peer *from, const struct message *m)
         read_late(n, r);
 }
 
+/* Is called at each tick for each round. Requests that are late are answered first. A round that has none
+ * left in flight begins again with those that are queued, or ends: nobody waits for its result. */
 static void round_due(struct node *n, struct round *r)
 {
     requests_expire(n, &r->queued);
