@@ -5705,13 +5705,6 @@ static const char *unready(const struct server *s)
     snprintf(text, sizeof text, "data of %u partitions is not here or not compared yet", behind);
     if (!reason && n->view->members[n->self].state != MEMBER_UP)
         reason = "this node is about to join or to leave: see /_status";
-    /* Whoever was live, or may be since this node has a lease, may count on this one only when both hear
-     * one another: else the next node that stops takes the majority away. */
-    for (uint32_t i = 0; !reason && i < n->view->members_count; i++) {
-        const struct peer *p = n->member_peer[i];
-        if (!peer_is_live(n, p) && max_u64(p->live_at, n->lease_at) + 2 * n->lease > n->now)
-            reason = "a member is not heard yet, or does not hear this node yet";
-    }
     return reason || !behind ? reason : text;
 }
 

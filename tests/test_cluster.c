@@ -605,6 +605,25 @@ START_TEST(test_a_node_that_was_away_catches_up)
 }
 END_TEST
 
+/* It puts a node aside for two seconds that does not answer: when all are aside, it asks them anyway. */
+START_TEST(test_nginx_asks_a_node_that_is_back_at_once)
+{
+    struct cluster *c = behind_nginx(3, NULL);
+    ck_assert_int_eq(put(c->nodes[0].url, "/k", "v").status, 201);
+    for (int n = 0; n < 3; n++)
+        node_kill(c, n);
+    for (int i = 0; i < 6; i++)
+        ck_assert_int_eq(status_of(c->nginx_url, "GET", text("/%d", i), NULL, NULL), 503);
+    for (int n = 0; n < 3; n++)
+        node_start(c, n);
+    AWAIT(status_of(c->nginx_url, "GET", "/k", NULL, NULL) > 0 &&
+              status_of(c->nodes[0].url, "GET", "/k", NULL, NULL) == 200,
+          20);
+    ck_assert_int_eq(status_of(c->nginx_url, "GET", "/k", NULL, NULL), 200);
+    cluster_stop(c);
+}
+END_TEST
+
 /* The others are killed the moment it says so: what it has then is all that there is. */
 START_TEST(test_a_node_is_ready_when_what_it_missed_is_there)
 {
@@ -2550,6 +2569,7 @@ int main(void)
         {"failures", test_a_minority_answers_503_at_once_and_keeps_its_data},
         {"failures", test_a_rolling_restart_costs_no_request},
         {"failures", test_a_node_that_was_away_catches_up},
+        {"failures", test_nginx_asks_a_node_that_is_back_at_once},
         {"failures", test_a_node_is_ready_when_what_it_missed_is_there},
         {"failures", test_deleted_keys_stay_deleted_whichever_node_was_away},
         {"moves", test_a_joiner_takes_its_share_while_clients_run},
