@@ -2782,6 +2782,12 @@ static void round_due(struct node *n, struct round *r)
 /* === Part III: many nodes ========================================================================
  *
  * Who owns what, how that changes, how owners become equal again, and what a restart finds.
+ *
+ * Part II rests on two claims, which this part has to keep. Any two quorums of a key share an acceptor, also
+ * where the ring has changed between them (chapters 13 and 14). And that acceptor still has what it accepted,
+ * and still rejects what it promised to reject: after a copy (15), a forgotten tombstone (15 and 16), and a
+ * restart (17). The rest is about when things happen: who counts as dead, what is pulled first, when a change
+ * of members begins. It may be late or wrong, and no answer is wrong because of it.
  */
 
 /* === 13 Views ===================================================================================
@@ -2790,6 +2796,11 @@ static void round_due(struct node *n, struct round *r)
  * before it. Views are adopted in order, none is skipped, and the chain is kept (R16). A node replies for
  * its newest view only (R6). In a transition, while members are JOINING, LEAVING or LOST, there are two
  * rings, C_OLD and C_NEW (R13).
+ *
+ * An example. A, B and C are UP, with three replicas, and D joins. Some partition is owned by A, B, C in C_OLD
+ * and by B, C, D in C_NEW. A quorum is two of the first and two of the second: B and C are one, A, B and D are
+ * one, A and B are none. So a round of the transition meets all rounds before it, which had two of A, B, C, and
+ * all rounds after it, which will have two of B, C, D. A round that counts only one ring would meet only one.
  *
  * How a view reaches the nodes. The coordinator proposes it (chapter 14), reads what its register holds,
  * and adopts that. Whoever adopts a view sends it to all of its members. If that is lost, the next frame
@@ -2831,7 +2842,8 @@ static uint64_t view_members(const struct view *v, unsigned states)
     return members;
 }
 
-/* Whether `bytes` at `v` are a view; they come from a peer or a disk. */
+/* Whether `bytes` at `v` are a view; they come from a peer or a disk. Members are counted as bits, by their
+ * places: so an id that stood twice would vote twice. A view without voters could have no successor. */
 static bool view_makes_sense(const struct view *v, size_t bytes)
 {
     if (bytes < sizeof *v || v->members_count == 0 || v->members_count > MEMBERS_MAX ||
@@ -2849,6 +2861,9 @@ static bool view_makes_sense(const struct view *v, size_t bytes)
     return view_members(v, 1u << MEMBER_UP | 1u << MEMBER_LEAVING) != 0;
 }
 
+/* The register of the next view has the same owners in both rings: the voters. So joiners have no say in
+ * views, and the voters can end a transition or call it off without them. LOST members do not count there,
+ * though they do in C_OLD: they are no voters of this view, so no part of its successor was ever at them. */
 static void ring_members(struct node *n, int which, uint64_t members)
 {
     struct ring *ring = &n->rings[which];
@@ -2861,7 +2876,8 @@ static void ring_members(struct node *n, int which, uint64_t members)
  *
  * A partition whose owners change, and which this node is to hold, needs the lists of its old owners (R14),
  * also where this node is one of them: it may lack a record that the two others chose. What was compared
- * or agreed counts by members' places in the view before, so it begins anew. */
+ * or agreed counts by members' places in the view before, so it begins anew. So does the gc floor: an owner
+ * that is new in this view has not agreed to it, and may hold an older value. */
 static void view_apply(struct node *n)
 {
     const struct view *v = n->view;
@@ -2902,7 +2918,13 @@ static void sync_reset(struct node *n);
 
 /* Whether all that was acknowledged while this node had no lease, or was no owner, is here (R30). It was
  * at a majority of the owners; so it is here if this node was compared with any majority since. Each
- * live owner counts, too: a write of consistency=one may be at that owner alone. */
+ * live owner counts, too: a write of consistency=one may be at that owner alone.
+ *
+ * Why a majority that includes this node is enough: it shares an owner with the one that chose the record.
+ * That is a member that was compared, or this node itself, which then has it. Example: A was cut off while B
+ * and C wrote on. If C is dead now, B's records are enough, because B was in every quorum without A. Without
+ * the rule, A would call itself ready and lack them; whoever replaces machines one by one would take B away,
+ * and the writes of that time would be at C alone. */
 static bool partition_is_caught_up(const struct node *n, unsigned partition)
 {
     uint64_t owners = n->owners[C_OLD][partition];
@@ -2920,7 +2942,10 @@ static unsigned partitions_behind(const struct node *n)
     return behind;
 }
 
-/* Drops what a stable view gives to others only (R17). */
+/* Drops what a stable view gives to others only (R17). It is safe: if the transition ended, a majority of the
+ * new owners is complete (R15); if it was called off, a majority of the old ones has all (R13). It is needed:
+ * no deletion reaches a copy that stays here. If the partition came back when the owners have forgotten the
+ * tombstone, the old value would come back with it. */
 static void view_drop(struct node *n)
 {
     for (uint16_t p = 0; p < PARTITIONS; p++) {
@@ -2983,7 +3008,10 @@ static void views_log(struct node *n)
  * The order matters. What waits to be sent was counted for the view before, so it is discarded first. The
  * drops need the new rings. No frame leaves until the log has the view (view_lsn): a node that forgot it
  * in a crash could reply in the old epoch to what it had promised in the new one. The rounds are last: they
- * send their prepares to the new owners. */
+ * send their prepares to the new owners.
+ *
+ * From here on the node handles no prepare and no accept that was sent in an earlier epoch (R6). Joiners rely
+ * on that: what it lists in this epoch includes all that it will ever have accepted in earlier ones (R14). */
 static void view_adopt(struct node *n, const struct view *v)
 {
     assert(v->epoch == node_epoch(n) + 1); /* R16 */
@@ -3053,6 +3081,18 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
  * smallest id has it. It alone proposes views, so that proposals rarely duel. Two nodes that believe
  * to have the role do no harm, as a view's register is written once.
  *
+ * The life of a member, and the rings that it is in. Each arrow is one view:
+ *
+ *   asks --> JOINING --> UP --> LEAVING --> gone    JOINING: C_NEW    UP: both    LEAVING: C_OLD
+ *   JOINING --> gone                                called off, or exchanged for another joiner
+ *   LEAVING --> UP                                  called off, or other members were declared LOST
+ *   UP or LEAVING --> LOST --> gone                 an operator said that its disk is gone; LOST: C_OLD
+ *
+ * The exchange of a dead member. C of A, B, C is dead, and D asks to join. One view makes C LEAVING and D
+ * JOINING. The voters are A, B and C as before, and A and B are their majority. D is complete when it has the
+ * lists of A and B, two of three old owners. Then one view removes C and makes D a voter. If D came as a fourth
+ * voter, a majority would be three, and the next death would stop the cluster (R23).
+ *
  * What the coordinator knows comes in heartbeats: who is live, who asks to join, which members are to be
  * drained, which partitions each member has completely, and whether data still moves. All of it may be late
  * or wrong by a lease. Safety does not depend on it, except on one claim: a member that reports a partition
@@ -3067,7 +3107,11 @@ static void on_view(struct node *n, struct peer *from, const struct message *m)
 
 /* Whether all that the old owners have is here, as a majority of them listed it in this epoch (R14). Its
  * own list counts: a record that it accepted before is in no need of being pulled. Where old owners are
- * LOST, those that are left must be as many as meet each majority of all (old_majority, R26). */
+ * LOST, those that are left must be as many as meet each majority of all (old_majority, R26).
+ *
+ * Why one list is too little: of A, B and C, a write may have been chosen at A and B. D has gone through C's
+ * list alone, so it lacks the write. When A has left, C and D are a majority of the owners B, C and D, and
+ * neither has it. */
 static bool partition_is_complete(const struct node *n, unsigned partition)
 {
     return n->stable || old_majority(n, partition, ~n->partitions[partition].to_sync) || !RULE(14);
@@ -3082,7 +3126,10 @@ static bool peer_asks_to_join(const struct node *n, const struct peer *p)
 }
 
 /* To the members, and to those that ask to join. A node that is no member, or that misses one, sends it
- * also to whoever is at the addresses of --join, or where a member was: to join, or to be found. */
+ * also to whoever is at the addresses of --join, or where a member was: to join, or to be found.
+ *
+ * `heard` names processes, not nodes (id ^ boot). So a node that has just started again does not take a member
+ * for live because that one heard the process before: it must have heard this one (R21). */
 static void heartbeat_send(struct node *n)
 {
     struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .zero = 0};
@@ -3115,6 +3162,11 @@ static void heartbeat_send(struct node *n)
     }
 }
 
+/* The clock of the frame tells a late heartbeat from the newest. One that says that this node is heard makes the
+ * sender live (R21). Its bits are places in the sender's view: a drain counts only if that is
+ * this node's view, and a request to join as well. A drain only spreads: whoever has heard of it repeats it,
+ * and only a view ends it (view_adopt). So it outlives the coordinator, and the node that was asked. It is in
+ * no log: a restart of all nodes at once ends it. */
 static void on_heartbeat(struct node *n, struct peer *from, const struct message *m)
 {
     const struct heartbeat *beat = &from->beat;
@@ -3185,7 +3237,9 @@ static uint64_t dead_members(const struct node *n)
     return dead;
 }
 
-/* The members that have reported, in this epoch, that they hold all of a partition. */
+/* The members that have reported, in this epoch, that they hold all of a partition. What one reported in an
+ * earlier epoch was about other old owners. One that has died since still counts: what it reported is on its
+ * disk (R3). */
 static uint64_t complete_members(const struct node *n, unsigned partition)
 {
     uint64_t members = 0;
@@ -3279,7 +3333,8 @@ static bool view_move(const struct node *n, struct view *next)
 }
 
 /* The member that a joiner is exchanged for, as a bit: one that was JOINING, or UP, at its address; in a
- * stable view also any that is dead. 0: none. */
+ * stable view also any that is dead. 0: none. In a transition a member that is dead elsewhere is not: a joiner
+ * is under way already, which may take its place (view_leave). */
 static uint64_t joiner_exchange(const struct node *n, uint64_t here)
 {
     uint64_t others = here & n->joining ? here & n->joining : here & n->up;
@@ -3316,7 +3371,10 @@ static bool view_join(const struct node *n, struct view *next)
 }
 
 /* A member leaves that is drained, while all other voters are live (R24); or that is dead, if enough live
- * members remain to hold all copies, or a joiner under way takes its place. */
+ * members remain to hold all copies, or a joiner under way takes its place.
+ *
+ * Of three nodes with three replicas a dead one stays: no other node can take its copies, and when it comes
+ * back it has most of the data still. Of four a dead one leaves: the three others take its copies. */
 static bool view_leave(const struct node *n, struct view *next)
 {
     uint64_t live = live_members(n), leaves = 0;
@@ -3373,7 +3431,11 @@ static void node_bootstrap(struct node *n, uint32_t replicas);
 
 /* Nodes without data send heartbeats to one another. When this one has heard as many as are expected,
  * which hear it, and none has a smaller id, it makes the first view (R27). No other node does: it would
- * have to count this machine, too, under a larger id; but it has heard the smaller. */
+ * have to count this machine, too, under a larger id; but it has heard the smaller.
+ *
+ * Example: A < B < C are each told to expect three. A begins when it has heard B and C, and both hear it. B
+ * and C have to count A to get to three, and A's id is below theirs. If A is dead, nobody begins: to wait is
+ * safe, and two clusters are not. */
 static void expect_tick(struct node *n)
 {
     uint64_t count = 1;
@@ -3410,7 +3472,14 @@ static void view_request(struct node *n, const struct view *next)
 
 /* Proposes that members are LOST: an operator says that their disks are gone for good. No other node knows
  * it, so this one proposes it, coordinator or not. LEAVING members stay: one may be the last that holds a
- * record. False: one of them is live, or no other voter is left. */
+ * record. False: one of them is live, or no other voter is left.
+ *
+ * The view is chosen like any other, by a majority of the voters of this view, in which the lost ones are voters
+ * still. So a minority that is cut off cannot give up the others.
+ *
+ * Example: five members, three replicas; the disks of D and E are gone. Where A, B and D were the owners, each
+ * write is at A or at B, but neither need have all: both are needed until the transition ends. Where A, D and E
+ * were, A's copy is all that is left: a write that was chosen at D and E is lost. */
 static bool node_lose(struct node *n, uint64_t lost)
 {
     struct view_draft next;
@@ -3424,6 +3493,8 @@ static bool node_lose(struct node *n, uint64_t lost)
     return true;
 }
 
+/* Proposes the next view, if this node is the coordinator and there is a reason for one. A node without a lease
+ * is passed over: it may be cut off, and then takes all others for dead. */
 static void coordinator_tick(struct node *n)
 {
     struct view_draft next;
@@ -3451,6 +3522,10 @@ static void view_decided(struct node *n, const struct message *result)
         view_request(n, NULL);
 }
 
+/* A lease lasts while a majority of the voters is live. While this node had none, the others may have gone on
+ * without it: so when it gets one, all that was compared before counts no more (R30). `lease_clock` names the
+ * lease: a digest that brings it back was made since. One voter with a lease that follows another process of
+ * this node's id is enough to end the lease; to give up the log takes a majority, which lives without it (R32). */
 static void lease_tick(struct node *n)
 {
     uint64_t live = live_members(n), disown = 0;
@@ -3493,12 +3568,22 @@ static void lease_tick(struct node *n)
  * Any of it may be lost, or rejected. Then nothing comes until `due`, and the sync is over. Nothing was noted
  * of it, but what was pulled stays: so the next try has less to do.
  *
+ * Why a copy that comes late can do no harm. A's record has ballot 5; B and C have one of ballot 7, which A
+ * missed. A pulls it, and B sends the accept of 7 again, as if the first one had been on its way until now. If
+ * A has promised 9 meanwhile, it rejects 7, late or not: whoever prepared 9 may rely on that promise.
+ * A asks for a repair instead, a round at a ballot above 9, which finds the record at B or C (R18).
+ *
+ * In a stable view no answer depends on sync, because each asks a quorum. What does: how many disks may fail
+ * before a record is lost, whether the node is ready (R30), and whether tombstones go (R20).
+ *
  * Why a list that is read page by page is as good as one read at once: an owner lists each key at its ballot
  * at that moment. A record that is accepted behind the page was accepted in this epoch, so that a majority of
  * the new owners accepts it too.
  */
 
-/* One entry of a list; the key follows, padded to a multiple of 8. */
+/* One entry of a list; the key follows, padded to a multiple of 8. Sync goes by the ballot, the key and the
+ * flags, and by the bytes of the value, of which it pulls so many at a time. The rest is for listings (Part
+ * IV). The ballot is what was accepted at the sender, which may be chosen or not: sync need not know. */
 struct listed {
     struct ballot ballot;
     uint64_t write_id, modified, expiry;
@@ -3567,7 +3652,10 @@ static const struct entry *partition_list(const struct partition *p, const struc
 
 /* M_LIST asks for the keys that begin with its value and come after its key, at most so many (number)
  * of a partition; VIEWS_PARTITION stands for all partitions, in one list that ends for all where it
- * has to end for one. */
+ * has to end for one.
+ *
+ * The index may be ahead of the disk. So a list waits until the log is durable up to its present end: it shows
+ * nothing that a crash could take back (R3). */
 static void on_list(struct node *n, struct peer *from, const struct message *m)
 {
     bool all = m->partition == VIEWS_PARTITION;
@@ -3600,7 +3688,8 @@ static void sync_reset(struct node *n)
         sync_end(&n->syncs[i]);
 }
 
-/* Asks for the next page. */
+/* Asks for the next page. Each request has a new id, so that a page that comes late, for a sync that was given
+ * up, is not taken for one of this sync: it may be of another member. */
 static void sync_ask(struct node *n, struct sync *s)
 {
     const struct listed *l, *last = NULL;
@@ -3615,7 +3704,8 @@ static void sync_ask(struct node *n, struct sync *s)
                  &(struct body){.key = last ? last->key : NULL});
 }
 
-/* Whether this node needs a record that is listed. */
+/* Whether this node needs a record that is listed. In a transition tombstones are wanted like values: a new
+ * owner that skipped one would then pull an older value of the key, which another owner lists (R14). */
 static bool sync_wants(const struct node *n, const struct sync *s, const struct listed *l)
 {
     const struct partition *p = &n->partitions[s->partition];
@@ -3735,7 +3825,10 @@ static void digests_send(struct node *n)
  * that: what is stored above the floor, here or there, is above these tombstones; and a tombstone that
  * comes later, at or below the floor, starts the agreement over (entry_store). So owners may agree one
  * after the other, while keys change. When all have, nobody needs the tombstones up to the floor (R19,
- * R20). */
+ * R20).
+ *
+ * An equal digest ends the need for a list, whenever it was sent. To count as compared it must have been sent
+ * since this node's lease began: an older one says nothing of what was written while this node was cut off. */
 static void on_digest(struct node *n, struct peer *from, const struct message *m)
 {
     int index = member_index(n->view, from->id);
@@ -3760,7 +3853,13 @@ static void on_digest(struct node *n, struct peer *from, const struct message *m
 
 /* Sweeps a partition's entries: mends what is damaged, deletes what expired, and folds old promises and
  * the ballots of old tombstones into the promise floor. The owners have to agree anew on each floor, so
- * it rises when they have. While one is away it rises late, for promises alone: these take memory. */
+ * it rises when they have. While one is away it rises late, for promises alone: these take memory.
+ *
+ * The life of a tombstone. A and B have it, at ballot 5; C missed it and has the value, at 3. The digests of A
+ * and C differ, so C pulls the tombstone. Now all digests are equal, and the floors as well: agreed. After 70 s
+ * the sweep of A raises A's promise floor to 5, and the digest that A sends next takes the floor to B and C. When
+ * both have sent theirs at 5, A's gc floor is 5, and cleaning leaves the tombstone out. B and C do the same,
+ * each when it knows as much. Had C been away, it would not have agreed, and the tombstone would wait for it. */
 static void partition_sweep(struct node *n, uint16_t partition)
 {
     struct partition *p = &n->partitions[partition];
@@ -3805,6 +3904,14 @@ static void partition_sweep(struct node *n, uint16_t partition)
  *   copying      cleaned set           clean_tick, a step at a time: clean_next is the partition
  *   copied       cleaned_until set     when the log is durable up to there, first = cleaned: at rest
  *
+ * The boundary. No live record stands below `first`, at any time: `first` moves only when each copy is on disk.
+ * A crash before that leaves a record in two places, at one ballot, and replay takes the later one. A crash
+ * after it leaves the copy alone. What is appended meanwhile stands behind `cleaned`, and is not looked at.
+ *
+ * Why a tombstone is forgotten here and nowhere else. Older values of its key may stand below it in the log.
+ * If it were gone from the log before them, a restart would bring one of them back. Here all go at once, when
+ * `first` moves; a restart before that finds the tombstone, and forgets it another time.
+ *
  * A step is bounded in bytes that it copies, and in entries that it looks at, so that requests do not wait
  * for it. The promise floors, the views and the clock bound are in the log too: they are appended again when
  * they stand below `cleaned`. Cleaning needs room itself, and the other appends leave it that (ROOM_CLEANING):
@@ -3813,7 +3920,10 @@ static void partition_sweep(struct node *n, uint16_t partition)
 
 /* Appends an entry's record again, or forgets a tombstone that nobody needs (R20). A damaged record leaves
  * a mark: it counts as damaged at its ballot until another owner sends it, and if none ever does, cleaning
- * goes on. False: its bytes, or room, are not there yet. */
+ * goes on. False: its bytes, or room, are not there yet.
+ *
+ * A tombstone with a promise above it stays, because the promise would go with its entry (R1). The sweep folds
+ * old promises into the promise floor, which then stands for them: another cleaning takes the tombstone. */
 static bool entry_clean(struct node *n, uint16_t partition, struct entry *e)
 {
     struct partition *p = &n->partitions[partition];
@@ -3880,6 +3990,9 @@ static void clean_begin(struct node *n)
     memmove(marks, marks + gone, log->marks.count);
 }
 
+/* One step. Whatever the log must say besides records is appended behind the copies and before
+ * `cleaned_until`: a restart that reads the log from `cleaned` on still finds a clock bound, and all views.
+ * Without the bound, the node would forget its promises (R2). */
 static void clean_tick(struct node *n)
 {
     struct log *log = &n->log;
@@ -3922,11 +4035,22 @@ static void clean_tick(struct node *n)
  *   no batch where the newest one says that    the beginning of the log is missing: false
  *   the log begins
  *
+ * An example. Batch 3 is written only when batch 2 is on disk. If 3 is damaged and nothing follows, the power
+ * failed while it was written: nobody was told of it, so the log may end before it. If 2 is damaged and 3 is
+ * whole, 2 was on disk, and clients and nodes were told of it.
+ *
+ * Why a node with a hole in its log does not go on with the rest. A write was acknowledged by A and B, and is
+ * not at C yet. If A loses it and keeps its id, A and C are a quorum that knows nothing of it, and the next
+ * write takes its place unseen. The same holds for a promise. Under a new id A is another node. The old owners
+ * are A, B and C still, and of these only B and C can reply: so each quorum has B, which has the write.
+ *
  * The newest batch may have been written and not synced. So it counts as in flight, and is written once
  * more where it stands, before anything that it holds is shown (R3).
  */
 
-/* An entry of the log, at start. `damaged`: it is a record whose value is. */
+/* An entry of the log, at start. `damaged`: it is a record whose value is. At equal ballots the later entry
+ * counts, because it is the copy that cleaning made: the earlier one may be cut away next. Promises of single
+ * keys are not in the log; node_begin stands in for them. */
 static void node_replay(struct node *n, const struct message *m, uint64_t lsn, bool damaged)
 {
     struct partition *p = &n->partitions[m->partition];
@@ -3960,7 +4084,8 @@ static void node_replay(struct node *n, const struct message *m, uint64_t lsn, b
     }
 }
 
-/* The part of the log that is read at start, many bytes at a time. */
+/* The part of the log that is read at start, many bytes at a time. What window_at returns is valid until its
+ * next call, which may read other bytes into the same place. */
 struct window {
     struct bytes bytes;
     uint64_t lsn, end; /* of its first byte; of the log's files */
@@ -4031,7 +4156,9 @@ static bool batch_recover(struct node *n, const struct log_header *h, bool sound
 }
 
 /* All that follows from what the log has. A member's promises are forgotten, so every key of the partitions
- * that it owns counts as promised up to the clock bound (R2). So does every register of a view. */
+ * that it owns counts as promised up to the clock bound (R2). So does every register of a view. That costs
+ * little: the clock starts at the bound and goes out with each frame, so the ballots that follow are above it.
+ * A node that is no member any more may have promised as well. One that never was a member never did. */
 static void node_begin(struct node *n)
 {
     n->clock_bound_durable = n->log.flight_clock_bound = n->clock = n->clock_bound;
