@@ -571,15 +571,16 @@ static void bytes_set(struct bytes *b, const void *data, size_t count)
 __attribute__((format(printf, 2, 3))) static void bytes_print(struct bytes *b, const char *format,
                                                               ...)
 {
-    va_list list;
-    char *text;
-    va_start(list, format);
-    int count = vasprintf(&text, format, list);
-    va_end(list);
-    if (count < 0)
-        die("out of memory");
-    bytes_append(b, text, (size_t)count);
-    free(text);
+    size_t start = b->count, room, count = 255; /* mostly enough, so that it is printed once */
+    do {
+        va_list list;
+        room = count + 1;
+        b->count = start;
+        va_start(list, format);
+        count = (size_t)vsnprintf(bytes_extend(b, room), room, format, list);
+        va_end(list);
+    } while (count >= room);
+    b->count = start + count; /* without the zero behind it */
 }
 
 static void bytes_free(struct bytes *b)
