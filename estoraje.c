@@ -900,7 +900,6 @@ struct partition {
 struct heartbeat {
     uint64_t keys, value_bytes, requests; /* for reports */
     uint64_t moved; /* records that it pulled, and lists that it finished: progress */
-    uint64_t zero;  /* kept for the layout */
     uint64_t leave; /* members whose drain was requested, as far as it knows */
     uint8_t complete[PARTITIONS / 8]; /* partitions of which all is there, in this epoch */
     uint64_t heard[MEMBERS_MAX];      /* those whose heartbeats it hears, id ^ boot; 0: none */
@@ -3133,7 +3132,8 @@ static bool peer_asks_to_join(const struct node *n, const struct peer *p)
  * for live because that one heard the process before: it must have heard this one (R21). */
 static void heartbeat_send(struct node *n)
 {
-    struct heartbeat beat = {n->keys, n->value_bytes, n->requests, .zero = 0};
+    struct heartbeat beat = {.keys = n->keys, .value_bytes = n->value_bytes};
+    beat.requests = n->requests;
     beat.moved = n->counters.pulled + n->counters.listed;
     for (unsigned p = 0; p < PARTITIONS; p++)
         if (partition_is_complete(n, p))
