@@ -3299,7 +3299,7 @@ static bool node_is_too_small(const struct node *n)
 
 /* The next view begins as a copy of this one. Each function below makes one change to it, if there is
  * a reason. In a transition the voters stay what they are. So whatever was chosen is held by majorities
- * of the old ring, and the new ring may change as often as need be, one view at a time.
+ * of C_old, and C_new may change as often as need be, one view at a time.
  *
  *   this view is    in the next one
  *   any             members have new addresses, or are LOST as an operator says (node_lose)
@@ -4878,8 +4878,8 @@ static void node_tick(struct node *n, uint64_t now, uint64_t wall)
             round_due(n, r);
         }
     }
-    bytes_append(&n->inbox, n->cold.data,
-                 n->cold.count); /* what they need may be in memory by now */
+    /* What cold messages need may be in memory by now. */
+    bytes_append(&n->inbox, n->cold.data, n->cold.count);
     bytes_clear(&n->cold);
     bytes_clear(&n->scratch); /* who used it last may have left a large value in it */
     listings_tick(n);
@@ -7094,10 +7094,10 @@ static struct node *server_node(struct server *s)
     return n;
 }
 
-/* A crash leaves either log behind: until the batch is durable the old one, with which the node comes here again,
- * and then the new one, which begins at the batch.
- * Rejoins under a new id, keeping only the views (R17). It takes one batch of the log, which nothing below
- * is needed for; then the program starts again. Behind damage it has files of its own. */
+/* Rejoins under a new id, keeping only the views (R17). It takes one batch of the log, which nothing below
+ * is needed for; then the program starts again. Behind damage it has files of its own. A crash leaves one
+ * of two logs behind: until the batch is durable the old one, with which the node comes here again, and
+ * then the new one, which begins at the batch. */
 __attribute__((noreturn)) static void server_rejoin(struct server *s, bool damaged)
 {
     struct node *n = server_node(s);
