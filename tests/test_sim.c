@@ -3538,20 +3538,12 @@ static int workers_run(uint64_t first, uint64_t count, const struct mix *mix, st
 static uint64_t hand_ahead;  /* how far the clocks of those that the test plays are ahead */
 static uint16_t hand_status; /* of the answer to the last request; 0: none has come */
 
+#include "deliver.h"
+
 static void hand_deliver(struct node *n, uint64_t from, const struct message *head,
                          const struct body *body)
 {
-    struct bytes frame = {0};
-    struct frame *b = bytes_extend(&frame, sizeof *b);
-    *b = (struct frame){.magic = FRAME_MAGIC, .cluster = n->cluster, .from = from, .to = n->id};
-    b->clock = max_u64(n->clock, head->ballot.time) + hand_ahead;
-    b->epoch = node_epoch(n);
-    message_append(&frame, head, body);
-    b = (struct frame *)frame.data;
-    b->bytes = (uint32_t)frame.count;
-    b->check = frame_check(b);
-    ck_assert(node_receive(n, frame.data, frame.count));
-    bytes_free(&frame);
+    message_deliver(n, from, max_u64(n->clock, head->ballot.time) + hand_ahead, head, body);
 }
 
 static bool hand_log_read(struct node *n, uint64_t lsn, void *to, size_t bytes, bool wait)
